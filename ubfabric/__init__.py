@@ -1,0 +1,1 @@
+"""Packet-level simulation of AI supernode fabrics, from the wire to the token."""

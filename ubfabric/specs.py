@@ -1,0 +1,112 @@
+"""Loading of YAML specifications: safe, strict, and with errors of one line.
+
+A name such as ``cloudmatrix384`` resolves to the file shipped with the package; a
+path with a ``.yaml`` ending is read as it stands.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from ubfabric.errors import SpecError
+
+
+class Spec(BaseModel):
+    """Base of all specifications: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+SpecT = TypeVar("SpecT", bound=BaseModel)
+
+
+def shipped(folder: str) -> dict[str, Any]:
+    """Return the specifications shipped in ``folder`` (``topologies`` or ``traffic``).
+
+    Returns
+    -------
+    dict of str to importlib.resources.abc.Traversable
+        Name without ending to file, sorted by name.
+    """
+    root = resources.files("ubfabric").joinpath(folder)
+    if not root.is_dir():  # an editable checkout keeps them at the top level
+        root = resources.files("ubfabric").joinpath("..", folder)
+    files = [item for item in root.iterdir() if item.name.endswith(".yaml")]
+    return {item.name.removesuffix(".yaml"): item for item in sorted(files, key=lambda f: f.name)}
+
+
+def load_yaml(name_or_path: str | Path, folder: str) -> tuple[str, dict[str, Any]]:
+    """Return the label and the raw content of a specification.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        A shipped name, or the path of a YAML file.
+    folder : {'topologies', 'traffic'}
+        Where shipped names are looked up.
+
+    Raises
+    ------
+    SpecError
+        If the file is missing, is not YAML, or is not a mapping.
+    """
+    text_name = str(name_or_path)
+    if text_name.endswith((".yaml", ".yml")):
+        file: Any = Path(text_name)
+        if not file.is_file():
+            raise SpecError(f"{text_name}: no such file")
+        label = text_name
+    else:
+        known = shipped(folder)
+        if text_name not in known:
+            raise SpecError(
+                f"{text_name!r} is neither a .yaml file nor a shipped name; "
+                f"shipped in {folder}: {', '.join(known)}"
+            )
+        file, label = known[text_name], f"{folder}/{text_name}.yaml"
+    try:
+        raw = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{label}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise SpecError(f"{label}: found {type(raw).__name__}, expected a mapping of keys")
+    return label, raw
+
+
+def validate_spec(model: type[SpecT], raw: dict[str, Any], label: str) -> SpecT:
+    """Return ``raw`` as a checked ``model``.
+
+    Raises
+    ------
+    SpecError
+        One line with file, key, what was found and what is allowed.
+    """
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(top level)"
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = f"unknown key; allowed here: {', '.join(_allowed_keys(model, first['loc']))}"
+        elif first["type"] == "missing":
+            message = "required key is missing"
+        elif "found" not in message:
+            message = f"found {first['input']!r}; {message[0].lower()}{message[1:]}"
+        raise SpecError(f"{label}: {key}: {message}") from None
+
+
+def _allowed_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """Return the keys allowed beside the unknown one, for the error message."""
+    fields = model.model_fields
+    for part in loc[:-1]:
+        annotation = fields[part].annotation if part in fields else None
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            fields = annotation.model_fields
+    return sorted(fields)
