@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, PlainSerializer
 
 #: How far a number can be trusted; see the README's "Sources" section.
 STRENGTHS = ("read", "secondary", "recalled", "derived", "assumed", "fitted")
@@ -136,10 +136,15 @@ def _quantity(parse):
     return BeforeValidator(validate)
 
 
+def _unit(unit: str) -> PlainSerializer:
+    return PlainSerializer(lambda value: f"{value} {unit}", return_type=str, when_used="json")
+
+
 #: Field types for specifications. Each accepts the bare form or the form with a source.
-Picoseconds = Annotated[int, _quantity(parse_time_ps)]
-Bytes = Annotated[int, _quantity(parse_size_bytes)]
-BytesPerSecond = Annotated[int, _quantity(parse_rate_bytes_per_s)]
+#: ``model_dump(mode="json")`` writes the unit again, so that its output is a specification.
+Picoseconds = Annotated[int, _quantity(parse_time_ps), _unit("ps")]
+Bytes = Annotated[int, _quantity(parse_size_bytes), _unit("B")]
+BytesPerSecond = Annotated[int, _quantity(parse_rate_bytes_per_s), _unit("B/s")]
 #: For plain numbers that also may carry a source, such as counts and fractions.
 Count = Annotated[int, BeforeValidator(unwrap)]
 Fraction = Annotated[float, BeforeValidator(unwrap)]
