@@ -1,0 +1,511 @@
+"""From the graph to the flat arrays that the simulator reads: links, and next-hop tables.
+
+Routes are shortest paths, plane by plane, counted in links and through switches only.
+Endpoints attached to the same set of switches of a plane (the dies and CPUs of one server,
+say) have the same routes up to the last switch; they form a *class*, and a switch keeps one
+entry a class and not one an endpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import networkx as nx
+import numpy as np
+
+from ubfabric.errors import TopologyError
+from ubfabric.topology import NETWORKS, check_topology
+
+#: Distance of a switch that does not reach a class.
+UNREACHED = np.iinfo(np.uint16).max
+
+
+@dataclass(frozen=True, eq=False)
+class FabricArrays:
+    """A fabric as flat, C-contiguous arrays.
+
+    A node's id is its position in the graph. Edge ``e`` of the graph gives two directed
+    links: ``2 * e`` from its first node to its second, ``2 * e + 1`` back. Planes are
+    numbered in the order in which they first appear in the edge list. A *group* is a set of
+    links of one node among which a packet may choose, in ascending order.
+
+    Attributes
+    ----------
+    node_names : list of str
+    node_is_endpoint : uint8[n_nodes]
+    node_forward_latency_ps : int64[n_nodes]
+        0 for endpoints.
+    node_buffer_bytes : int64[n_nodes]
+        Input buffer of each port and virtual lane.
+    node_issue_engines : uint32[n_nodes]
+        This and the following node arrays are 0 for switches.
+    node_issue_cost_ps : int64[n_nodes]
+    node_engine_bytes_per_s : uint64[n_nodes]
+    node_egress_bytes_per_s : uint64[n_nodes]
+    node_receive_latency_ps : int64[n_nodes]
+    node_copy_bytes_per_s : uint64[n_nodes]
+    link_src, link_dst, link_plane : uint32[n_links]
+    link_rate_bytes_per_s : uint64[n_links]
+    link_delay_ps : int64[n_links]
+    plane_names : list of str
+    plane_network : uint32[n_planes]
+        0 for ub, 1 for rdma, 2 for vpc.
+    plane_n_classes : uint32[n_planes]
+    endpoint_class : int32[n_planes, n_nodes]
+        Class of an endpoint in a plane, -1 without a link to a switch there.
+    endpoint_slot : int32[n_planes, n_nodes]
+        Position of the endpoint within its class, -1 likewise.
+    switch_row : int64[n_nodes]
+        Offset of a switch's row in ``table``, -1 for endpoints. A row has one entry for each
+        class of the switch's plane.
+    endpoint_out : int64[n_planes, n_nodes]
+        -1: not attached. -2 or less: group ``-(value + 2)``, for every destination. 0 or
+        more: offset of a row of its own in ``table``, for an endpoint that is attached to
+        several switches of the plane.
+    table : int32[...]
+        0 or more: group. -1: unreachable. -2 or less: the class is attached to this switch;
+        the group is ``local[-(value + 2) + slot]``.
+    local : int32[...]
+    group_start : uint32[n_groups + 1]
+    group_link : uint32[...]
+        Links of group ``g`` are ``group_link[group_start[g]:group_start[g + 1]]``.
+    direct_start : uint32[n_nodes + 1]
+    direct_dst, direct_link : uint32[...]
+        Links between two endpoints, by source, ascending destination.
+    """
+
+    node_names: list[str]
+    node_is_endpoint: np.ndarray
+    node_forward_latency_ps: np.ndarray
+    node_buffer_bytes: np.ndarray
+    node_issue_engines: np.ndarray
+    node_issue_cost_ps: np.ndarray
+    node_engine_bytes_per_s: np.ndarray
+    node_egress_bytes_per_s: np.ndarray
+    node_receive_latency_ps: np.ndarray
+    node_copy_bytes_per_s: np.ndarray
+    link_src: np.ndarray
+    link_dst: np.ndarray
+    link_plane: np.ndarray
+    link_rate_bytes_per_s: np.ndarray
+    link_delay_ps: np.ndarray
+    plane_names: list[str]
+    plane_network: np.ndarray
+    plane_n_classes: np.ndarray
+    endpoint_class: np.ndarray
+    endpoint_slot: np.ndarray
+    switch_row: np.ndarray
+    endpoint_out: np.ndarray
+    table: np.ndarray
+    local: np.ndarray
+    group_start: np.ndarray
+    group_link: np.ndarray
+    direct_start: np.ndarray
+    direct_dst: np.ndarray
+    direct_link: np.ndarray
+
+    @property
+    def n_nodes(self) -> int:
+        """Number of nodes."""
+        return len(self.node_names)
+
+    @property
+    def n_links(self) -> int:
+        """Number of directed links, twice the number of edges."""
+        return len(self.link_src)
+
+    @property
+    def n_planes(self) -> int:
+        """Number of planes."""
+        return len(self.plane_names)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all arrays together, bytes."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return sum(value.nbytes for value in values if isinstance(value, np.ndarray))
+
+    def same_as(self, other: FabricArrays) -> bool:
+        """Return whether all names and arrays are equal, types included."""
+        for field in fields(self):
+            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            if isinstance(mine, np.ndarray):
+                if mine.dtype != theirs.dtype or not np.array_equal(mine, theirs):
+                    return False
+            elif mine != theirs:
+                return False
+        return True
+
+    def next_links(self, node: int, plane: int, destination: int) -> np.ndarray:
+        """Return the links that a packet may take next, read as the simulator reads them.
+
+        Parameters
+        ----------
+        node : int
+            Where the packet is: its source endpoint, or a switch of the plane.
+        plane : int
+        destination : int
+            An endpoint other than ``node``.
+
+        Returns
+        -------
+        ndarray of uint32
+            Ascending; empty when the plane does not lead there.
+        """
+        nothing = self.group_link[:0]
+        klass = self.endpoint_class[plane, destination]
+        if klass < 0:
+            return nothing
+        row = self.switch_row[node]
+        if self.node_is_endpoint[node]:
+            row = self.endpoint_out[plane, node]
+            if row == -1:
+                return nothing
+            if row <= -2:
+                return self._group(-(row + 2))
+        entry = int(self.table[row + klass])
+        if entry == -1:
+            return nothing
+        if entry <= -2:
+            entry = self.local[-(entry + 2) + self.endpoint_slot[plane, destination]]
+        return self._group(entry)
+
+    def _group(self, group: int) -> np.ndarray:
+        return self.group_link[self.group_start[group] : self.group_start[group + 1]]
+
+
+def compile_fabric(graph: nx.Graph) -> FabricArrays:
+    """Turn a topology graph into the arrays that the simulator reads.
+
+    Parameters
+    ----------
+    graph : networkx.Graph or networkx.MultiGraph
+        Any graph that :func:`ubfabric.topology.check_topology` accepts.
+
+    Returns
+    -------
+    FabricArrays
+
+    Raises
+    ------
+    TopologyError
+        If the graph is not valid, or if a plane does not join all endpoints attached to it;
+        the line names one pair that it leaves apart.
+    """
+    label = str(graph.graph.get("name", "topology")) if hasattr(graph, "graph") else "topology"
+    check_topology(graph, label)
+    arrays = _node_arrays(graph) | _link_arrays(graph)
+    planes = _planes(arrays)
+    for plane in planes:
+        plane.check_joined(label)
+    arrays |= _route_arrays(arrays, planes)
+    arrays |= _direct_arrays(arrays)
+    return FabricArrays(**arrays)
+
+
+def _node_arrays(graph: nx.Graph) -> dict:
+    data = [attributes for _, attributes in graph.nodes(data=True)]
+
+    def column(name: str, dtype: type, role: str | None = None) -> np.ndarray:
+        values = (item[name] if role is None or item["role"] == role else 0 for item in data)
+        return np.fromiter(values, dtype=dtype, count=len(data))
+
+    return {
+        "node_names": list(graph),
+        "node_is_endpoint": np.fromiter(
+            (item["role"] == "endpoint" for item in data), dtype=np.uint8, count=len(data)
+        ),
+        "node_forward_latency_ps": column("forward_latency_ps", np.int64, "switch"),
+        "node_buffer_bytes": column("buffer_bytes", np.int64),
+        "node_issue_engines": column("issue_engines", np.uint32, "endpoint"),
+        "node_issue_cost_ps": column("issue_cost_ps", np.int64, "endpoint"),
+        "node_engine_bytes_per_s": column("engine_bytes_per_s", np.uint64, "endpoint"),
+        "node_egress_bytes_per_s": column("egress_bytes_per_s", np.uint64, "endpoint"),
+        "node_receive_latency_ps": column("receive_latency_ps", np.int64, "endpoint"),
+        "node_copy_bytes_per_s": column("copy_bytes_per_s", np.uint64, "endpoint"),
+    }
+
+
+def _link_arrays(graph: nx.Graph) -> dict:
+    position = {node: index for index, node in enumerate(graph)}
+    plane_of: dict[str, int] = {}
+    network_of: list[int] = []
+    n_edges = graph.number_of_edges()
+    ends = np.empty((n_edges, 2), np.uint32)
+    plane = np.empty(n_edges, np.uint32)
+    rate = np.empty(n_edges, np.uint64)
+    delay = np.empty(n_edges, np.int64)
+    for edge, (u, v, data) in enumerate(graph.edges(data=True)):
+        name = data["plane"]
+        if name not in plane_of:
+            plane_of[name] = len(plane_of)
+            network_of.append(NETWORKS.index(data["network"]))
+        ends[edge] = position[u], position[v]
+        plane[edge] = plane_of[name]
+        rate[edge] = data["bandwidth_bytes_per_s"]
+        delay[edge] = data["delay_ps"]
+    return {
+        "link_src": ends.reshape(-1).copy(),
+        "link_dst": ends[:, ::-1].reshape(-1).copy(),
+        "link_plane": np.repeat(plane, 2),
+        "link_rate_bytes_per_s": np.repeat(rate, 2),
+        "link_delay_ps": np.repeat(delay, 2),
+        "plane_names": list(plane_of),
+        "plane_network": np.array(network_of, np.uint32),
+    }
+
+
+def _planes(arrays: dict) -> list[_Plane]:
+    src, dst = arrays["link_src"].astype(np.int64), arrays["link_dst"].astype(np.int64)
+    return [_Plane(arrays, plane, src, dst) for plane in range(len(arrays["plane_names"]))]
+
+
+class _Plane:
+    """Switches, attached endpoints, classes and distances of one plane.
+
+    Attributes
+    ----------
+    switches : int64[n_switches]
+        Node ids, ascending.
+    up : int64[...]
+        Links from endpoints to switches, ascending by (endpoint, link).
+    between : int64[...]
+        Links from switch to switch, ascending by (source, link).
+    between_start : int64[n_switches + 1]
+        Where each switch's links begin in ``between``.
+    endpoints, endpoint_class, endpoint_slot : int64[n_endpoints]
+        Endpoints attached to a switch, ascending, with class and slot of each.
+    distance : uint16[n_switches, n_classes]
+        Links from a switch to the endpoints of a class; UNREACHED if there is no path.
+    """
+
+    def __init__(self, arrays: dict, plane: int, src: np.ndarray, dst: np.ndarray) -> None:
+        self.name: str = arrays["plane_names"][plane]
+        self.index = plane
+        self.node_names = arrays["node_names"]
+        self.src, self.dst = src, dst
+        is_endpoint = arrays["node_is_endpoint"].astype(bool)
+        links = np.flatnonzero(arrays["link_plane"] == plane)
+        src_is_endpoint, dst_is_endpoint = is_endpoint[src[links]], is_endpoint[dst[links]]
+        ends = np.unique(src[links])
+        self.switches = ends[~is_endpoint[ends]]
+        up = links[src_is_endpoint & ~dst_is_endpoint]
+        self.up = up[np.argsort(src[up], kind="stable")]
+        between = links[~src_is_endpoint & ~dst_is_endpoint]
+        self.between = between[np.argsort(src[between], kind="stable")]
+        self.between_start = np.searchsorted(
+            src[self.between], np.append(self.switches, np.iinfo(np.int64).max)
+        )
+        self._classify()
+        self._measure()
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.class_switches)
+
+    def _classify(self) -> None:
+        """Number the classes in the order of their first endpoints."""
+        self.endpoints, first = np.unique(self.src[self.up], return_index=True)
+        bounds = np.append(first, len(self.up))
+        switches = np.searchsorted(self.switches, self.dst[self.up])
+        self.endpoint_class = np.empty(len(self.endpoints), np.int64)
+        self.endpoint_slot = np.empty(len(self.endpoints), np.int64)
+        #: Switches (positions in ``switches``) of each class, ascending.
+        self.class_switches: list[np.ndarray] = []
+        self.class_size: list[int] = []
+        number: dict[bytes, int] = {}
+        for endpoint in range(len(self.endpoints)):
+            attached = np.unique(switches[bounds[endpoint] : bounds[endpoint + 1]])
+            klass = number.setdefault(attached.tobytes(), len(number))
+            if klass == len(self.class_size):
+                self.class_switches.append(attached)
+                self.class_size.append(0)
+            self.endpoint_class[endpoint] = klass
+            self.endpoint_slot[endpoint] = self.class_size[klass]
+            self.class_size[klass] += 1
+
+    def _measure(self) -> None:
+        """Breadth-first search from all classes at once, one bit a class and switch."""
+        n_switches, n_classes = len(self.switches), self.n_classes
+        self.distance = np.full((n_switches, n_classes), UNREACHED, np.uint16)
+        for klass, attached in enumerate(self.class_switches):
+            self.distance[attached, klass] = 1
+        neighbour = np.searchsorted(self.switches, self.dst[self.between])
+        linked = np.flatnonzero(np.diff(self.between_start))
+        starts = self.between_start[linked]
+        reached = self.distance == 1
+        frontier, length = reached, 1
+        while linked.size and frontier.any():
+            length += 1
+            packed = np.packbits(frontier, axis=1)
+            near = np.zeros_like(packed)
+            near[linked] = np.bitwise_or.reduceat(packed[neighbour], starts, axis=0)
+            frontier = np.unpackbits(near, axis=1, count=n_classes).astype(bool) & ~reached
+            self.distance[frontier] = length
+            reached = reached | frontier
+
+    def check_joined(self, label: str) -> None:
+        for klass, attached in enumerate(self.class_switches):
+            apart = np.flatnonzero(self.distance[attached[0]] == UNREACHED)
+            if apart.size:
+                one, other = (
+                    self.node_names[self.endpoints[np.argmax(self.endpoint_class == wanted)]]
+                    for wanted in (klass, apart[0])
+                )
+                raise TopologyError(
+                    f"{label}: plane {self.name} does not join {one} and {other}; expected a path "
+                    "through its switches between any two endpoints attached to it"
+                )
+
+
+class _Groups:
+    """Sets of links, collected as blocks and joined into one CSR at the end."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sizes: list[np.ndarray] = []
+        self._links: list[np.ndarray] = []
+
+    def add(self, sizes: np.ndarray, links: np.ndarray) -> int:
+        """Append groups of the given sizes; return the number of the first."""
+        first = self.count
+        self.count += len(sizes)
+        self._sizes.append(sizes)
+        self._links.append(links)
+        return first
+
+    def arrays(self) -> dict:
+        start = np.zeros(self.count + 1, np.uint32)
+        if self.count:
+            start[1:] = np.cumsum(np.concatenate(self._sizes))
+        links = np.concatenate(self._links) if self.count else np.empty(0)
+        return {"group_start": start, "group_link": links.astype(np.uint32)}
+
+
+def _choices(ahead: np.ndarray, links: np.ndarray, groups: _Groups) -> np.ndarray:
+    """Return the group of each class for one node, -1 where no link leads there.
+
+    Parameters
+    ----------
+    ahead : bool[n_links_of_node, n_classes]
+        Whether a link is on a shortest path to a class.
+    links : int64[n_links_of_node]
+        Ascending.
+    """
+    packed = np.ascontiguousarray(np.packbits(ahead, axis=0).T)
+    keys = packed.view(np.dtype((np.void, packed.shape[1]))).reshape(-1)
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    # Numbered by first class, so that the result does not depend on the order of the keys.
+    order = np.argsort(first)
+    chosen = ahead[:, first[order]]
+    sizes = chosen.sum(axis=0)
+    number = np.full(len(first), -1, np.int64)
+    used = sizes > 0
+    base = groups.add(sizes[used], links[np.nonzero(chosen[:, used].T)[1]])
+    number[order[used]] = base + np.arange(used.sum())
+    return number[inverse.reshape(-1)]
+
+
+def _route_arrays(arrays: dict, planes: list[_Plane]) -> dict:
+    n_nodes, n_planes = len(arrays["node_names"]), len(planes)
+    endpoint_class = np.full((n_planes, n_nodes), -1, np.int32)
+    endpoint_slot = np.full((n_planes, n_nodes), -1, np.int32)
+    endpoint_out = np.full((n_planes, n_nodes), -1, np.int64)
+    switch_row = np.full(n_nodes, -1, np.int64)
+    groups, rows, local = _Groups(), [], []
+    n_table = n_local = 0
+    for plane in planes:
+        endpoint_class[plane.index, plane.endpoints] = plane.endpoint_class
+        endpoint_slot[plane.index, plane.endpoints] = plane.endpoint_slot
+        table = _switch_table(plane, groups)
+        block, base_of = _local_groups(plane, groups)
+        for (switch, klass), base in base_of.items():
+            table[switch, klass] = -(n_local + base) - 2
+        n_local += len(block)
+        local.append(block)
+        switch_row[plane.switches] = n_table + np.arange(len(plane.switches)) * plane.n_classes
+        rows.append(table.reshape(-1))
+        n_table += table.size
+        for row in _endpoint_choices(plane, groups, endpoint_out[plane.index], n_table):
+            rows.append(row)
+            n_table += row.size
+    return {
+        "plane_n_classes": np.array([plane.n_classes for plane in planes], np.uint32),
+        "endpoint_class": endpoint_class,
+        "endpoint_slot": endpoint_slot,
+        "switch_row": switch_row,
+        "endpoint_out": endpoint_out,
+        "table": np.concatenate([*rows, np.empty(0, np.int32)]).astype(np.int32),
+        "local": np.concatenate([*local, np.empty(0, np.int32)]).astype(np.int32),
+        **groups.arrays(),
+    }
+
+
+def _switch_table(plane: _Plane, groups: _Groups) -> np.ndarray:
+    """Return the groups towards other switches, int32[n_switches, n_classes]."""
+    table = np.full(plane.distance.shape, -1, np.int32)
+    neighbour = np.searchsorted(plane.switches, plane.dst[plane.between])
+    for switch in range(len(plane.switches) if plane.n_classes else 0):
+        begin, end = plane.between_start[switch : switch + 2]
+        if begin == end:
+            continue
+        mine = plane.distance[switch]
+        # An unreached class has UNREACHED here and at every neighbour, hence never equal.
+        ahead = plane.distance[neighbour[begin:end]] == mine - 1
+        ahead &= mine > 1
+        table[switch] = _choices(ahead, plane.between[begin:end], groups)
+    return table
+
+
+def _local_groups(plane: _Plane, groups: _Groups) -> tuple[np.ndarray, dict[tuple[int, int], int]]:
+    """Return groups of last links by (switch, class, slot), and where each pair begins."""
+    down = plane.up ^ 1  # the other direction of the same cable
+    switch = np.searchsorted(plane.switches, plane.src[down])
+    endpoint = np.searchsorted(plane.endpoints, plane.dst[down])
+    klass, slot = plane.endpoint_class[endpoint], plane.endpoint_slot[endpoint]
+    order = np.lexsort((down, slot, klass, switch))
+    keys = np.stack([switch, klass, slot], axis=1)[order]
+    new = np.ones(len(keys), bool)
+    new[1:] = (keys[1:] != keys[:-1]).any(axis=1)
+    first = np.flatnonzero(new)
+    base = groups.add(np.diff(np.append(first, len(keys))), down[order])
+    keys = keys[first]
+    begins = np.flatnonzero(keys[:, 2] == 0)
+    base_of = {(int(keys[at, 0]), int(keys[at, 1])): int(at) for at in begins}
+    return np.arange(base, base + len(keys), dtype=np.int32), base_of
+
+
+def _endpoint_choices(
+    plane: _Plane, groups: _Groups, out: np.ndarray, n_table: int
+) -> list[np.ndarray]:
+    """Fill ``endpoint_out`` of a plane; return rows for endpoints at several switches."""
+    rows: list[np.ndarray] = []
+    switch = np.searchsorted(plane.switches, plane.dst[plane.up])
+    bounds = np.append(np.searchsorted(plane.src[plane.up], plane.endpoints), len(plane.up))
+    single = np.array([len(attached) == 1 for attached in plane.class_switches], bool)
+    for index, endpoint in enumerate(plane.endpoints):
+        begin, end = bounds[index : index + 2]
+        links = plane.up[begin:end]
+        if single[plane.endpoint_class[index]]:
+            out[endpoint] = -groups.add(np.array([len(links)]), links) - 2
+            continue
+        near = plane.distance[switch[begin:end]]
+        closest = near.min(axis=0)
+        ahead = (near == closest) & (closest != UNREACHED)
+        rows.append(_choices(ahead, links, groups))
+        out[endpoint] = n_table
+        n_table += len(rows[-1])
+    return rows
+
+
+def _direct_arrays(arrays: dict) -> dict:
+    src, dst = arrays["link_src"], arrays["link_dst"]
+    is_endpoint = arrays["node_is_endpoint"].astype(bool)
+    links = np.flatnonzero(is_endpoint[src] & is_endpoint[dst])
+    links = links[np.lexsort((links, dst[links], src[links]))]
+    start = np.searchsorted(src[links], np.arange(len(is_endpoint) + 1))
+    return {
+        "direct_start": start.astype(np.uint32),
+        "direct_dst": dst[links].copy(),
+        "direct_link": links.astype(np.uint32),
+    }

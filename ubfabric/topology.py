@@ -1,0 +1,786 @@
+"""From a YAML specification to the NetworkX graph of a supernode, and to files and back.
+
+The graph is a :class:`networkx.MultiGraph`. A node is an endpoint (die, CPU) or a switch
+chip, an edge is one full-duplex cable. Attributes carry their unit in their name and are
+plain strings and integers; :data:`NODE_ATTRIBUTES` and :data:`EDGE_ATTRIBUTES` list them.
+Any graph that carries them runs, whoever built it.
+"""
+
+from __future__ import annotations
+
+import json
+import numbers
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import networkx as nx
+from pydantic import Field, model_validator
+
+from ubfabric.errors import SpecError, TopologyError
+from ubfabric.quantities import Bytes, BytesPerSecond, Count, Picoseconds
+from ubfabric.specs import Spec, load_yaml, validate_spec
+
+#: Version of the graph's attributes, kept in ``graph.graph["schema"]``.
+SCHEMA = 1
+
+NODE_KINDS = ("die", "cpu", "l1", "l2", "l3", "rdma", "vpc")
+NETWORKS = ("ub", "rdma", "vpc")
+
+#: Attributes of the graph itself: name to (type, meaning).
+GRAPH_ATTRIBUTES: dict[str, tuple[type, str]] = {
+    "name": (str, "name of the topology"),
+    "schema": (int, "version of these attributes, 1"),
+    "packet_payload_bytes": (int, "payload of a packet unless the replay says otherwise, bytes"),
+    "packet_header_bytes": (int, "bytes that each packet adds on the wire"),
+    "max_payload_bytes": (int, "largest payload a packet may have, bytes"),
+}
+#: Attributes of every node: name to (type, meaning).
+NODE_ATTRIBUTES: dict[str, tuple[type, str]] = {
+    "kind": (str, "die, cpu, l1, l2, l3, rdma or vpc"),
+    "role": (str, "endpoint or switch"),
+    "level": (int, "0 for an endpoint, 1, 2, 3 for switch levels"),
+    "server": (int, "number of the server, -1 for none"),
+    "rack": (int, "number of the rack, -1 for none"),
+    "plane": (str, "plane of a switch, empty for an endpoint"),
+    "n_ports": (int, "ports of the chip; links attached must not exceed it"),
+    "npu": (int, "number of a die's NPU in the whole machine, -1 for other kinds"),
+    "buffer_bytes": (int, "input buffer of each port and virtual lane, bytes"),
+}
+#: Attributes of switches, beside those of every node.
+SWITCH_ATTRIBUTES: dict[str, tuple[type, str]] = {
+    "forward_latency_ps": (int, "packet head in until it may leave (cut-through), ps"),
+}
+#: Attributes of endpoints, beside those of every node.
+ENDPOINT_ATTRIBUTES: dict[str, tuple[type, str]] = {
+    "issue_engines": (int, "messages issued at the same time"),
+    "issue_cost_ps": (int, "time an engine takes to set up one message, ps"),
+    "engine_bytes_per_s": (int, "rate at which one engine streams, bytes/s"),
+    "egress_bytes_per_s": (int, "limit of the endpoint into all its ports together, bytes/s"),
+    "receive_latency_ps": (int, "last byte at the port until the rank sees it, ps"),
+    "copy_bytes_per_s": (int, "rate of a copy from the endpoint to itself, bytes/s"),
+}
+#: Attributes of edges: name to (type, meaning).
+EDGE_ATTRIBUTES: dict[str, tuple[type, str]] = {
+    "plane": (str, "plane of the link, such as ub0, package, rdma, vpc"),
+    "network": (str, "ub, rdma or vpc; the planes of one network carry the same traffic"),
+    "bandwidth_bytes_per_s": (int, "rate in each direction, bytes/s"),
+    "delay_ps": (int, "propagation delay, ps"),
+    "lanes": (int, "electrical or optical lanes of the link"),
+}
+#: Integer attributes that must be at least 1; the others must not be negative. Names that
+#: may be -1 (server, rack, npu) are in neither group.
+_AT_LEAST_ONE = {
+    "packet_payload_bytes",
+    "max_payload_bytes",
+    "n_ports",
+    "buffer_bytes",
+    "issue_engines",
+    "engine_bytes_per_s",
+    "egress_bytes_per_s",
+    "receive_latency_ps",
+    "copy_bytes_per_s",
+    "bandwidth_bytes_per_s",
+    "lanes",
+}
+_MAY_BE_MINUS_ONE = {"server", "rack", "npu"}
+#: Largest integers that the simulator's arrays hold.
+_HIGHEST = 2**62
+_HIGHEST_SMALL = {"issue_engines": 2**31, "level": 2**15}
+
+Positive = Annotated[Count, Field(ge=1)]
+NonNegative = Annotated[Count, Field(ge=0)]
+Rate = Annotated[BytesPerSecond, Field(ge=1)]
+Size = Annotated[Bytes, Field(ge=1)]
+Duration = Annotated[Picoseconds, Field(ge=1)]
+
+
+class LinkSpec(Spec):
+    """One full-duplex cable; both directions are alike."""
+
+    bandwidth: Rate
+    delay: Picoseconds
+    lanes: Positive
+
+
+class PortSpec(LinkSpec):
+    """The links of one endpoint to its L1 chip in each plane."""
+
+    links: Positive
+
+
+class EndpointSpec(Spec):
+    """A die or a CPU: how it issues, sends and receives."""
+
+    ports: Positive
+    buffer: Size
+    issue_engines: Positive
+    issue_cost: Picoseconds
+    engine_bandwidth: Rate
+    egress_bandwidth: Rate
+    receive_latency: Duration
+    copy_bandwidth: Rate
+
+
+class EndpointsSpec(Spec):
+    """The kinds of endpoint."""
+
+    die: EndpointSpec
+    cpu: EndpointSpec | None = None
+
+
+class ServerSpec(Spec):
+    """What one server holds, beside one L1 chip a plane."""
+
+    npus: Positive
+    dies_per_npu: Positive
+    cpus: NonNegative
+
+
+class PacketsSpec(Spec):
+    """Sizes of packets on the wire."""
+
+    payload: Size
+    header: Bytes
+    max_payload: Size
+
+    @model_validator(mode="after")
+    def _payload_fits(self) -> PacketsSpec:
+        if self.payload > self.max_payload:
+            raise ValueError(
+                f"found payload of {self.payload} B; allowed up to max_payload, "
+                f"{self.max_payload} B"
+            )
+        return self
+
+
+class ChipSpec(Spec):
+    """A UB switch chip."""
+
+    ports: Positive
+    forward_latency: Picoseconds
+    buffer: Size
+
+
+class L2Spec(ChipSpec):
+    """Level 2: in each pod and plane ``chips`` chips, each linked once to every L1 chip."""
+
+    chips: Positive
+    servers_per_pod: Positive
+    chips_per_rack: Positive
+    downlink: LinkSpec
+
+
+class L3Spec(ChipSpec):
+    """Level 3: chip j of every pod is linked once to each of the L3 chips of group j."""
+
+    uplinks_per_l2_chip: Positive
+    chips_per_rack: Positive
+    downlink: LinkSpec
+
+
+class UbSpec(Spec):
+    """The UB planes. L1 chip k of a server belongs to plane k."""
+
+    planes: Positive
+    die_link: PortSpec
+    cpu_link: PortSpec | None = None
+    l1: ChipSpec
+    l2: L2Spec | None = None
+    l3: L3Spec | None = None
+
+
+class IdealSwitchSpec(Spec):
+    """A non-blocking switch with as many ports as are attached."""
+
+    forward_latency: Picoseconds
+    buffer: Size
+
+
+class RdmaSpec(Spec):
+    """The RDMA plane: every die attached to one ideal switch."""
+
+    die_link: LinkSpec
+    switch: IdealSwitchSpec
+
+
+class VpcSpec(Spec):
+    """The VPC plane: the first CPU of every server attached to one ideal switch."""
+
+    cpu_link: LinkSpec
+    switch: IdealSwitchSpec
+
+
+class TopologySpec(Spec):
+    """A supernode: every number that :func:`build_topology` uses.
+
+    ``topologies/README.md`` explains it key by key.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    servers: Positive
+    servers_per_rack: Positive
+    server: ServerSpec
+    packets: PacketsSpec
+    endpoints: EndpointsSpec
+    ub: UbSpec
+    package: LinkSpec | None = None
+    rdma: RdmaSpec | None = None
+    vpc: VpcSpec | None = None
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> TopologySpec:
+        ub, cpus = self.ub, self.server.cpus
+        if cpus and self.endpoints.cpu is None:
+            raise ValueError(f"found server.cpus {cpus} without endpoints.cpu; give both or none")
+        if self.vpc is not None and not cpus:
+            raise ValueError("found vpc with server.cpus 0; the VPC plane needs a CPU a server")
+        if self.package is not None and self.server.dies_per_npu < 2:
+            raise ValueError("found package with server.dies_per_npu 1; it links dies of one NPU")
+        if ub.l2 is None and self.servers > 1:
+            raise ValueError(f"found servers {self.servers} without ub.l2; allowed without it: 1")
+        if ub.l3 is not None and ub.l2 is None:
+            raise ValueError("found ub.l3 without ub.l2; level 3 joins L2 chips")
+        if ub.l2 is not None and ub.l3 is None and self.servers > ub.l2.servers_per_pod:
+            raise ValueError(
+                f"found servers {self.servers} without ub.l3; allowed without it: up to "
+                f"ub.l2.servers_per_pod, {ub.l2.servers_per_pod}"
+            )
+        return self
+
+
+def load_topology_spec(source: str | Path | Mapping[str, Any]) -> tuple[TopologySpec, dict]:
+    """Read a topology specification.
+
+    A specification with a key ``base`` takes everything it does not say itself from
+    another one: a shipped name, or a path beside the file. A key set to ``null`` is taken
+    out.
+
+    Parameters
+    ----------
+    source : str, Path or mapping
+        A shipped name such as ``"cloudmatrix384"``, the path of a YAML file, or the content
+        of one.
+
+    Returns
+    -------
+    spec : TopologySpec
+    raw : dict
+        The same as it stands in YAML, with ``base`` resolved and every source kept.
+
+    Raises
+    ------
+    SpecError
+        One line with file, key, what was found and what is allowed.
+    """
+    if isinstance(source, Mapping):
+        label, raw, folder = "specification", dict(source), Path()
+    else:
+        label, raw = load_yaml(source, "topologies")
+        folder = Path(source).parent
+    seen = [label]
+    while "base" in raw:
+        base = raw.pop("base")
+        if not isinstance(base, str):
+            raise SpecError(
+                f"{label}: base: found {base!r}; expected a shipped name or a .yaml path"
+            )
+        if base.endswith((".yaml", ".yml")):
+            base = str(folder / base)
+            folder = Path(base).parent
+        base_label, base_raw = load_yaml(base, "topologies")
+        if base_label in seen:
+            raise SpecError(f"{label}: base: found a circle, {' -> '.join([*seen, base_label])}")
+        seen.append(base_label)
+        raw = _merged(base_raw, raw)
+    return validate_spec(TopologySpec, raw, label), raw
+
+
+def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with ``own`` laid over it; a sourced value is replaced as a whole."""
+    result = dict(base)
+    for key, value in own.items():
+        below = base.get(key)
+        if value is None:
+            result.pop(key, None)
+        elif (
+            isinstance(value, Mapping)
+            and isinstance(below, Mapping)
+            and "value" not in value
+            and "value" not in below
+        ):
+            result[key] = _merged(below, value)
+        else:
+            result[key] = value
+    return result
+
+
+def build_topology(source: str | Path | Mapping[str, Any] | TopologySpec) -> nx.MultiGraph:
+    """Build the graph of a supernode from its specification.
+
+    Parameters
+    ----------
+    source : str, Path, mapping or TopologySpec
+        A shipped name (``"cloudmatrix384"``, ``"one-node"``, ``"two-nodes"``,
+        ``"slice-32-dies"``, ``"supernode-8192"``), the path of a YAML file, its content, or
+        a checked specification.
+
+    Returns
+    -------
+    networkx.MultiGraph
+        Nodes in the order dies, CPUs, L1, L2, L3, RDMA, VPC switches. Attributes as in
+        :data:`GRAPH_ATTRIBUTES`, :data:`NODE_ATTRIBUTES`, :data:`EDGE_ATTRIBUTES`; rates in
+        bytes/s a direction, times in ps, sizes in bytes.
+
+    Raises
+    ------
+    SpecError
+        If the specification is wrong.
+    TopologyError
+        If what it describes cannot be built, such as more links than a chip has ports.
+
+    Examples
+    --------
+    >>> graph = build_topology("two-nodes")
+    >>> graph.number_of_nodes()
+    168
+    """
+    if isinstance(source, TopologySpec):
+        spec, raw = source, source.model_dump(mode="json", exclude_none=True)
+    else:
+        spec, raw = load_topology_spec(source)
+    graph = nx.MultiGraph(
+        name=spec.name,
+        spec=json.loads(json.dumps(raw)),
+        schema=SCHEMA,
+        packet_payload_bytes=spec.packets.payload,
+        packet_header_bytes=spec.packets.header,
+        max_payload_bytes=spec.packets.max_payload,
+    )
+    graph.add_nodes_from(_endpoints(spec))
+    graph.add_nodes_from(_switches(spec))
+    graph.add_edges_from(_ub_links(spec))
+    graph.add_edges_from(_other_links(spec))
+    for plane in ("rdma", "vpc"):
+        if f"{plane}-switch" in graph:
+            graph.nodes[f"{plane}-switch"]["n_ports"] = graph.degree(f"{plane}-switch")
+    check_topology(graph, spec.name)
+    return graph
+
+
+def cloudmatrix384() -> nx.MultiGraph:
+    """Return the graph of the whole CloudMatrix384: 384 NPUs, 192 CPUs, 448 UB switch chips.
+
+    Sources of all numbers: ``topologies/cloudmatrix384.yaml``.
+    """
+    return build_topology("cloudmatrix384")
+
+
+def _endpoint_attributes(spec: EndpointSpec, kind: str) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "role": "endpoint",
+        "level": 0,
+        "plane": "",
+        "n_ports": spec.ports,
+        "buffer_bytes": spec.buffer,
+        "issue_engines": spec.issue_engines,
+        "issue_cost_ps": spec.issue_cost,
+        "engine_bytes_per_s": spec.engine_bandwidth,
+        "egress_bytes_per_s": spec.egress_bandwidth,
+        "receive_latency_ps": spec.receive_latency,
+        "copy_bytes_per_s": spec.copy_bandwidth,
+    }
+
+
+def _endpoints(spec: TopologySpec) -> Iterator[tuple[str, dict[str, Any]]]:
+    common = _endpoint_attributes(spec.endpoints.die, "die")
+    dies_per_npu = spec.server.dies_per_npu
+    for server in range(spec.servers):
+        place = {"server": server, "rack": server // spec.servers_per_rack}
+        for die in range(spec.server.npus * dies_per_npu):
+            npu = server * spec.server.npus + die // dies_per_npu
+            yield f"die-{server}-{die}", {**common, **place, "npu": npu}
+    if spec.endpoints.cpu is None:
+        return
+    common = _endpoint_attributes(spec.endpoints.cpu, "cpu") | {"npu": -1}
+    for server in range(spec.servers):
+        place = {"server": server, "rack": server // spec.servers_per_rack}
+        for cpu in range(spec.server.cpus):
+            yield f"cpu-{server}-{cpu}", {**common, **place}
+
+
+def _n_pods(spec: TopologySpec) -> int:
+    assert spec.ub.l2 is not None
+    return -(-spec.servers // spec.ub.l2.servers_per_pod)
+
+
+def _switches(spec: TopologySpec) -> Iterator[tuple[str, dict[str, Any]]]:
+    def chip(kind: str, level: int, part: ChipSpec | IdealSwitchSpec) -> dict[str, Any]:
+        return {
+            "kind": kind,
+            "role": "switch",
+            "level": level,
+            "server": -1,
+            "rack": -1,
+            "n_ports": part.ports if isinstance(part, ChipSpec) else 1,
+            "npu": -1,
+            "buffer_bytes": part.buffer,
+            "forward_latency_ps": part.forward_latency,
+        }
+
+    ub = spec.ub
+    common = chip("l1", 1, ub.l1)
+    for server in range(spec.servers):
+        place = {"server": server, "rack": server // spec.servers_per_rack}
+        for plane in range(ub.planes):
+            yield f"l1-{server}-{plane}", {**common, **place, "plane": f"ub{plane}"}
+    # Communication racks are numbered after the compute racks and filled plane by plane.
+    rack = -(-spec.servers // spec.servers_per_rack)
+    for level, part in ((2, ub.l2), (3, ub.l3)):
+        if part is None or ub.l2 is None:
+            continue
+        if isinstance(part, L3Spec):
+            per_plane = ub.l2.chips * part.uplinks_per_l2_chip
+        else:
+            per_plane = ub.l2.chips * _n_pods(spec)
+        common = chip(f"l{level}", level, part)
+        for number in range(ub.planes * per_plane):
+            plane, index = divmod(number, per_plane)
+            yield (
+                f"l{level}-{plane}-{index}",
+                {**common, "plane": f"ub{plane}", "rack": rack + number // part.chips_per_rack},
+            )
+        rack += -(-ub.planes * per_plane // part.chips_per_rack)
+    if spec.rdma is not None:
+        yield "rdma-switch", chip("rdma", 1, spec.rdma.switch) | {"plane": "rdma"}
+    if spec.vpc is not None:
+        yield "vpc-switch", chip("vpc", 1, spec.vpc.switch) | {"plane": "vpc"}
+
+
+def _link_attributes(spec: LinkSpec, plane: str, network: str) -> dict[str, Any]:
+    return {
+        "plane": plane,
+        "network": network,
+        "bandwidth_bytes_per_s": spec.bandwidth,
+        "delay_ps": spec.delay,
+        "lanes": spec.lanes,
+    }
+
+
+Edges = Iterator[tuple[str, str, dict[str, Any]]]
+
+
+def _ub_links(spec: TopologySpec) -> Edges:
+    ub = spec.ub
+    n_dies = spec.server.npus * spec.server.dies_per_npu
+    for plane in range(ub.planes):
+        ports = [("die", n_dies, ub.die_link)]
+        if ub.cpu_link is not None:
+            ports.append(("cpu", spec.server.cpus, ub.cpu_link))
+        for kind, count, part in ports:
+            attributes = _link_attributes(part, f"ub{plane}", "ub")
+            for server in range(spec.servers):
+                for index in range(count):
+                    for _ in range(part.links):
+                        yield f"{kind}-{server}-{index}", f"l1-{server}-{plane}", attributes
+        if ub.l2 is None:
+            continue
+        attributes = _link_attributes(ub.l2.downlink, f"ub{plane}", "ub")
+        for server in range(spec.servers):
+            first = server // ub.l2.servers_per_pod * ub.l2.chips
+            for index in range(first, first + ub.l2.chips):
+                yield f"l1-{server}-{plane}", f"l2-{plane}-{index}", attributes
+        if ub.l3 is None:
+            continue
+        attributes = _link_attributes(ub.l3.downlink, f"ub{plane}", "ub")
+        for index in range(ub.l2.chips * _n_pods(spec)):
+            first = index % ub.l2.chips * ub.l3.uplinks_per_l2_chip
+            for top in range(first, first + ub.l3.uplinks_per_l2_chip):
+                yield f"l2-{plane}-{index}", f"l3-{plane}-{top}", attributes
+
+
+def _other_links(spec: TopologySpec) -> Edges:
+    n_dies, per_npu = spec.server.npus * spec.server.dies_per_npu, spec.server.dies_per_npu
+    if spec.package is not None:
+        attributes = _link_attributes(spec.package, "package", "ub")
+        for server in range(spec.servers):
+            for die in range(n_dies):
+                for other in range(die + 1, (die // per_npu + 1) * per_npu):
+                    yield f"die-{server}-{die}", f"die-{server}-{other}", attributes
+    if spec.rdma is not None:
+        attributes = _link_attributes(spec.rdma.die_link, "rdma", "rdma")
+        for server in range(spec.servers):
+            for die in range(n_dies):
+                yield f"die-{server}-{die}", "rdma-switch", attributes
+    if spec.vpc is not None:
+        attributes = _link_attributes(spec.vpc.cpu_link, "vpc", "vpc")
+        for server in range(spec.servers):
+            yield f"cpu-{server}-0", "vpc-switch", attributes
+
+
+def check_topology(graph: nx.Graph, label: str = "topology") -> None:
+    """Check that a graph of anyone's making can be simulated.
+
+    Parameters
+    ----------
+    graph : networkx.Graph or networkx.MultiGraph
+        Undirected: an edge is a full-duplex cable.
+    label : str
+        What to call the graph in an error, such as the name of its file.
+
+    Raises
+    ------
+    TopologyError
+        One line with the node or edge, what was found and what is allowed: attributes that
+        are missing, of the wrong type or out of range, more links than ports, a switch with
+        links of two planes, buffers smaller than a packet, nodes that no link reaches, a
+        graph in several pieces.
+    """
+    if not isinstance(graph, nx.Graph) or graph.is_directed():
+        raise TopologyError(
+            f"{label}: found {type(graph).__name__}; expected an undirected networkx graph, "
+            "one edge for each full-duplex cable"
+        )
+    _check_attributes(graph.graph, GRAPH_ATTRIBUTES, f"{label}: graph")
+    if graph.graph["schema"] != SCHEMA:
+        raise TopologyError(
+            f"{label}: graph: schema is {graph.graph['schema']}; this version reads {SCHEMA}"
+        )
+    payload, limit = graph.graph["packet_payload_bytes"], graph.graph["max_payload_bytes"]
+    if payload > limit:
+        raise TopologyError(
+            f"{label}: graph: packet_payload_bytes is {payload}; allowed up to "
+            f"max_payload_bytes, {limit}"
+        )
+    packet_bytes = payload + graph.graph["packet_header_bytes"]
+    roles = _check_nodes(graph, label, packet_bytes)
+    _check_edges(graph, label, roles)
+    if not any(role == "endpoint" for role in roles.values()):
+        raise TopologyError(f"{label}: found no node with role 'endpoint'; expected two or more")
+    reached = nx.node_connected_component(graph, next(iter(graph)))
+    if len(reached) != len(graph):
+        first, other = next(iter(graph)), next(node for node in graph if node not in reached)
+        raise TopologyError(
+            f"{label}: no path joins {first} and {other}; expected a connected graph"
+        )
+
+
+def _check_nodes(graph: nx.Graph, label: str, packet_bytes: int) -> dict[str, str]:
+    """Check attributes and ports of all nodes; return the role of each."""
+    degrees = dict(graph.degree())
+    roles = {}
+    for node, data in graph.nodes(data=True):
+        where = f"{label}: node {node}"
+        if not isinstance(node, str) or not node:
+            raise TopologyError(
+                f"{where}: found a name of type {type(node).__name__}; expected str"
+            )
+        _check_attributes(data, NODE_ATTRIBUTES, where)
+        role = roles[node] = data["role"]
+        if role == "switch":
+            _check_attributes(data, SWITCH_ATTRIBUTES, where)
+        elif role == "endpoint":
+            _check_attributes(data, ENDPOINT_ATTRIBUTES, where)
+        else:
+            raise TopologyError(f"{where}: role is {role!r}; allowed: endpoint, switch")
+        if data["kind"] not in NODE_KINDS:
+            raise TopologyError(
+                f"{where}: kind is {data['kind']!r}; allowed: {', '.join(NODE_KINDS)}"
+            )
+        if (role == "endpoint") != (data["level"] == 0):
+            raise TopologyError(
+                f"{where}: level is {data['level']} for role {role}; allowed: 0 for an endpoint, "
+                "1 and up for a switch"
+            )
+        if degrees[node] > data["n_ports"]:
+            raise TopologyError(
+                f"{where}: found {degrees[node]} links; allowed up to n_ports, {data['n_ports']}"
+            )
+        if degrees[node] == 0:
+            raise TopologyError(f"{where}: found no link; expected at least one")
+        if data["buffer_bytes"] < packet_bytes:
+            raise TopologyError(
+                f"{where}: buffer_bytes is {data['buffer_bytes']}; expected at least one packet "
+                f"with its header, {packet_bytes}"
+            )
+    return roles
+
+
+def _check_edges(graph: nx.Graph, label: str, roles: Mapping[str, str]) -> None:
+    """Check attributes of all edges, and that planes, networks and switches agree."""
+    network_of: dict[str, str] = {}
+    plane_of = {node: plane for node, plane in graph.nodes(data="plane")}
+    for u, v, data in graph.edges(data=True):
+        where = f"{label}: edge {u} - {v}"
+        if u == v:
+            raise TopologyError(f"{where}: found a link from a node to itself; expected two nodes")
+        _check_attributes(data, EDGE_ATTRIBUTES, where)
+        plane, network = data["plane"], data["network"]
+        if not plane:
+            raise TopologyError(f"{where}: plane is empty; expected a name such as 'ub0'")
+        if network not in NETWORKS:
+            raise TopologyError(f"{where}: network is {network!r}; allowed: {', '.join(NETWORKS)}")
+        if network_of.setdefault(plane, network) != network:
+            raise TopologyError(
+                f"{where}: plane {plane} is of network {network!r} here and of "
+                f"{network_of[plane]!r} on another edge; expected one network a plane"
+            )
+        for node in (u, v):
+            if roles[node] == "switch" and plane_of[node] != plane:
+                raise TopologyError(
+                    f"{where}: plane is {plane!r}, but switch {node} belongs to "
+                    f"{plane_of[node]!r}; a switch has links of one plane only"
+                )
+
+
+def _check_attributes(
+    data: Mapping[str, Any], expected: Mapping[str, tuple[type, str]], where: str
+) -> None:
+    for name, (kind, meaning) in expected.items():
+        value = data.get(name)
+        if kind is str:
+            if isinstance(value, str):
+                continue
+        elif type(value) is int or (
+            isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        ):
+            lowest = 1 if name in _AT_LEAST_ONE else -1 if name in _MAY_BE_MINUS_ONE else 0
+            highest = _HIGHEST_SMALL.get(name, _HIGHEST)
+            if lowest <= value <= highest:
+                continue
+            raise TopologyError(
+                f"{where}: {name} is {value}; allowed: {lowest} to {highest} ({meaning})"
+            )
+        if name not in data:
+            raise TopologyError(f"{where}: attribute {name!r} is missing ({meaning})")
+        raise TopologyError(
+            f"{where}: {name} is {value!r} ({type(value).__name__}); expected "
+            f"{'text' if kind is str else 'an integer'} ({meaning})"
+        )
+
+
+def write_topology(graph: nx.Graph, path: str | Path) -> None:
+    """Write a graph as node-link JSON (``.json``) or GraphML (``.graphml``).
+
+    Nodes and edges keep their order, so the graph read back runs the same to the byte. Edge
+    keys are renumbered from 0 between each pair of nodes.
+
+    Raises
+    ------
+    TopologyError
+        If the graph is not valid or the ending of ``path`` is another one. Nothing is
+        written then.
+    """
+    path = Path(path)
+    writer = {".json": _write_json, ".graphml": _write_graphml}.get(path.suffix)
+    if writer is None:
+        raise TopologyError(f"{path}: found ending {path.suffix!r}; allowed: .json, .graphml")
+    check_topology(graph, str(graph.graph.get("name", path.name)))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        writer(graph, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise TopologyError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_topology(path: str | Path) -> nx.MultiGraph:
+    """Read a graph written by :func:`write_topology`, or by hand in the same form.
+
+    Raises
+    ------
+    TopologyError
+        If the file is missing, damaged, or describes a graph that cannot be simulated.
+    """
+    path = Path(path)
+    reader = {".json": _read_json, ".graphml": _read_graphml}.get(path.suffix)
+    if reader is None:
+        raise TopologyError(f"{path}: found ending {path.suffix!r}; allowed: .json, .graphml")
+    if not path.is_file():
+        raise TopologyError(f"{path}: no such file")
+    graph = reader(path)
+    if graph.is_directed():
+        raise TopologyError(f"{path}: found a directed graph; expected an undirected one")
+    # Rebuilt with keys 0, 1, ... so that a multigraph comes out whatever the file said.
+    result = nx.MultiGraph(**graph.graph)
+    result.add_nodes_from(graph.nodes(data=True))
+    result.add_edges_from(graph.edges(data=True))
+    check_topology(result, str(path))
+    return result
+
+
+def _plain(value: Any) -> Any:
+    """Return numpy integers as int, so that JSON takes them."""
+    return int(value) if isinstance(value, numbers.Integral) else value
+
+
+def _renumbered(graph: nx.Graph) -> nx.MultiGraph:
+    result = nx.MultiGraph(**{key: _plain(value) for key, value in graph.graph.items()})
+    for node, data in graph.nodes(data=True):
+        result.add_node(node, **{key: _plain(value) for key, value in data.items()})
+    for u, v, data in graph.edges(data=True):
+        result.add_edge(u, v, **{key: _plain(value) for key, value in data.items()})
+    return result
+
+
+def _write_json(graph: nx.Graph, path: Path) -> None:
+    data = nx.node_link_data(_renumbered(graph), edges="edges")
+    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> nx.Graph:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise TopologyError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(data, dict) or not isinstance(data.get("nodes"), list):
+        raise TopologyError(f"{path}: found no list 'nodes'; expected node-link JSON")
+    edges = "edges" if "edges" in data else "links"
+    if not isinstance(data.get(edges), list):
+        raise TopologyError(f"{path}: found no list 'edges' or 'links'; expected node-link JSON")
+    known = {node.get("id") for node in data["nodes"] if isinstance(node, dict)}
+    for row, edge in enumerate(data[edges]):
+        for end in ("source", "target"):
+            name = edge.get(end) if isinstance(edge, dict) else None
+            if name not in known:
+                raise TopologyError(
+                    f"{path}: {edges}[{row}]: {end} is {name!r}; expected the id of a node"
+                )
+    try:
+        return nx.node_link_graph(data, edges=edges)
+    except (KeyError, TypeError, nx.NetworkXException) as error:
+        raise TopologyError(f"{path}: not node-link JSON: {error!r}") from None
+
+
+def _write_graphml(graph: nx.Graph, path: Path) -> None:
+    # GraphML asks for edge ids that are unique in the file and has no nested values.
+    result = nx.MultiGraph(
+        **{
+            key: json.dumps(value) if isinstance(value, (dict, list)) else _plain(value)
+            for key, value in graph.graph.items()
+        }
+    )
+    for node, data in graph.nodes(data=True):
+        result.add_node(node, **{key: _plain(value) for key, value in data.items()})
+    for number, (u, v, data) in enumerate(graph.edges(data=True)):
+        result.add_edge(u, v, key=number, **{key: _plain(value) for key, value in data.items()})
+    nx.write_graphml_xml(result, path)
+
+
+def _read_graphml(path: Path) -> nx.Graph:
+    try:
+        graph = nx.read_graphml(path, force_multigraph=True)
+    except (SyntaxError, ValueError, KeyError, nx.NetworkXException) as error:
+        raise TopologyError(f"{path}: not valid GraphML: {error}") from None
+    graph.graph.pop("node_default", None)
+    graph.graph.pop("edge_default", None)
+    if isinstance(graph.graph.get("spec"), str):
+        try:
+            graph.graph["spec"] = json.loads(graph.graph["spec"])
+        except ValueError as error:
+            raise TopologyError(f"{path}: graph: spec is not JSON: {error}") from None
+    return graph
