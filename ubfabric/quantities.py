@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, PlainSerializer, Strict
 
 #: How far a number can be trusted; see the README's "Sources" section.
 STRENGTHS = ("read", "secondary", "recalled", "derived", "assumed", "fitted")
@@ -146,8 +146,9 @@ Picoseconds = Annotated[int, _quantity(parse_time_ps), _unit("ps")]
 Bytes = Annotated[int, _quantity(parse_size_bytes), _unit("B")]
 BytesPerSecond = Annotated[int, _quantity(parse_rate_bytes_per_s), _unit("B/s")]
 #: For plain numbers that also may carry a source, such as counts and fractions.
-Count = Annotated[int, BeforeValidator(unwrap)]
-Fraction = Annotated[float, BeforeValidator(unwrap)]
+#: Strict: neither text nor true or false is a number, and 6.0 is not a count.
+Count = Annotated[int, Strict(), BeforeValidator(unwrap)]
+Fraction = Annotated[float, Strict(), BeforeValidator(unwrap)]
 
 
 def provenance(raw: Any, path: str = "") -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
@@ -94,19 +94,30 @@ def validate_spec(model: type[SpecT], raw: dict[str, Any], label: str) -> SpecT:
         key = ".".join(str(part) for part in first["loc"]) or "(top level)"
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            message = f"unknown key; allowed here: {', '.join(_allowed_keys(model, first['loc']))}"
+            allowed = _allowed_keys(model, first["loc"][:-1])
+            message = f"unknown key; allowed here: {', '.join(allowed)}"
         elif first["type"] == "missing":
             message = "required key is missing"
+        elif first["type"] == "model_type":
+            allowed = _allowed_keys(model, first["loc"])
+            message = f"found {first['input']!r}; expected the keys {', '.join(allowed)}"
         elif "found" not in message:
             message = f"found {first['input']!r}; {message[0].lower()}{message[1:]}"
         raise SpecError(f"{label}: {key}: {message}") from None
 
 
 def _allowed_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """Return the keys allowed beside the unknown one, for the error message."""
-    fields = model.model_fields
-    for part in loc[:-1]:
-        annotation = fields[part].annotation if part in fields else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            fields = annotation.model_fields
-    return sorted(fields)
+    """Return the keys allowed at ``loc``, for the error message."""
+    inside = model
+    for part in loc:
+        field = inside.model_fields.get(str(part))
+        if field is not None:
+            inside = _model_of(field.annotation) or inside
+    return sorted(inside.model_fields)
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the model named in a field type such as ``Model | None`` or ``list[Model]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_of(part))), None)
