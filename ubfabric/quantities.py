@@ -39,6 +39,12 @@ _RATE_BYTES_PER_S = {f"{unit}/s": scale for unit, scale in _SIZE_BYTES.items()} 
     "Gbit/s": Decimal(10) ** 9 / 8,
     "Tbit/s": Decimal(10) ** 12 / 8,
 }
+_RATE_OPS_PER_S = {
+    "op/s": Decimal(1),
+    "Gop/s": Decimal(10) ** 9,
+    "Top/s": Decimal(10) ** 12,
+    "Pop/s": Decimal(10) ** 15,
+}
 _QUANTITY = re.compile(r"\s*([-+]?[0-9][0-9_,]*(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z/]*)\s*")
 
 
@@ -106,6 +112,24 @@ def parse_rate_bytes_per_s(text: str) -> int:
     return _parse(text, _RATE_BYTES_PER_S, "28 GB/s")
 
 
+def parse_rate_ops_per_s(text: str) -> int:
+    """Return a rate of arithmetic such as ``'752 Top/s'`` in operations per second.
+
+    A multiplication and an addition are two operations.
+
+    Raises
+    ------
+    ValueError
+        If the text has no unit of operations per second or is negative.
+
+    Examples
+    --------
+    >>> parse_rate_ops_per_s("752 Top/s")
+    752000000000000
+    """
+    return _parse(text, _RATE_OPS_PER_S, "752 Top/s")
+
+
 def unwrap(value: Any) -> Any:
     """Return the bare value of ``{value: ..., source: ...}``, or the value itself.
 
@@ -145,6 +169,7 @@ def _unit(unit: str) -> PlainSerializer:
 Picoseconds = Annotated[int, _quantity(parse_time_ps), _unit("ps")]
 Bytes = Annotated[int, _quantity(parse_size_bytes), _unit("B")]
 BytesPerSecond = Annotated[int, _quantity(parse_rate_bytes_per_s), _unit("B/s")]
+OpsPerSecond = Annotated[int, _quantity(parse_rate_ops_per_s), _unit("op/s")]
 #: For plain numbers that also may carry a source, such as counts and fractions.
 #: Strict: neither text nor true or false is a number, and 6.0 is not a count.
 Count = Annotated[int, Strict(), BeforeValidator(unwrap)]
