@@ -192,12 +192,7 @@ def compile_fabric(graph: nx.Graph) -> FabricArrays:
         If the graph is not valid, or if a plane does not join all endpoints attached to it;
         the line names one pair that it leaves apart.
     """
-    label = str(graph.graph.get("name", "topology")) if hasattr(graph, "graph") else "topology"
-    check_topology(graph, label)
-    arrays = _node_arrays(graph) | _link_arrays(graph)
-    planes = _planes(arrays)
-    for plane in planes:
-        plane.check_joined(label)
+    arrays, planes = compile_planes(graph)
     arrays |= _route_arrays(arrays, planes)
     arrays |= _direct_arrays(arrays)
     return FabricArrays(**arrays)
@@ -255,16 +250,36 @@ def _link_arrays(graph: nx.Graph) -> dict:
     }
 
 
-def _planes(arrays: dict) -> list[_Plane]:
+def compile_planes(graph: nx.Graph) -> tuple[dict, list[Plane]]:
+    """Check a graph and measure its planes, without making tables.
+
+    Returns
+    -------
+    arrays : dict
+        The fields of :class:`FabricArrays` that describe nodes, links and plane names.
+    planes : list of Plane
+
+    Raises
+    ------
+    TopologyError
+        As :func:`compile_fabric`.
+    """
+    label = str(graph.graph.get("name", "topology")) if isinstance(graph, nx.Graph) else "topology"
+    check_topology(graph, label)
+    arrays = _node_arrays(graph) | _link_arrays(graph)
     src, dst = arrays["link_src"].astype(np.int64), arrays["link_dst"].astype(np.int64)
-    return [_Plane(arrays, plane, src, dst) for plane in range(len(arrays["plane_names"]))]
+    planes = [Plane(arrays, plane, src, dst) for plane in range(len(arrays["plane_names"]))]
+    for plane in planes:
+        plane.check_joined(label)
+    return arrays, planes
 
 
-class _Plane:
+class Plane:
     """Switches, attached endpoints, classes and distances of one plane.
 
     Attributes
     ----------
+    name, index : str, int
     switches : int64[n_switches]
         Node ids, ascending.
     up : int64[...]
@@ -275,6 +290,9 @@ class _Plane:
         Where each switch's links begin in ``between``.
     endpoints, endpoint_class, endpoint_slot : int64[n_endpoints]
         Endpoints attached to a switch, ascending, with class and slot of each.
+    class_switches : list of int64[...]
+        Positions in ``switches`` of the switches each class is attached to, ascending.
+    class_size : list of int
     distance : uint16[n_switches, n_classes]
         Links from a switch to the endpoints of a class; UNREACHED if there is no path.
     """
@@ -301,6 +319,7 @@ class _Plane:
 
     @property
     def n_classes(self) -> int:
+        """Number of classes of endpoints."""
         return len(self.class_switches)
 
     def _classify(self) -> None:
@@ -310,7 +329,6 @@ class _Plane:
         switches = np.searchsorted(self.switches, self.dst[self.up])
         self.endpoint_class = np.empty(len(self.endpoints), np.int64)
         self.endpoint_slot = np.empty(len(self.endpoints), np.int64)
-        #: Switches (positions in ``switches``) of each class, ascending.
         self.class_switches: list[np.ndarray] = []
         self.class_size: list[int] = []
         number: dict[bytes, int] = {}
@@ -345,6 +363,7 @@ class _Plane:
             reached = reached | frontier
 
     def check_joined(self, label: str) -> None:
+        """Raise TopologyError, naming one pair, unless all attached endpoints are joined."""
         for klass, attached in enumerate(self.class_switches):
             apart = np.flatnonzero(self.distance[attached[0]] == UNREACHED)
             if apart.size:
@@ -406,7 +425,7 @@ def _choices(ahead: np.ndarray, links: np.ndarray, groups: _Groups) -> np.ndarra
     return number[inverse.reshape(-1)]
 
 
-def _route_arrays(arrays: dict, planes: list[_Plane]) -> dict:
+def _route_arrays(arrays: dict, planes: list[Plane]) -> dict:
     n_nodes, n_planes = len(arrays["node_names"]), len(planes)
     endpoint_class = np.full((n_planes, n_nodes), -1, np.int32)
     endpoint_slot = np.full((n_planes, n_nodes), -1, np.int32)
@@ -441,7 +460,7 @@ def _route_arrays(arrays: dict, planes: list[_Plane]) -> dict:
     }
 
 
-def _switch_table(plane: _Plane, groups: _Groups) -> np.ndarray:
+def _switch_table(plane: Plane, groups: _Groups) -> np.ndarray:
     """Return the groups towards other switches, int32[n_switches, n_classes]."""
     table = np.full(plane.distance.shape, -1, np.int32)
     neighbour = np.searchsorted(plane.switches, plane.dst[plane.between])
@@ -457,7 +476,7 @@ def _switch_table(plane: _Plane, groups: _Groups) -> np.ndarray:
     return table
 
 
-def _local_groups(plane: _Plane, groups: _Groups) -> tuple[np.ndarray, dict[tuple[int, int], int]]:
+def _local_groups(plane: Plane, groups: _Groups) -> tuple[np.ndarray, dict[tuple[int, int], int]]:
     """Return groups of last links by (switch, class, slot), and where each pair begins."""
     down = plane.up ^ 1  # the other direction of the same cable
     switch = np.searchsorted(plane.switches, plane.src[down])
@@ -476,7 +495,7 @@ def _local_groups(plane: _Plane, groups: _Groups) -> tuple[np.ndarray, dict[tupl
 
 
 def _endpoint_choices(
-    plane: _Plane, groups: _Groups, out: np.ndarray, n_table: int
+    plane: Plane, groups: _Groups, out: np.ndarray, n_table: int
 ) -> list[np.ndarray]:
     """Fill ``endpoint_out`` of a plane; return rows for endpoints at several switches."""
     rows: list[np.ndarray] = []
