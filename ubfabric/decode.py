@@ -432,6 +432,7 @@ def _metadata(workload: Workload, step: DecodeStep) -> dict[str, Any]:
     model, serving = spec.model, spec.serving
     rows = [
         {
+            "ranks": row.ranks,
             "batch_per_npu": row.batch_per_npu,
             "kv_tokens": row.kv_tokens,
             "tpot_ps": row.tpot,
@@ -443,8 +444,12 @@ def _metadata(workload: Workload, step: DecodeStep) -> dict[str, Any]:
         }
         for row in spec.reference.rows
     ]
-    point = (serving.batch_per_npu, serving.kv_tokens)
-    same_point = [row for row in rows if (row["batch_per_npu"], row["kv_tokens"]) == point]
+    point = {
+        "ranks": spec.deployment.ranks,
+        "batch_per_npu": serving.batch_per_npu,
+        "kv_tokens": serving.kv_tokens,
+    }
+    same_point = [row for row in rows if point.items() <= row.items()]
     return {
         "schema": TRACE_SCHEMA,
         "name": spec.name,

@@ -165,7 +165,7 @@ class FileGate(GatePolicy):
             by_layer = _read_json(path) if path.suffix == ".json" else _read_csv(path)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise SpecError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
-        shares = {}
+        shares: dict[int | None, np.ndarray] = {}
         for layer, tokens in by_layer.items():
             place = str(path) if layer is None else f"{path}: layer {layer}"
             for expert, value in tokens.items():
@@ -184,13 +184,14 @@ class FileGate(GatePolicy):
             if values.sum() <= 0:
                 raise SpecError(f"{place}: found no tokens at all, allowed a sum above 0")
             shares[layer] = values / values.sum()
-        last = max((layer for layer in shares if layer is not None), default=None)
+        everywhere = shares.pop(None, None)
+        last = max((layer for layer in shares if layer is not None), default=-1)
 
         def popularity(layer: int, rng: np.random.Generator) -> np.ndarray:
-            if None in shares:
-                return shares[None]
+            if everywhere is not None:
+                return everywhere
             if layer not in shares and layer < last:
-                given = ", ".join(map(str, sorted(shares)))
+                given = ", ".join(map(str, shares))
                 raise SpecError(f"{path}: layer {layer} is missing; found layers {given}")
             return shares[min(layer, last)]
 
@@ -271,8 +272,9 @@ def selection_weights(popularity: np.ndarray, top_k: int) -> np.ndarray:
         inclusion[certain] = _HIGHEST_INCLUSION
         rest = top_k - _HIGHEST_INCLUSION * certain.sum()
         inclusion[~certain] *= rest / inclusion[~certain].sum()
-    weights = -np.log1p(-inclusion)
-    return weights / weights.mean()
+    weights: np.ndarray = -np.log1p(-inclusion)
+    weights /= weights.mean()
+    return weights
 
 
 def route_tokens(

@@ -136,7 +136,9 @@ class DeploymentSpec(Spec):
                 raise ValueError(
                     f"{key}[{rank}]: found {len(experts)} experts, allowed {self.experts_per_rank}"
                 )
-            _check_expert_ids(f"{key}[{rank}]", [e for e in experts if e != SHARED], n_routed)
+            _check_expert_ids(
+                f"{key}[{rank}]", [e for e in experts if not isinstance(e, str)], n_routed
+            )
         everywhere = [expert for experts in ranks for expert in experts]
         missing = sorted(set(range(n_routed)) - set(everywhere))
         if missing:
@@ -216,7 +218,8 @@ class ExpertPlacement:
             turn = np.empty(len(key), np.int64)
             turn[order] = np.arange(len(key)) - first[np.cumsum(is_first) - 1]
             position[pairs] += (source + turn) % n_replicas[expert]
-        return self.replica_slot[position].reshape(experts.shape)
+        slots: np.ndarray = self.replica_slot[position]
+        return slots.reshape(experts.shape)
 
 
 def place_experts(
@@ -241,7 +244,7 @@ def place_experts(
     if deployment.expert_layout.ranks is not None:
         return _finish(
             [
-                [n_routed if e == SHARED else e for e in ranks]
+                [n_routed if isinstance(e, str) else e for e in ranks]
                 for ranks in deployment.expert_layout.ranks
             ],
             n_routed,

@@ -117,11 +117,13 @@ class Trace:
         generator, what the token stage needs (see ``traffic/README.md``).
     n_chunks : int
         Number of chunks that :meth:`chunks` yields.
+    open_chunks : callable
+        Returns a new iterator over the chunks, in ascending order of layer.
     """
 
     metadata: dict[str, Any]
     n_chunks: int
-    _open: Callable[[], Iterator[TraceChunk]] = field(repr=False)
+    open_chunks: Callable[[], Iterator[TraceChunk]] = field(repr=False)
 
     @property
     def n_ranks(self) -> int:
@@ -130,7 +132,7 @@ class Trace:
 
     def chunks(self) -> Iterator[TraceChunk]:
         """Yield the layers in ascending order, each built or read when it is asked for."""
-        return self._open()
+        return self.open_chunks()
 
 
 def empty_table(name: str) -> pa.Table:
@@ -611,176 +613,236 @@ def check_chunk(
     runs in table order, and a flow belongs to one layer. So each layer is checked alone.
     """
     known = np.empty(0, np.int64) if known_tasks is None else known_tasks
-    flows = {name: _plain(chunk.flows[name]) for name in FLOW_SCHEMA.names}
-    tasks = {name: _plain(chunk.tasks[name]) for name in TASK_SCHEMA.names if name != "depends_on"}
-    phases = _PhaseCodes(flows["phase"], tasks["sends"], tasks["waits"])
-
-    reject_flow = _Rejecter(chunk.flows_file, chunk.first_flow_row, flows)
-    reject_task = _Rejecter(chunk.tasks_file, chunk.first_task_row, tasks)
-    ranks = f"a rank from 0 to {n_ranks - 1}"
-    reject_flow("phase", phases.flow == phases.none, "the name of a phase")
-    for column in ("messages", "message_bytes"):
-        reject_flow(column, flows[column] < 1, "1 or more")
-    for column in ("src", "dst"):
-        reject_flow(column, (flows[column] < 0) | (flows[column] >= n_ranks), ranks)
-    reject_flow("microbatch", flows["microbatch"] < 0, "0 or more")
-    reject_flow("network", ~_is_in(flows["network"], NETWORKS), ", ".join(NETWORKS))
-    level = flows["service_level"]
-    reject_flow("service_level", (level < 0) | (level > MAX_SERVICE_LEVEL), "0 to 15")
-    reject_flow("start_ps", flows["start_ps"] < -1, "0 or more, or -1 if a task sends it")
-    reject_flow("layer", flows["layer"] != chunk.layer, f"{chunk.layer}")
-
-    reject_task("rank", (tasks["rank"] < 0) | (tasks["rank"] >= n_ranks), ranks)
-    reject_task("stream", tasks["stream"] < 0, "0 or more")
-    reject_task("duration_ps", tasks["duration_ps"] < 0, "0 or more")
-    reject_task("layer", tasks["layer"] != chunk.layer, f"{chunk.layer}")
-    communicates = (phases.sends != phases.none) | (phases.waits != phases.none)
-    reject_task(
-        "microbatch",
-        (tasks["microbatch"] < -1) | (communicates & (tasks["microbatch"] < 0)),
-        "0 or more, or -1 in a task that neither sends nor waits",
-    )
-    before = int(known[-1]) if len(known) else -1
-    previous = np.concatenate([[before], tasks["task"]])[:-1]
-    reject_task("task", tasks["task"] <= previous, "ids that ascend over the whole trace, from 0")
-
-    # One key a (phase, microbatch, rank) makes sender and waiter look-ups plain sorting.
-    def key(phase: np.ndarray, microbatch: np.ndarray, rank: np.ndarray) -> np.ndarray:
-        return (phase.astype(np.int64) * 256 + microbatch) * n_ranks + rank
-
-    sent = key(phases.flow, flows["microbatch"], flows["src"])
-    awaited = key(phases.flow, flows["microbatch"], flows["dst"])
-    duplicate = _repeats(sent * n_ranks + flows["dst"])
-    reject_flow("dst", duplicate, "one flow for each phase, layer, microbatch, src and dst")
-
-    send_rows = np.flatnonzero(phases.sends != phases.none)
-    wait_rows = np.flatnonzero(phases.waits != phases.none)
-    send_keys = key(phases.sends, tasks["microbatch"], tasks["rank"])[send_rows]
-    wait_keys = key(phases.waits, tasks["microbatch"], tasks["rank"])[wait_rows]
-    twice = np.zeros(len(tasks["task"]), bool)
-    twice[send_rows[_repeats(send_keys)]] = True
-    reject_task("sends", twice, "one sending task for each phase, layer, microbatch and rank")
-
-    order = np.argsort(send_keys, kind="stable")
-    sender_at = np.searchsorted(send_keys, sent, sorter=order)
-    sender_at = order[np.minimum(sender_at, len(order) - 1)] if len(order) else sender_at
-    has_sender = send_keys[sender_at] == sent if len(order) else np.zeros(len(sent), bool)
-    timed = flows["start_ps"] >= 0
-    reject_flow(
-        "src", ~has_sender & ~timed, "a rank with a task that sends it, or start_ps of 0 or more"
-    )
-    reject_flow("start_ps", has_sender & timed, "-1, because a task sends this flow")
-    wait_order = np.argsort(wait_keys, kind="stable")
-    sorted_waits = wait_keys[wait_order]
-    wait_first = np.searchsorted(sorted_waits, awaited, side="left")
-    wait_last = np.searchsorted(sorted_waits, awaited, side="right")
-    reject_flow(
-        "dst",
-        (wait_first == wait_last) & ~timed,
-        "a rank with a task that waits for it, or start_ps of 0 or more",
-    )
-
-    depends = chunk.tasks["depends_on"].combine_chunks()
-    if isinstance(depends, pa.ChunkedArray):  # older pyarrow returns one for empty columns
-        depends = (
-            pa.concat_arrays(depends.chunks) if depends.num_chunks else pa.array([], depends.type)
-        )
-    values = depends.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
-    counts = np.diff(np.asarray(depends.offsets))
-    dependents = np.repeat(np.arange(len(counts)), counts)
-    all_tasks = np.concatenate([known, tasks["task"]])
-    position = np.minimum(np.searchsorted(all_tasks, values), max(len(all_tasks) - 1, 0))
-    unknown = all_tasks[position] != values if len(all_tasks) else np.ones(len(values), bool)
-    if unknown.any():
-        first = int(np.flatnonzero(unknown)[0])
-        reject_task.fail(
-            int(dependents[first]),
-            "depends_on",
-            f"task {values[first]}",
-            "a task of this or an earlier layer",
-        )
-
-    n_tasks = len(tasks["task"])
-    starts, finishes = np.arange(n_tasks), np.arange(n_tasks) + n_tasks
-    streams = np.lexsort((np.arange(n_tasks), tasks["stream"], tasks["rank"]))
-    follows = (np.diff(tasks["stream"][streams]) == 0) & (np.diff(tasks["rank"][streams]) == 0)
-    here = position >= len(known)
-    closed = ~timed
-    waits_each = (wait_last - wait_first)[closed]
-    repeated = np.repeat(send_rows[sender_at[closed]] if len(order) else sent[closed], waits_each)
-    waiter = wait_rows[wait_order[_ranges(wait_first[closed], waits_each)]]
-    before_nodes = [
-        starts,
-        finishes[streams[:-1][follows]],
-        finishes[position[here] - len(known)],
-        starts[repeated],
-    ]
-    after_nodes = [
-        finishes,
-        starts[streams[1:][follows]],
-        starts[dependents[here]],
-        finishes[waiter],
-    ]
-    cycle = find_cycle(np.concatenate(before_nodes), np.concatenate(after_nodes), 2 * n_tasks)
-    if cycle is not None:
-        rows = list(dict.fromkeys(int(node) % n_tasks for node in cycle))
-        names = [str(tasks["task"][row]) for row in rows]
-        shown = " -> ".join([*names[:6], "..."] if len(names) > 6 else [*names, names[0]])
-        raise TraceError(
-            f"{chunk.tasks_file}: row {chunk.first_task_row + min(rows) + 1}: found a cycle of tasks "
-            f"{shown}; a task may only wait for what can finish before it"
-        )
+    check = _ChunkCheck(chunk, n_ranks)
+    check.check_flow_values()
+    check.check_task_values(int(known[-1]) if len(known) else -1)
+    flow_edges = check.match_flows_to_tasks()
+    all_tasks = np.concatenate([known, check.tasks["task"]])
+    check.check_order(flow_edges, check.resolve_dependencies(all_tasks))
     return all_tasks
 
 
-class _PhaseCodes:
-    """Integers for phase names, common to the flow table and both task columns."""
-
-    def __init__(self, flow: np.ndarray, sends: np.ndarray, waits: np.ndarray) -> None:
-        names: dict[str, int] = {"": 0}
-        self.none = 0
-        self.flow = self._encode(flow, names)
-        self.sends = self._encode(sends, names)
-        self.waits = self._encode(waits, names)
-
-    @staticmethod
-    def _encode(values: np.ndarray, names: dict[str, int]) -> np.ndarray:
-        encoded = pa.array(values, pa.string()).dictionary_encode()
-        codes = [names.setdefault(name, len(names)) for name in encoded.dictionary.to_pylist()]
-        return np.asarray(codes, np.int64)[np.asarray(encoded.indices)] if codes else _NO_ROWS
+#: Edges of a graph: nodes that come before, nodes that come after.
+_Edges = tuple[np.ndarray, np.ndarray]
 
 
-_NO_ROWS = np.empty(0, np.int64)
+class _ChunkCheck:
+    """The checks of one layer, in the order in which they build on each other."""
 
+    def __init__(self, chunk: TraceChunk, n_ranks: int) -> None:
+        self.chunk = chunk
+        self.n_ranks = n_ranks
+        self.flows = _columns(chunk.flows)
+        self.tasks = _columns(chunk.tasks)
+        self.n_tasks = chunk.tasks.num_rows
+        names: dict[str, int] = {"": _NO_PHASE}
+        self.phase = _phase_codes(chunk.flows["phase"], names)
+        self.sends = _phase_codes(chunk.tasks["sends"], names)
+        self.waits = _phase_codes(chunk.tasks["waits"], names)
+        self.ranks = f"a rank from 0 to {n_ranks - 1}"
 
-class _Rejecter:
-    """Raises for the first row of a table that breaks a rule."""
+    def reject_flow(self, column: str, bad: np.ndarray, allowed: str) -> None:
+        """Raise for the first bad row of the flow table."""
+        chunk = self.chunk
+        _reject(chunk.flows_file, chunk.first_flow_row, chunk.flows, column, bad, allowed)
 
-    def __init__(self, file: str, first_row: int, columns: dict[str, Any]) -> None:
-        self.file, self.first_row, self.columns = file, first_row, columns
+    def reject_task(self, column: str, bad: np.ndarray, allowed: str) -> None:
+        """Raise for the first bad row of the task table."""
+        chunk = self.chunk
+        _reject(chunk.tasks_file, chunk.first_task_row, chunk.tasks, column, bad, allowed)
 
-    def __call__(self, column: str, bad: np.ndarray, allowed: str) -> None:
-        if bad.any():
-            row = int(np.flatnonzero(bad)[0])
-            self.fail(row, column, repr(self.columns[column][row].item()), allowed)
+    def check_flow_values(self) -> None:
+        """Check each cell of the flow table by itself."""
+        flows, reject = self.flows, self.reject_flow
+        reject("phase", self.phase == _NO_PHASE, "the name of a phase")
+        for column in ("messages", "message_bytes"):
+            reject(column, flows[column] < 1, "1 or more")
+        for column in ("src", "dst"):
+            reject(column, (flows[column] < 0) | (flows[column] >= self.n_ranks), self.ranks)
+        reject("microbatch", flows["microbatch"] < 0, "0 or more")
+        networks = self.chunk.flows["network"]
+        if set(pc.unique(networks).to_pylist()) - set(NETWORKS):
+            known = pc.is_in(networks.cast(pa.string()), value_set=pa.array(NETWORKS))
+            reject("network", ~known.to_numpy(), ", ".join(NETWORKS))
+        level = flows["service_level"]
+        reject("service_level", (level < 0) | (level > MAX_SERVICE_LEVEL), "0 to 15")
+        reject("start_ps", flows["start_ps"] < -1, "0 or more, or -1 if a task sends it")
+        reject("layer", flows["layer"] != self.chunk.layer, f"{self.chunk.layer}")
 
-    def fail(self, row: int, column: str, found: str, allowed: str) -> None:
+    def check_task_values(self, last_task: int) -> None:
+        """Check each cell of the task table by itself, and that ids ascend."""
+        tasks, reject = self.tasks, self.reject_task
+        reject("rank", (tasks["rank"] < 0) | (tasks["rank"] >= self.n_ranks), self.ranks)
+        reject("stream", tasks["stream"] < 0, "0 or more")
+        reject("duration_ps", tasks["duration_ps"] < 0, "0 or more")
+        reject("layer", tasks["layer"] != self.chunk.layer, f"{self.chunk.layer}")
+        communicates = (self.sends != _NO_PHASE) | (self.waits != _NO_PHASE)
+        microbatch = tasks["microbatch"]
+        reject(
+            "microbatch",
+            (microbatch < -1) | (communicates & (microbatch < 0)),
+            "0 or more, or -1 in a task that neither sends nor waits",
+        )
+        previous = np.concatenate([[last_task], tasks["task"]])[:-1]
+        reject("task", tasks["task"] <= previous, "ids that ascend over the whole trace, from 0")
+
+    def match_flows_to_tasks(self) -> _Edges:
+        """Check who sends and who awaits each flow.
+
+        Returns
+        -------
+        tuple of two ndarray of int64, shape (n_edges,)
+            Row of a task that sends a flow, and row of a task that waits for it.
+        """
+        flows, tasks = self.flows, self.tasks
+        sent = self._keys(self.phase, flows["microbatch"], flows["src"])
+        awaited = self._keys(self.phase, flows["microbatch"], flows["dst"])
+        self.reject_flow(
+            "dst",
+            _repeats(sent * self.n_ranks + flows["dst"]),
+            "one flow for each phase, layer, microbatch, src and dst",
+        )
+        send_rows = np.flatnonzero(self.sends != _NO_PHASE)
+        wait_rows = np.flatnonzero(self.waits != _NO_PHASE)
+        send_keys = self._keys(self.sends, tasks["microbatch"], tasks["rank"])[send_rows]
+        wait_keys = self._keys(self.waits, tasks["microbatch"], tasks["rank"])[wait_rows]
+        twice = np.zeros(self.n_tasks, bool)
+        twice[send_rows[_repeats(send_keys)]] = True
+        self.reject_task(
+            "sends", twice, "one sending task for each phase, layer, microbatch and rank"
+        )
+
+        timed = flows["start_ps"] >= 0
+        sender_first, n_senders, senders = _look_up(send_keys, sent)
+        waiter_first, n_waiters, waiters = _look_up(wait_keys, awaited)
+        or_timed = "or start_ps of 0 or more"
+        self.reject_flow(
+            "src", (n_senders == 0) & ~timed, f"a rank with a task that sends it, {or_timed}"
+        )
+        self.reject_flow("start_ps", (n_senders > 0) & timed, "-1, because a task sends this flow")
+        self.reject_flow(
+            "dst", (n_waiters == 0) & ~timed, f"a rank with a task that waits for it, {or_timed}"
+        )
+        closed = np.flatnonzero(n_senders)
+        sender = send_rows[senders[sender_first[closed]]]
+        waiter = wait_rows[waiters[_ranges(waiter_first[closed], n_waiters[closed])]]
+        return np.repeat(sender, n_waiters[closed]), waiter
+
+    def resolve_dependencies(self, all_tasks: np.ndarray) -> _Edges:
+        """Check that every dependency exists.
+
+        Returns
+        -------
+        tuple of two ndarray of int64, shape (n_edges,)
+            Row of a task of this layer, and row of a task that depends on it.
+        """
+        chunk = self.chunk
+        needed, dependents = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        row = 0
+        for lists in chunk.tasks["depends_on"].chunks:
+            counts = np.diff(np.asarray(lists.offsets))
+            needed.append(np.asarray(lists.flatten(), np.int64))
+            dependents.append(np.repeat(np.arange(row, row + len(counts)), counts))
+            row += len(counts)
+        task, dependent = np.concatenate(needed), np.concatenate(dependents)
+        position = np.searchsorted(all_tasks, task)
+        unknown = position == len(all_tasks)
+        unknown[~unknown] = all_tasks[position[~unknown]] != task[~unknown]
+        if unknown.any():
+            first = int(np.argmax(unknown))
+            raise TraceError(
+                f"{chunk.tasks_file}: row {chunk.first_task_row + dependent[first] + 1}: "
+                f"column 'depends_on': found task {task[first]}, "
+                "allowed tasks of this or an earlier layer"
+            )
+        here = position - (len(all_tasks) - self.n_tasks)
+        return here[here >= 0], dependent[here >= 0]
+
+    def check_order(self, flow_edges: _Edges, dependencies: _Edges) -> None:
+        """Check that all tasks can run: no task waits, over any path, for itself.
+
+        Every task has two nodes, its start and its finish: a flow leaves after the start of its
+        sender, which may itself be waiting for flows.
+        """
+        tasks, rows = self.tasks, np.arange(self.n_tasks)
+        start, finish = rows, rows + self.n_tasks
+        order = np.lexsort((rows, tasks["stream"], tasks["rank"]))
+        same = (np.diff(tasks["stream"][order]) == 0) & (np.diff(tasks["rank"][order]) == 0)
+        needed, dependent = dependencies
+        sender, waiter = flow_edges
+        edges = [
+            (start, finish),
+            (finish[order[:-1][same]], start[order[1:][same]]),
+            (finish[needed], start[dependent]),
+            (start[sender], finish[waiter]),
+        ]
+        before, after = (np.concatenate(ends) for ends in zip(*edges, strict=True))
+        cycle = find_cycle(before, after, 2 * self.n_tasks)
+        if cycle is None:
+            return
+        # Both nodes of a task may be on the cycle; it is shown once.
+        involved = list(dict.fromkeys(node % self.n_tasks for node in cycle))
+        names = [str(tasks["task"][row]) for row in involved]
+        shown = " -> ".join([*names[:6], "..."] if len(names) > 6 else [*names, names[0]])
         raise TraceError(
-            f"{self.file}: row {self.first_row + row + 1}: column {column!r}: found {found}, "
-            f"allowed {allowed}"
+            f"{self.chunk.tasks_file}: row {self.chunk.first_task_row + min(involved) + 1}: found "
+            f"a cycle of tasks {shown}; a task may only wait for what can finish before it"
+        )
+
+    def _keys(self, phase: np.ndarray, microbatch: np.ndarray, rank: np.ndarray) -> np.ndarray:
+        """Return one integer for each (phase, microbatch, rank)."""
+        keys: np.ndarray = (phase * 256 + microbatch) * self.n_ranks + rank
+        return keys
+
+
+_NO_PHASE = 0
+
+
+def _phase_codes(column: pa.ChunkedArray, names: dict[str, int]) -> np.ndarray:
+    """Return an integer for each phase name, adding new ones to ``names``."""
+    codes = [np.empty(0, np.int64)]
+    for part in column.chunks:
+        encoded = part if pa.types.is_dictionary(part.type) else part.dictionary_encode()
+        values = encoded.dictionary.to_pylist()
+        code = np.array([names.setdefault(name, len(names)) for name in values], np.int64)
+        codes.append(code[np.asarray(encoded.indices)])
+    return np.concatenate(codes)
+
+
+def _reject(
+    file: str, first_row: int, table: pa.Table, column: str, bad: np.ndarray, allowed: str
+) -> None:
+    """Raise for the first bad row of a table, if there is one."""
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise TraceError(
+            f"{file}: row {first_row + row + 1}: column {column!r}: "
+            f"found {table[column][row].as_py()!r}, allowed {allowed}"
         )
 
 
-def _plain(column: pa.ChunkedArray) -> Any:
-    """Return a column as numpy values, text as Arrow text."""
-    if pa.types.is_integer(column.type):
-        return column.to_numpy()
-    return column.cast(pa.string()).to_numpy()
+def _look_up(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find the rows of ``keys`` that equal each wanted value.
+
+    Returns
+    -------
+    tuple of three ndarray of int64
+        ``first`` and ``count`` for each wanted value, and ``order``: the rows that equal value
+        ``i`` are ``order[first[i]:first[i] + count[i]]``.
+    """
+    order = np.argsort(keys, kind="stable")
+    distinct, count = np.unique(keys, return_counts=True)
+    first = np.cumsum(count) - count
+    if not len(distinct):
+        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.int64), order
+    at = np.minimum(np.searchsorted(distinct, wanted), len(distinct) - 1)
+    return first[at], np.where(distinct[at] == wanted, count[at], 0), order
 
 
-def _is_in(values: np.ndarray, allowed: tuple[str, ...]) -> np.ndarray:
-    found = pc.is_in(pa.array(values, pa.string()), value_set=pa.array(allowed))
-    return found.to_numpy(zero_copy_only=False)
+def _columns(table: pa.Table) -> dict[str, np.ndarray]:
+    """Return the integer columns of a table as numpy arrays."""
+    integer = [field.name for field in table.schema if pa.types.is_integer(field.type)]
+    return {name: table[name].to_numpy() for name in integer}
 
 
 def _repeats(keys: np.ndarray) -> np.ndarray:
@@ -829,7 +891,9 @@ def find_cycle(before: np.ndarray, after: np.ndarray, n_nodes: int) -> list[int]
     inside = left[before] & left[after]
     predecessor = np.full(n_nodes, -1)
     predecessor[after[inside]] = before[inside]
-    path, seen, node = [], {}, int(np.flatnonzero(left)[0])
+    path: list[int] = []
+    seen: dict[int, int] = {}
+    node = int(np.flatnonzero(left)[0])
     while node not in seen:
         seen[node] = len(path)
         path.append(node)

@@ -171,6 +171,7 @@ class OperatorsSpec(Spec):
 class ReferenceRow(Spec):
     """A published result that a run of the same point is shown beside."""
 
+    ranks: PositiveCount
     batch_per_npu: PositiveCount
     kv_tokens: PositiveCount
     tpot: Picoseconds
@@ -184,7 +185,7 @@ class ReferenceRow(Spec):
 class ReferenceSpec(Spec):
     """Published results."""
 
-    rows: list[ReferenceRow] = []
+    rows: list[ReferenceRow] = Field(default_factory=list)
 
 
 class WorkloadSpec(Spec):
@@ -293,7 +294,8 @@ def load_workload(
     Parameters
     ----------
     source : str, Path, mapping or Workload
-        A shipped name such as ``deepseek-r1-decode-ep320``, a YAML file, or its content.
+        A shipped name such as ``deepseek-r1-decode-ep320``, a YAML file, or its content. With
+        the key ``base``, a name or file, it holds only what differs from that.
     overrides : mapping, optional
         Values to change, by dotted key: ``{"serving.batch_per_npu": 64, "gate": {...}}``.
 
@@ -307,20 +309,52 @@ def load_workload(
     >>> load_workload("deepseek-r1-decode-ep320").spec.tokens_per_rank
     96
     """
-    folder = Path()
     if isinstance(source, Workload):
         label, raw, folder = source.label, source.raw, source.folder
     elif isinstance(source, Mapping):
-        label, raw = str(source.get("name", "traffic specification")), dict(source)
+        label, raw, folder = str(source.get("name", "traffic specification")), dict(source), Path()
     else:
         label, raw = load_yaml(source, "traffic")
-        folder = Path(source).parent
-        if not str(source).endswith((".yaml", ".yml")):
-            folder = Path(str(shipped("traffic")[str(source)])).parent
-    raw = copy.deepcopy(raw)
+        folder = _folder_of(source)
+    raw = _resolve_base(copy.deepcopy(raw), label, folder)
     for key, value in (overrides or {}).items():
         _override(raw, key, value, label)
     return Workload(validate_spec(WorkloadSpec, raw, label), raw, label, folder)
+
+
+def _folder_of(source: str | Path) -> Path:
+    if str(source).endswith((".yaml", ".yml")):
+        return Path(source).parent
+    return Path(str(shipped("traffic")[str(source)])).parent
+
+
+def _resolve_base(raw: dict[str, Any], label: str, folder: Path) -> dict[str, Any]:
+    """Lay a specification over the one that its ``base`` names, and that over its own base."""
+    bases = [label]
+    while "base" in raw:
+        base = raw.pop("base")
+        if not isinstance(base, str):
+            raise SpecError(f"{label}: base: found {base!r}, allowed a shipped name or a YAML file")
+        if base.endswith((".yaml", ".yml")):
+            base = str(folder / base)
+        base_label, base_raw = load_yaml(base, "traffic")
+        if base_label in bases:
+            raise SpecError(f"{label}: base: found {base_label}, which is based on itself")
+        bases.append(base_label)
+        raw = _lay_over(base_raw, raw)
+    return raw
+
+
+def _lay_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Merge mappings key by key; a sourced number and a policy are replaced whole."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        merges = isinstance(old, dict) and isinstance(value, dict)
+        if merges and not ({"value", "policy"} & (old.keys() | value.keys())):
+            value = _lay_over(old, value)
+        result[key] = value
+    return result
 
 
 def _override(raw: dict[str, Any], key: str, value: Any, label: str) -> None:
