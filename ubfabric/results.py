@@ -20,6 +20,7 @@ what differs from run to run (wall time) stands in ``summary.json``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -391,10 +392,8 @@ class RunWriter:
         """Remove everything written so far; harmless after :meth:`finish`."""
         writers, self._writers = self._writers, {}
         for writer in writers.values():
-            try:
+            with contextlib.suppress(OSError):  # a full disk must not keep us from freeing it
                 writer.close()
-            except OSError:  # a full disk must not keep us from freeing it
-                pass
         if self._partial is None:
             return
         shutil.rmtree(self._partial, ignore_errors=True)
@@ -459,7 +458,7 @@ class RunResult:
     def _check(self, table: str) -> int:
         """Return the number of rows of a table after checking its footer."""
         file = self.path / f"{table}.parquet"
-        with _reading(file):
+        with _Reading(file):
             footer = pq.read_metadata(file)
             schema = footer.schema.to_arrow_schema()
         key = (schema.metadata or {}).get(b"ubfabric")
@@ -510,7 +509,7 @@ class RunResult:
         """Layer and its row groups in file order; the writer never mixes layers in a group."""
         file = self.path / "flows.parquet"
         groups: list[tuple[int, list[int]]] = []
-        with _reading(file):
+        with _Reading(file):
             footer = pq.read_metadata(file)
             column = footer.schema.names.index("layer")
             for index in range(footer.num_row_groups):
@@ -550,11 +549,11 @@ class RunResult:
         names = _known_columns(columns, "flows")
         file = self.path / "flows.parquet"
         groups = self._flow_groups
-        with _reading(file):
+        with _Reading(file):
             parquet = pq.ParquetFile(file, memory_map=True)
         with parquet:
             for _, indices in groups:
-                with _reading(file):
+                with _Reading(file):
                     frame = _frame(parquet.read_row_groups(indices, columns=names))
                 yield frame
 
@@ -586,7 +585,7 @@ class RunResult:
                 )
             indices = [i for layer, group in self._flow_groups if layer in wanted for i in group]
         file = self.path / "flows.parquet"
-        with _reading(file), pq.ParquetFile(file, memory_map=True) as parquet:
+        with _Reading(file), pq.ParquetFile(file, memory_map=True) as parquet:
             return _frame(parquet.read_row_groups(indices, columns=names))
 
     def tasks(self, columns: Iterable[str] | None = None) -> pd.DataFrame:
@@ -612,11 +611,11 @@ class RunResult:
     def _table(self, name: str, columns: Iterable[str] | None) -> pd.DataFrame:
         names = _known_columns(columns, name)
         file = self.path / f"{name}.parquet"
-        with _reading(file), pq.ParquetFile(file, memory_map=True) as parquet:
+        with _Reading(file), pq.ParquetFile(file, memory_map=True) as parquet:
             return _frame(parquet.read(columns=names))
 
 
-class _reading:
+class _Reading:
     """Turn the errors of pyarrow and of the file system into one line with the file's name."""
 
     def __init__(self, file: Path) -> None:

@@ -58,14 +58,14 @@ def flow_table(layer: int, n: int = 6) -> pa.Table:
 
 def task_table(n: int = 3) -> pa.Table:
     row = np.arange(n)
-    columns = {name: row for name in TASK_SCHEMA.names} | {"kind": ["attention"] * n}
+    columns = dict.fromkeys(TASK_SCHEMA.names, row) | {"kind": ["attention"] * n}
     return pa.table(columns)
 
 
 def link_table(n: int = 2) -> pa.Table:
     row = np.arange(n)
     texts = {name: [f"{name}-{i}" for i in row] for name in ("src", "dst", "plane", "level")}
-    return pa.table({name: row for name in LINK_SCHEMA.names} | texts)
+    return pa.table(dict.fromkeys(LINK_SCHEMA.names, row) | texts)
 
 
 def write(path: Path, layers=(0, 1, 2), summary=None, **options) -> RunResult:
@@ -75,6 +75,12 @@ def write(path: Path, layers=(0, 1, 2), summary=None, **options) -> RunResult:
         writer.write_tasks(task_table())
         writer.write_links(link_table())
         return writer.finish({"seed": 1} if summary is None else summary)
+
+
+def write_interrupted(path: Path, error: type[BaseException], **options) -> None:
+    with RunWriter(path, **options) as writer:
+        writer.write_flows(0, flow_table(0))
+        raise error
 
 
 def digests(path: Path) -> dict[str, str]:
@@ -186,12 +192,8 @@ def test_a_summary_that_is_not_json_leaves_nothing(tmp_path, summary):
 
 
 def test_an_error_inside_the_block_leaves_nothing_not_even_parents(tmp_path):
-    with (
-        pytest.raises(KeyboardInterrupt),
-        RunWriter(tmp_path / "new" / "deep" / "run") as writer,
-    ):
-        writer.write_flows(0, flow_table(0))
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        write_interrupted(tmp_path / "new" / "deep" / "run", KeyboardInterrupt)
     assert os.listdir(tmp_path) == []
 
 
@@ -208,7 +210,7 @@ def test_leaving_the_block_without_finish_leaves_nothing(tmp_path):
 def test_a_killed_writer_leaves_no_folder_that_reads_as_a_run(tmp_path):
     script = f"""
         import os, signal, sys
-        sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[2])!r}]
+        sys.path[:] = {[*sys.path, str(Path(__file__).parent)]!r}
         from test_results import RunWriter, flow_table
         writer = RunWriter({str(tmp_path / "run")!r})
         writer.write_flows(0, flow_table(0))
@@ -240,12 +242,8 @@ def test_an_existing_run_is_replaced_only_when_asked(tmp_path):
 def test_an_interrupted_overwrite_keeps_the_old_run(tmp_path):
     write(tmp_path / "run")
     before = digests(tmp_path / "run")
-    with (
-        pytest.raises(RuntimeError),
-        RunWriter(tmp_path / "run", overwrite=True) as writer,
-    ):
-        writer.write_flows(0, flow_table(0))
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        write_interrupted(tmp_path / "run", RuntimeError, overwrite=True)
     assert digests(tmp_path / "run") == before
     assert os.listdir(tmp_path) == ["run"]
 

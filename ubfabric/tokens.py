@@ -1,0 +1,933 @@
+"""Tokens rebuilt from flow completion times: step, TPOT, throughput, shares, stragglers.
+
+Everything here is an expression in the instants of the flow and task tables of one run;
+nothing is simulated again. Times are integer picoseconds, percentiles are values that
+really occurred (the smallest one that at least the stated fraction does not exceed).
+
+**Instants** of rank ``r``, layer ``l``, microbatch ``m``
+
+=========== =====================================================================
+``s(t)``    start of task ``t``: its stream is free and its dependencies are finished
+``c(t)``    end of its computation, ``s(t) + duration``
+``f(t)``    finish of task ``t``: computed, own messages issued, awaited flows seen
+``S(r)``    start of the first task of rank ``r``
+``F(r)``    finish of the last task of rank ``r``
+``B(p,r)``  send start: first flow of phase ``p`` (of ``l``, ``m``) of source ``r`` is handed
+            to its endpoint
+``a(x)``    last byte of flow ``x`` seen by its destination rank
+``E(l)``    completion of MoE layer ``l``: latest ``f(t)`` of its combine tasks over all
+            ranks and microbatches
+=========== =====================================================================
+
+**Metrics**
+
+step of a rank
+    ``F(r) - S(r)``, plus the extrapolation below. The step of the group is the longest of
+    these: all ranks exchange tokens in every layer, none runs ahead of the slowest.
+steady layer time
+    Mean of the increments ``E(l) - E(previous MoE layer)``. The first MoE layer has no
+    increment (it fills the pipeline), and its successor's is left out as well as soon as two
+    others remain. With one MoE layer only there is no increment: its own time,
+    ``E(l) - first s(t)`` in that layer, stands in and is an upper estimate.
+extrapolated step
+    Simulated step + (MoE layers of the model - MoE layers simulated) x steady layer time.
+    Its uncertainty is the standard error of the predicted sum, ``n s sqrt(1/k + 1/n)`` for
+    ``n`` missing layers and a standard deviation ``s`` of ``k`` increments, and as a range
+    ``n`` times the shortest and the longest increment.
+tokens per step
+    ``1 + a + a^2 + ... + a^k`` for ``k`` speculative tokens, each accepted with probability
+    ``a`` if those before it were; for ``k = 1`` and ``a = 0.7`` this is the 1.7 of
+    arXiv 2506.12708.
+TPOT of a rank
+    step of the rank / tokens per step. The headline TPOT is that of the group's step.
+tokens/s per NPU
+    requests per NPU / TPOT.
+message latency of a phase
+    ``a(x) - B(p, src(x))`` of each flow ``x``, counted once for each of its messages. The flow
+    table does not time single messages: each (token, expert) message is seen no later than
+    the last one of its flow, so this bounds every message of the flow from above and is exact
+    for its last one. Local copies (source = destination) are included.
+rank latency of a phase
+    ``f(t) - s(t)`` of each dispatch or combine task: what a token of that rank and microbatch
+    waits for the operator, its computing part included. It splits into ``computing``
+    (``c(t) - s(t)``), ``senders`` (from ``c(t)`` until the last source of an awaited flow has
+    begun to send, ``max B(p, src)``: time lost to slower ranks) and ``network`` (the rest:
+    own issue, transfer, queueing).
+shares of a rank's step
+    Streams overlap, so each instant of ``[S(r), F(r)]`` goes to the first of these that
+    happens at that instant on any stream of the rank, and the shares sum to 1:
+    ``attention`` computes; ``expert`` computes; ``other_compute`` (gate, dense FFN, head, ...);
+    ``operator_compute`` (a dispatch or combine before its first message, e.g. quantisation);
+    ``dispatch_wait``, ``combine_wait``, ``other_wait`` (such an operator issues or waits);
+    ``idle`` (no task runs). Waiting therefore counts only where no computation hides it:
+    it is *exposed* communication. ``overlapped`` is the share of instants with two or more
+    tasks; ``communication`` the share with any operator issuing or waiting, hidden or not.
+    With extrapolation the shares are those of the simulated part.
+busy time of a stream
+    Sum of ``f(t) - s(t)`` by kind, and ``idle`` = the rank's simulated step minus their sum;
+    tasks of one stream never overlap, so the shares of one stream sum to 1.
+stragglers
+    Of a layer, over ranks with ``D(r,l)`` = last finish - first start of the rank's tasks in
+    it: ``(max D - median D) / median D``; ``lag`` = max - median of the last finish.
+    Of the step: ``(max - median) / median`` of the rank's step.
+load
+    Messages of the dispatch phase received by a rank in a layer; ``max / mean`` over ranks.
+
+**Read from the trace's metadata** (``summary.json``, key ``trace``), each optional; without
+one the numbers that need it are absent and the text says so
+
+``layers``, a list of ``{layer, label}`` (only label ``moe`` repeats; without labels every
+layer with a combine does) · ``n_moe_layers_total`` of the model · ``batch_per_npu`` requests ·
+``mtp``: ``{tokens, acceptance}`` · ``paper_row``, a mapping, and ``paper_rows``, a list of
+such, with results ``tpot_ps``, ``tokens_per_s_per_npu``, ``step_ps``, ``layer_ps`` (one MoE
+layer), ``dispatch_ps``, ``combine_ps`` (medians of rank latency), each a number or
+``{value, source, strength, note}``; all other keys say at which point they hold, and a row is
+compared only where no such key contradicts the metadata · ``spec``: its operator times are
+listed as inputs with their sources.
+
+What is not modelled: requests that join or leave within the step, sampling and scheduling
+between steps unless the trace has tasks for them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ubfabric.distribution import QUANTILES, Distribution
+from ubfabric.errors import ResultError
+from ubfabric.quantities import parse_time_ps, provenance
+from ubfabric.results import RunResult
+
+#: What an instant of a rank's step is attributed to, first match first; see the module text.
+SHARES = (
+    "attention",
+    "expert",
+    "other_compute",
+    "operator_compute",
+    "dispatch_wait",
+    "combine_wait",
+    "other_wait",
+    "idle",
+)
+_PS_PER_US = 1e6
+_PS_PER_MS = 1e9
+_PS_PER_S = 1e12
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What the network did to the tokens; the module text defines every number.
+
+    Attributes
+    ----------
+    summary : dict
+        JSON-able headline numbers; units stand in the names.
+    ranks : DataFrame, one row a rank
+        ``rank``, ``step_ps`` (extrapolated), ``simulated_step_ps``, ``tpot_ps``,
+        ``tokens_per_s_per_npu``, and for its dispatch and combine tasks ``<phase>_mean_ps``,
+        ``_p50_ps``, ``_p99_ps``, ``_max_ps`` and, as means that sum to ``_mean_ps``,
+        ``_computing_ps``, ``_senders_ps``, ``_network_ps``.
+    shares : DataFrame, one row a rank
+        ``rank``, the columns :data:`SHARES` (they sum to 1), ``overlapped``,
+        ``communication``.
+    streams : DataFrame, one row a rank, stream and kind
+        ``busy_ps``, ``computing_ps``, ``share`` of the rank's simulated step; kind ``idle``
+        completes each stream to 1.
+    layers : DataFrame, one row a layer
+        ``layer``, ``label``, ``completion_ps`` (E(l), -1 without combine), ``increment_ps``
+        (-1 for the first), ``steady`` (the increment counts), ``duration_median_ps``,
+        ``duration_max_ps``, ``straggler_spread``, ``lag_ps``, ``load_max_over_mean``.
+    latency : DataFrame, one row a layer and phase, layer -1 for all
+        ``flows``, ``messages``, ``bytes``; message latency ``message_mean_ps``, ``_p50_ps``,
+        ``_p90_ps``, ``_p99_ps``, ``_max_ps``; FCT ``fct_mean_ps``, ...; ``queueing_ps``.
+    paper : DataFrame, one row a compared quantity
+        ``quantity``, ``unit``, ``simulated``, ``paper``, ``difference``,
+        ``difference_percent``, ``point`` (the conditions the paper's row states),
+        ``strength``, ``source``, ``note``.
+    """
+
+    summary: dict[str, Any]
+    ranks: pd.DataFrame
+    shares: pd.DataFrame
+    streams: pd.DataFrame
+    layers: pd.DataFrame
+    latency: pd.DataFrame
+    paper: pd.DataFrame
+
+    def to_text(self, width: int = 100) -> str:
+        """Return the summary as plain text of at most ``width`` columns."""
+        buffer = io.StringIO()
+        Console(file=buffer, width=width, color_system=None, legacy_windows=False).print(self)
+        return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Return the summary as JSON, and write it to ``path`` if one is given.
+
+        Raises
+        ------
+        ResultError
+            If the file cannot be written.
+        """
+        text = json.dumps(self.summary, indent=1, allow_nan=False) + "\n"
+        if path is not None:
+            target = Path(path)
+            partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+            try:
+                partial.write_text(text, encoding="utf-8")
+                os.replace(partial, target)
+            except OSError as error:
+                partial.unlink(missing_ok=True)
+                raise ResultError(f"{path}: cannot be written: {error.strerror}") from None
+        return text
+
+    def __rich__(self) -> RenderableType:
+        return _render(self)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the token stage takes from the trace's metadata; None where it says nothing."""
+
+    moe_layers: int | None
+    batch_per_npu: float | None
+    mtp_tokens: int | None
+    mtp_acceptance: float | None
+    labels: dict[int, str]
+    paper_rows: list[Mapping[str, Any]]
+    inputs: list[dict[str, str]]
+
+    @property
+    def tokens_per_step(self) -> float:
+        if not self.mtp_tokens:
+            return 1.0
+        acceptance = self.mtp_acceptance or 0.0
+        return float(sum(acceptance**i for i in range(self.mtp_tokens + 1)))
+
+
+def rebuild_tokens(result: RunResult) -> Tokens:
+    """Rebuild latency and throughput of tokens from a run's flow and task tables.
+
+    Parameters
+    ----------
+    result : RunResult
+        A run with tasks (closed loop). Flows are read layer by layer.
+
+    Returns
+    -------
+    Tokens
+        Tables and summary as defined in the module's text.
+
+    Raises
+    ------
+    ResultError
+        If the run has no tasks, or the trace's metadata are not usable.
+    """
+    facts = _facts(result)
+    tasks = result.tasks()
+    if tasks.empty:
+        raise ResultError(
+            f"{result.path}: the run has no tasks (open loop), so there is no step to rebuild; "
+            "the flow table alone gives completion times"
+        )
+    tasks["kind"] = tasks["kind"].astype(str)
+    latency, loads, senders = _flow_latency(result)
+    _split_communication(tasks, senders)
+    layers = _layer_table(tasks, facts, loads)
+    step = _extrapolate(tasks, layers, facts)
+    shares = _share_table(tasks)
+    streams = _stream_table(tasks)
+    ranks = _rank_table(tasks, step["extra_ps"], facts)
+    summary = _summarise(result, facts, step, ranks, shares, layers, latency, tasks)
+    paper, elsewhere = _compare(facts, summary, result.trace_metadata)
+    summary["paper_rows_at_other_points"] = elsewhere
+    summary["paper"] = json.loads(paper.to_json(orient="records"))
+    return Tokens(summary, ranks, shares, streams, layers, latency, paper)
+
+
+def _facts(result: RunResult) -> _Facts:
+    metadata = result.trace_metadata
+    label = f"{result.path}/summary.json: trace"
+
+    def number(key: str, low: float, high: float = math.inf) -> float | None:
+        value: Any = metadata
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ResultError(f"{label}: {key}: found {value!r}, expected a number")
+        if not low <= value <= high:
+            raise ResultError(f"{label}: {key}: found {value}, allowed {low} to {high}")
+        return value
+
+    rows = [metadata.get("paper_row"), *(metadata.get("paper_rows") or [])]
+    rows = [row for index, row in enumerate(rows) if row is not None and row not in rows[:index]]
+    if not all(isinstance(row, Mapping) for row in rows):
+        raise ResultError(f"{label}: paper_rows: expected a list of mappings")
+    layers = metadata.get("layers")
+    labels = {}
+    if isinstance(layers, list):
+        labels = {
+            int(row["layer"]): str(row.get("label", ""))
+            for row in layers
+            if isinstance(row, Mapping) and "layer" in row
+        }
+    moe_layers, mtp_tokens = number("n_moe_layers_total", 0), number("mtp.tokens", 0, 16)
+    return _Facts(
+        moe_layers=None if moe_layers is None else int(moe_layers),
+        batch_per_npu=number("batch_per_npu", 0),
+        mtp_tokens=None if mtp_tokens is None else int(mtp_tokens),
+        mtp_acceptance=number("mtp.acceptance", 0, 1),
+        labels=labels,
+        paper_rows=rows,
+        inputs=[
+            row
+            for row in provenance(metadata.get("spec"))
+            if row["key"].startswith("operators.") and _is_time(row["value"])
+        ],
+    )
+
+
+def _is_time(text: str) -> bool:
+    try:
+        parse_time_ps(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _flow_latency(result: RunResult) -> tuple[pd.DataFrame, dict[int, float], pd.DataFrame]:
+    """Walk the flows once.
+
+    Returns
+    -------
+    latency : DataFrame
+        See :class:`Tokens`.
+    loads : dict of int to float
+        By layer: max / mean of the dispatch messages that ranks received.
+    senders : DataFrame
+        ``layer``, ``kind`` (the phase), ``microbatch``, ``rank`` (destination) and
+        ``last_sender_ps``: when the last of its sources began to send.
+    """
+    rows: list[dict[str, Any]] = []
+    totals: dict[str, dict[str, Any]] = {}
+    loads: dict[int, float] = {}
+    senders: list[pd.DataFrame] = []
+    n_ranks = int(result.trace_metadata.get("n_ranks") or 0)
+    columns = [
+        *("phase", "layer", "microbatch", "src", "dst", "messages", "bytes"),
+        *("start_ps", "finish_ps", "fct_ps", "queueing_ps"),
+    ]
+    for flows in result.flow_batches(columns):
+        layer = int(flows["layer"].iloc[0])
+        n_ranks = max(n_ranks, int(flows["src"].max()) + 1, int(flows["dst"].max()) + 1)
+        for phase in _phase_order(flows["phase"].cat.categories):
+            part = flows[flows["phase"] == phase]
+            if part.empty:
+                continue
+            messages = part["messages"].to_numpy(np.int64)
+            source = part["src"].to_numpy(np.int64)
+            microbatch = part["microbatch"].to_numpy(np.int64)
+            target = part["dst"].to_numpy(np.int64)
+            row_of = (microbatch - microbatch.min()) * n_ranks
+            key = row_of + source
+            start = part["start_ps"].to_numpy()
+            begin = np.full(int(key.max()) + 1, np.iinfo(np.int64).max)
+            np.minimum.at(begin, key, start)
+            last_sender = np.full((int(microbatch.max() - microbatch.min()) + 1) * n_ranks, -1)
+            np.maximum.at(last_sender, row_of + target, begin[key])
+            awaited = np.flatnonzero(last_sender >= 0)
+            senders.append(
+                pd.DataFrame(
+                    {
+                        "layer": layer,
+                        "kind": phase,
+                        "microbatch": awaited // n_ranks + microbatch.min(),
+                        "rank": awaited % n_ranks,
+                        "last_sender_ps": last_sender[awaited],
+                    }
+                )
+            )
+            message_latency, fct = Distribution(), Distribution()
+            message_latency.add(part["finish_ps"].to_numpy() - begin[key], messages)
+            fct.add(part["fct_ps"].to_numpy())
+            row: dict[str, Any] = {
+                "layer": layer,
+                "phase": phase,
+                "flows": len(part),
+                "messages": int(messages.sum()),
+                "bytes": int(part["bytes"].sum()),
+                "queueing_ps": int(part["queueing_ps"].sum()),
+                "message": message_latency,
+                "fct": fct,
+            }
+            rows.append(row)
+            total = totals.setdefault(
+                phase,
+                {"layer": -1, "phase": phase, "message": Distribution(), "fct": Distribution()},
+            )
+            for name in ("flows", "messages", "bytes", "queueing_ps"):
+                total[name] = total.get(name, 0) + row[name]
+            total["message"].update(message_latency)
+            total["fct"].update(fct)
+            if phase == "dispatch":
+                received = np.bincount(target, messages, n_ranks)
+                loads[layer] = float(received.max() / received.mean())
+    records = []
+    for row in [*(totals[phase] for phase in _phase_order(totals)), *rows]:
+        record = {name: row[name] for name in ("layer", "phase", "flows", "messages", "bytes")}
+        for name in ("message", "fct"):
+            stats: dict[str, float] = row[name].describe()
+            record |= {
+                f"{name}_{key}_ps": value if key == "mean" else int(value)
+                for key, value in stats.items()
+            }
+        record["queueing_ps"] = row["queueing_ps"]
+        records.append(record)
+    empty = pd.DataFrame(columns=["layer", "kind", "microbatch", "rank", "last_sender_ps"])
+    return pd.DataFrame.from_records(records), loads, pd.concat(senders) if senders else empty
+
+
+def _phase_order(phases: Iterable[str]) -> list[str]:
+    """Return the phases, dispatch and combine first, as time runs."""
+    found = {str(phase) for phase in phases}
+    known = [phase for phase in ("dispatch", "combine") if phase in found]
+    return known + sorted(found - set(known))
+
+
+def _split_communication(tasks: pd.DataFrame, senders: pd.DataFrame) -> None:
+    """Add computing_ps, senders_ps and network_ps, which sum to a task's time."""
+    start, finish = tasks["start_ps"].to_numpy(), tasks["finish_ps"].to_numpy()
+    sends, waits = tasks["issued_ps"].to_numpy() >= 0, tasks["arrived_ps"].to_numpy() >= 0
+    computed = np.where(sends | waits, start + tasks["duration_ps"].to_numpy(), finish)
+    keys = ["layer", "kind", "microbatch", "rank"]
+    # The flow table does not say which task waited: the one whose kind is the phase's name.
+    last = tasks[keys].merge(senders.astype({"kind": str}), on=keys, how="left")
+    last_sender = last["last_sender_ps"].fillna(-1).to_numpy(np.int64)
+    began = np.where(waits, np.clip(last_sender, computed, finish), computed)
+    tasks["communicates"] = sends | waits
+    tasks["computing_ps"] = computed - start
+    tasks["senders_ps"] = began - computed
+    tasks["network_ps"] = finish - began
+
+
+def _layer_table(tasks: pd.DataFrame, facts: _Facts, loads: dict[int, float]) -> pd.DataFrame:
+    by_rank = tasks.groupby(["layer", "rank"]).agg(
+        start=("start_ps", "min"), finish=("finish_ps", "max")
+    )
+    by_rank["duration"] = by_rank["finish"] - by_rank["start"]
+    groups = by_rank.groupby("layer")
+    median, longest = groups["duration"].median(), groups["duration"].max()
+    finish = groups["finish"]
+    combine = tasks[tasks["kind"] == "combine"].groupby("layer")["finish_ps"].max()
+    layers = pd.DataFrame(
+        {
+            "layer": median.index.to_numpy(np.int64),
+            "label": [facts.labels.get(int(layer), "") for layer in median.index],
+            "completion_ps": combine.reindex(median.index).fillna(-1).to_numpy(np.int64),
+            "duration_median_ps": median.to_numpy(),
+            "duration_max_ps": longest.to_numpy(np.int64),
+            "straggler_spread": ((longest - median) / median.where(median > 0)).to_numpy(),
+            "lag_ps": (finish.max() - finish.median()).to_numpy(),
+            "load_max_over_mean": [loads.get(int(layer), math.nan) for layer in median.index],
+        }
+    )
+    # An MTP layer also combines, but only "moe" layers repeat; without labels all count.
+    moe = (layers["completion_ps"] >= 0).to_numpy()
+    if facts.labels:
+        moe = moe & (layers["label"] == "moe").to_numpy()
+    layers.insert(2, "moe", moe)
+    increments = np.full(len(layers), -1, dtype=np.int64)
+    places = np.flatnonzero(moe)
+    # Layers may be simulated with gaps; they still run one after another.
+    increments[places[1:]] = np.diff(layers["completion_ps"].to_numpy()[places])
+    steady = increments >= 0
+    if steady.sum() >= 3:
+        steady[places[1]] = False
+    layers.insert(4, "increment_ps", increments)
+    layers.insert(5, "steady", steady)
+    return layers
+
+
+def _extrapolate(tasks: pd.DataFrame, layers: pd.DataFrame, facts: _Facts) -> dict[str, Any]:
+    """Return the time to add to the simulated step for the layers not simulated."""
+    simulated = int(layers["moe"].sum())
+    total = facts.moe_layers
+    missing = 0 if total is None else max(total - simulated, 0)
+    increments = layers.loc[layers["steady"], "increment_ps"].to_numpy(np.float64)
+    step: dict[str, Any] = {
+        "moe_layers_simulated": simulated,
+        "moe_layers_total": total,
+        "missing": missing,
+        "increments": len(increments),
+        "layer_ps": None,
+        "deviation_ps": None,
+        "error_ps": None,
+        "low_ps": None,
+        "high_ps": None,
+        "extra_ps": 0,
+    }
+    if len(increments):
+        step["layer_ps"] = float(increments.mean())
+        step["low_ps"], step["high_ps"] = increments.min(), increments.max()
+        if len(increments) > 1:
+            step["deviation_ps"] = float(increments.std(ddof=1))
+            if missing:
+                spread = math.sqrt(1 / len(increments) + 1 / missing)
+                step["error_ps"] = missing * step["deviation_ps"] * spread
+    elif simulated:
+        (layer,) = layers.loc[layers["moe"], "layer"]
+        (completion,) = layers.loc[layers["moe"], "completion_ps"]
+        own = tasks.loc[tasks["layer"] == layer, "start_ps"].min()
+        step["layer_ps"] = float(completion - own)
+        step["low_ps"] = step["high_ps"] = step["layer_ps"]
+    if missing:
+        if step["layer_ps"] is None:
+            raise ResultError(
+                f"trace metadata say {total} MoE layers, but no combine task was simulated, so "
+                "there is no layer to extrapolate from; simulate at least one"
+            )
+        step["extra_ps"] = round(missing * step["layer_ps"])
+    return step
+
+
+def _rank_table(tasks: pd.DataFrame, extra_ps: int, facts: _Facts) -> pd.DataFrame:
+    spans = tasks.groupby("rank").agg(start=("start_ps", "min"), finish=("finish_ps", "max"))
+    simulated = (spans["finish"] - spans["start"]).to_numpy()
+    step = simulated + extra_ps
+    ranks = pd.DataFrame({"rank": spans.index.to_numpy(np.int64)})
+    ranks["step_ps"] = step
+    ranks["simulated_step_ps"] = simulated
+    ranks["tpot_ps"] = step / facts.tokens_per_step
+    if facts.batch_per_npu is not None:
+        with np.errstate(divide="ignore"):
+            ranks["tokens_per_s_per_npu"] = facts.batch_per_npu * _PS_PER_S / ranks["tpot_ps"]
+    for kind in _phases(tasks):
+        part = tasks[tasks["kind"] == kind]
+        times_ps = part["finish_ps"] - part["start_ps"]
+        times = times_ps.groupby(part["rank"])
+        ranks[f"{kind}_mean_ps"] = times.mean().reindex(spans.index).to_numpy()
+        for name in ("p50", "p99"):
+            value = _group_quantile(part["rank"], times_ps, QUANTILES[name])
+            ranks[f"{kind}_{name}_ps"] = value.reindex(spans.index).to_numpy()
+        ranks[f"{kind}_max_ps"] = times.max().reindex(spans.index).to_numpy()
+        for name in ("computing", "senders", "network"):
+            mean = part.groupby("rank")[f"{name}_ps"].mean()
+            ranks[f"{kind}_{name}_ps"] = mean.reindex(spans.index).to_numpy()
+    return ranks
+
+
+def _group_quantile(group: pd.Series, values: pd.Series, q: float) -> pd.Series:
+    """Return by group the smallest value that at least the fraction ``q`` does not exceed."""
+    order = np.lexsort((values.to_numpy(), group.to_numpy()))
+    labels, first, count = np.unique(group.to_numpy()[order], return_index=True, return_counts=True)
+    place = np.maximum(np.ceil(q * count - 1e-9).astype(np.int64), 1) - 1
+    return pd.Series(values.to_numpy()[order][first + place], index=labels)
+
+
+def _phases(tasks: pd.DataFrame) -> list[str]:
+    """Return the kinds of the tasks that send or wait, dispatch and combine first."""
+    return _phase_order(tasks.loc[tasks["communicates"], "kind"].unique())
+
+
+def _share_table(tasks: pd.DataFrame) -> pd.DataFrame:
+    """Sweep each rank's timeline and attribute every instant to one of SHARES."""
+    kind = tasks["kind"].to_numpy(str)
+    start, finish = tasks["start_ps"].to_numpy(), tasks["finish_ps"].to_numpy()
+    communicates = tasks["communicates"].to_numpy()
+    computed = start + tasks["computing_ps"].to_numpy()
+    column = {name: index for index, name in enumerate(SHARES)}
+    computing = np.full(len(tasks), column["other_compute"])
+    computing[kind == "attention"] = column["attention"]
+    computing[kind == "expert"] = column["expert"]
+    computing[communicates] = column["operator_compute"]
+    waiting = np.full(len(tasks), column["other_wait"])
+    waiting[kind == "dispatch"] = column["dispatch_wait"]
+    waiting[kind == "combine"] = column["combine_wait"]
+
+    ranks, rank = np.unique(tasks["rank"].to_numpy(), return_inverse=True)
+    rank = rank.reshape(-1)
+    # Each interval is +1 at its start and -1 at its end in the column of what happens.
+    interval_rank = np.concatenate([rank, rank])
+    begin = np.concatenate([start, computed])
+    end = np.concatenate([computed, finish])
+    what = np.concatenate([computing, waiting])
+    lasts = end > begin
+    interval_rank, begin, end, what = (x[lasts] for x in (interval_rank, begin, end, what))
+    at_rank = np.concatenate([interval_rank, interval_rank])
+    at_time = np.concatenate([begin, end])
+    change = np.repeat(np.array([1, -1], dtype=np.int32), len(begin))
+    what = np.concatenate([what, what])
+    order = np.lexsort((at_time, at_rank))
+    at_rank, at_time = at_rank[order], at_time[order]
+    steps = np.zeros((len(order), len(SHARES)), dtype=np.int32)
+    steps[np.arange(len(order)), what[order]] = change[order]
+    # All intervals of a rank are closed at its end, so counts start from zero at the next.
+    active = np.cumsum(steps, axis=0)
+    elapsed = np.diff(at_time, append=0)
+    elapsed[np.flatnonzero(np.diff(at_rank, append=-1))] = 0
+    running = active.sum(axis=1)
+    first = np.where(running > 0, (active > 0).argmax(axis=1), column["idle"])
+    totals = np.zeros((len(ranks), len(SHARES)))
+    np.add.at(totals, (at_rank, first), elapsed)
+    several = np.bincount(at_rank, elapsed * (running > 1), len(ranks))
+    wait_columns = [column[name] for name in ("dispatch_wait", "combine_wait", "other_wait")]
+    communicating = active[:, wait_columns].any(axis=1)
+    communication = np.bincount(at_rank, elapsed * communicating, len(ranks))
+    span = totals.sum(axis=1)
+    span[span == 0] = 1
+    shares = pd.DataFrame(totals / span[:, None], columns=list(SHARES))
+    shares.insert(0, "rank", ranks)
+    shares["overlapped"] = several / span
+    shares["communication"] = communication / span
+    return shares
+
+
+def _stream_table(tasks: pd.DataFrame) -> pd.DataFrame:
+    spans = tasks.groupby("rank").agg(start=("start_ps", "min"), finish=("finish_ps", "max"))
+    span = spans["finish"] - spans["start"]
+    busy = tasks["finish_ps"] - tasks["start_ps"]
+    parts = tasks[["rank", "stream", "kind", "computing_ps"]].assign(busy_ps=busy)
+    streams = parts.groupby(["rank", "stream", "kind"], as_index=False).sum()
+    idle = streams.groupby(["rank", "stream"], as_index=False)["busy_ps"].sum()
+    idle["busy_ps"] = idle["rank"].map(span) - idle["busy_ps"]
+    idle = idle.assign(kind="idle", computing_ps=0)
+    streams = pd.concat([streams, idle], ignore_index=True)
+    streams = streams[["rank", "stream", "kind", "busy_ps", "computing_ps"]]
+    length = streams["rank"].map(span)
+    streams["share"] = streams["busy_ps"] / length.where(length > 0, 1)
+    return streams.sort_values(["rank", "stream"], kind="stable", ignore_index=True)
+
+
+def _observed(values: Any, scale: float) -> dict[str, float]:
+    """Describe one value a rank (or a task) as the module text defines percentiles."""
+    values = np.asarray(values, dtype=np.float64)
+    stats = {"mean": float(values.mean()) / scale}
+    for name, q in QUANTILES.items():
+        stats[name] = float(np.quantile(values, q, method="inverted_cdf")) / scale
+    return stats | {"max": float(values.max()) / scale}
+
+
+def _summarise(
+    result: RunResult,
+    facts: _Facts,
+    step: dict[str, Any],
+    ranks: pd.DataFrame,
+    shares: pd.DataFrame,
+    layers: pd.DataFrame,
+    latency: pd.DataFrame,
+    tasks: pd.DataFrame,
+) -> dict[str, Any]:
+    per_step = facts.tokens_per_step
+    step_ps = int(ranks["step_ps"].max())
+    tpot_ms = step_ps / per_step / _PS_PER_MS
+
+    def per_npu(tpot: float) -> float | None:
+        if facts.batch_per_npu is None or tpot <= 0:
+            return None
+        return facts.batch_per_npu / tpot * 1e3
+
+    def moved(by_ps: float) -> float:
+        """TPOT if the missing layers took ``by_ps`` a layer."""
+        return float(step_ps - step["extra_ps"] + step["missing"] * by_ps) / (per_step * _PS_PER_MS)
+
+    def scaled(value: float | None, scale: float) -> float | None:
+        return None if value is None else float(value) / scale
+
+    extrapolated = step["missing"] > 0
+    tpot_range = [moved(step["low_ps"]), moved(step["high_ps"])] if extrapolated else None
+    median = float(ranks["step_ps"].median())
+    spread = layers["straggler_spread"].dropna()
+    summary: dict[str, Any] = {
+        "schema": 1,
+        "run": {
+            name: result.summary.get(name)
+            for name in ("topology", "seed", "payload_bytes", "plane_policy", "path_policy")
+        },
+        "n_ranks": len(ranks),
+        "moe_layers_simulated": step["moe_layers_simulated"],
+        "moe_layers_total": step["moe_layers_total"],
+        "extrapolated": extrapolated,
+        "extrapolation": _statement(step),
+        "simulated_step_ms": float(ranks["simulated_step_ps"].max()) / _PS_PER_MS,
+        "step_ms": step_ps / _PS_PER_MS,
+        "step_standard_error_ms": scaled(step["error_ps"], _PS_PER_MS),
+        "layer_us": scaled(step["layer_ps"], _PS_PER_US),
+        "layer_standard_deviation_us": scaled(step["deviation_ps"], _PS_PER_US),
+        "tokens_per_step": per_step,
+        "mtp_tokens": facts.mtp_tokens,
+        "mtp_acceptance": facts.mtp_acceptance,
+        "batch_per_npu": facts.batch_per_npu,
+        "tpot_ms": tpot_ms,
+        "tpot_standard_error_ms": scaled(step["error_ps"], per_step * _PS_PER_MS),
+        "tpot_range_ms": tpot_range,
+        "tokens_per_s_per_npu": per_npu(tpot_ms),
+        "tokens_per_s_per_npu_range": (
+            [per_npu(tpot_range[1]), per_npu(tpot_range[0])]
+            if tpot_range and facts.batch_per_npu is not None
+            else None
+        ),
+        "rank_tpot_ms": _observed(ranks["tpot_ps"], _PS_PER_MS),
+        "message_latency_us": {},
+        "rank_latency_us": {},
+        "shares": {name: float(shares[name].mean()) for name in SHARES},
+        "overlapped": float(shares["overlapped"].mean()),
+        "communication": float(shares["communication"].mean()),
+        "exposed_communication": float(
+            shares[["dispatch_wait", "combine_wait", "other_wait"]].sum(axis=1).mean()
+        ),
+        "step_straggler_spread": (step_ps - median) / median if median else 0.0,
+        "layer_straggler_spread_mean": float(spread.mean()) if len(spread) else None,
+        "layer_straggler_spread_max": float(spread.max()) if len(spread) else None,
+        "inputs": facts.inputs,
+    }
+    for row in latency[latency["layer"] == -1].to_dict("records") if len(latency) else []:
+        summary["message_latency_us"][str(row["phase"])] = {
+            name: float(row[f"message_{name}_ps"]) / _PS_PER_US
+            for name in ("mean", *QUANTILES, "max")
+        }
+    for kind in _phases(tasks):
+        part = tasks[tasks["kind"] == kind]
+        times = part["finish_ps"] - part["start_ps"]
+        summary["rank_latency_us"][kind] = _observed(times, _PS_PER_US) | {
+            name: float(part[f"{name}_ps"].mean()) / _PS_PER_US
+            for name in ("computing", "senders", "network")
+        }
+    return summary
+
+
+def _statement(step: dict[str, Any]) -> str:
+    """Say in one sentence whether and how the step was extrapolated."""
+    simulated, total, missing = (
+        step[name] for name in ("moe_layers_simulated", "moe_layers_total", "missing")
+    )
+    if total is None:
+        return (
+            f"not extrapolated: the step is the {simulated} MoE layers simulated, because the "
+            "trace does not state how many the model has"
+        )
+    if not missing:
+        return f"not extrapolated: all {total} MoE layers were simulated"
+    text = f"extrapolated from {simulated} of {total} layers: {missing} more at "
+    text += f"{step['layer_ps'] / _PS_PER_US:,.1f} us each"
+    if not step["increments"]:
+        return text + ", the time of the only layer with its pipeline fill (an upper estimate)"
+    if step["deviation_ps"] is None:
+        return text + ", one increment, so the error is unknown"
+    low, high = step["low_ps"] / _PS_PER_US, step["high_ps"] / _PS_PER_US
+    return (
+        text + f", the mean of {step['increments']} increments of {low:,.1f} to {high:,.1f} us; "
+        f"standard error of the step {step['error_ps'] / _PS_PER_MS:.2f} ms"
+    )
+
+
+#: Results of a paper row: key, name, unit, scale to it, and the simulated value.
+_COMPARED: dict[str, tuple[str, str, float, Callable[[dict[str, Any]], float | None]]] = {
+    "tpot_ps": ("TPOT", "ms", _PS_PER_MS, lambda s: s["tpot_ms"]),
+    "tokens_per_s_per_npu": ("tokens/s per NPU", "1/s", 1, lambda s: s["tokens_per_s_per_npu"]),
+    "step_ps": ("decode step", "ms", _PS_PER_MS, lambda s: s["step_ms"]),
+    "layer_ps": ("MoE layer, steady", "us", _PS_PER_US, lambda s: s["layer_us"]),
+    "dispatch_ps": (
+        "dispatch, rank median",
+        "us",
+        _PS_PER_US,
+        lambda s: s["rank_latency_us"].get("dispatch", {}).get("p50"),
+    ),
+    "combine_ps": (
+        "combine, rank median",
+        "us",
+        _PS_PER_US,
+        lambda s: s["rank_latency_us"].get("combine", {}).get("p50"),
+    ),
+}
+
+
+def _compare(
+    facts: _Facts, summary: dict[str, Any], metadata: Mapping[str, Any]
+) -> tuple[pd.DataFrame, list[str]]:
+    """Return the paper's numbers beside the simulated ones, and its rows at other points."""
+    records: list[dict[str, Any]] = []
+    elsewhere: list[str] = []
+    for row in facts.paper_rows:
+        known = {*_COMPARED, "source", "strength", "note"}
+        point = {
+            key: _bare(value)
+            for key, value in row.items()
+            if key not in known and value not in (None, "")
+        }
+        where = ", ".join(_condition(key, value) for key, value in point.items())
+        if any(metadata.get(key, value) != value for key, value in point.items()):
+            elsewhere.append(where)
+            continue
+        for key, (name, unit, scale, find) in _COMPARED.items():
+            entry = row.get(key)
+            if entry is None:
+                continue
+            entry = entry if isinstance(entry, Mapping) else {"value": entry}
+            value = entry.get("value")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+                raise ResultError(
+                    f"trace metadata: paper_rows: {key}: found {value!r}, expected a number above 0"
+                )
+            paper, simulated = value / scale, find(summary)
+            difference = None if simulated is None else simulated - paper
+            records.append(
+                {
+                    "quantity": name,
+                    "unit": unit,
+                    "simulated": simulated,
+                    "paper": paper,
+                    "difference": difference,
+                    "difference_percent": None if difference is None else 100 * difference / paper,
+                    "point": where,
+                    "strength": str(entry.get("strength") or row.get("strength") or ""),
+                    "source": str(entry.get("source") or row.get("source") or ""),
+                    "note": str(entry.get("note") or row.get("note") or ""),
+                }
+            )
+    columns = ["quantity", "unit", "simulated", "paper", "difference", "difference_percent"]
+    columns += ["point", "strength", "source", "note"]
+    return pd.DataFrame(records, columns=columns), elsewhere
+
+
+def _bare(value: Any) -> Any:
+    return value["value"] if isinstance(value, Mapping) and "value" in value else value
+
+
+def _condition(key: str, value: Any) -> str:
+    """Say ``slo_ps: 50000000000`` as ``slo 50 ms``."""
+    if key.endswith("_ps") and isinstance(value, (int, float)):
+        return f"{key.removesuffix('_ps')} {value / _PS_PER_MS:g} ms"
+    return f"{key.replace('_', ' ').replace('npu', 'NPU').replace('kv', 'KV')} {value}"
+
+
+def _render(tokens: Tokens) -> RenderableType:
+    """Return the summary as tables for a terminal."""
+    s = tokens.summary
+    parts: list[RenderableType] = [Text(s["extrapolation"][0].upper() + s["extrapolation"][1:])]
+
+    def with_error(value: float, error: float | None, unit: str) -> str:
+        return f"{value:,.2f}" + (f" +- {error:.2f}" if error is not None else "") + f" {unit}"
+
+    def table_of(title: str, *columns: str, left: Iterable[str] = (), header: bool = True) -> Table:
+        """Add a table under its title; a Table's own title wraps at the table's width."""
+        table = Table(show_header=header)
+        for name in columns:
+            table.add_column(name, justify="left" if name in left else "right")
+        parts.extend([Text(f"\n{title}", style="bold"), table])
+        return table
+
+    head = table_of("Tokens", "quantity", "value", "meaning", left=_LEFT, header=False)
+    head.add_row(
+        "decode step", with_error(s["step_ms"], s["step_standard_error_ms"], "ms"), "slowest rank"
+    )
+    if s["mtp_tokens"]:
+        meaning = f"{s['mtp_tokens']} speculative, acceptance {s['mtp_acceptance']:g}"
+    else:
+        meaning = "no speculative tokens stated"
+    head.add_row("tokens per step", f"{s['tokens_per_step']:.2f}", meaning)
+    head.add_row(
+        "TPOT",
+        with_error(s["tpot_ms"], s["tpot_standard_error_ms"], "ms"),
+        f"rank p50 {s['rank_tpot_ms']['p50']:,.2f}, p99 {s['rank_tpot_ms']['p99']:,.2f} ms",
+    )
+    if s["tokens_per_s_per_npu"] is None:
+        head.add_row("tokens/s per NPU", "-", "the trace does not state batch_per_npu")
+    else:
+        head.add_row(
+            "tokens/s per NPU",
+            f"{s['tokens_per_s_per_npu']:,.0f}",
+            f"batch {s['batch_per_npu']:g} per NPU",
+        )
+    if s["layer_us"] is not None:
+        head.add_row("MoE layer, steady", f"{s['layer_us']:,.1f} us", "mean increment")
+    head.add_row(
+        "straggler spread",
+        f"{100 * s['step_straggler_spread']:.2f} %",
+        "step; by layer "
+        + (
+            f"{100 * s['layer_straggler_spread_mean']:.1f} % mean, "
+            f"{100 * s['layer_straggler_spread_max']:.1f} % at most"
+            if s["layer_straggler_spread_mean"] is not None
+            else "unknown"
+        ),
+    )
+
+    if len(tokens.paper):
+        table = table_of(
+            "Beside the paper",
+            *("quantity", "simulated", "paper", "difference", "", "strength", "source"),
+            left=_LEFT,
+        )
+        footnotes: dict[str, int] = {}
+        for row in tokens.paper.to_dict("records"):
+            unit = "" if row["unit"] == "1/s" else f" {row['unit']}"
+            missing = row["simulated"] is None or pd.isna(row["simulated"])
+            digits = ".0f" if row["unit"] == "1/s" else ".2f"
+            parts_of_note = [row["source"] or "no source stated"]
+            parts_of_note += [f"at {row['point']}"] if row["point"] else []
+            parts_of_note += [row["note"]] if row["note"] else []
+            number = footnotes.setdefault("; ".join(parts_of_note), len(footnotes) + 1)
+            paper = f"{row['paper']:,.5g}" if row["paper"] < 1e3 else f"{row['paper']:,.0f}"
+            table.add_row(
+                row["quantity"],
+                "not known" if missing else f"{row['simulated']:,{digits}}{unit}",
+                f"{paper}{unit}",
+                "" if missing else f"{row['difference']:+,{digits}}{unit}",
+                "" if missing else f"{row['difference_percent']:+.1f} %",
+                Text(row["strength"]),
+                f"({number})",
+            )
+        parts += [Text(f"({number}) {note}") for note, number in footnotes.items()]
+    elif s["paper_rows_at_other_points"]:
+        points = "; ".join(s["paper_rows_at_other_points"])
+        parts.append(Text(f"\nThe paper has no row for this point; it has {points}."))
+    if s["inputs"]:
+        parts.append(Text("\nInputs, not simulated", style="bold"))
+    for row in s["inputs"]:
+        source = f": {row['source']}" if ".attention." in f".{row['key']}." else ""
+        parts.append(Text(f"{row['key']} = {row['value']} ({row['strength']}){source}"))
+
+    table = table_of("Latency in us", *("phase", "seen by", "mean", *QUANTILES, "max"), left=_LEFT)
+    for key, label in (("message_latency_us", "message"), ("rank_latency_us", "rank")):
+        for phase, stats in s[key].items():
+            values = [f"{stats[name]:,.1f}" for name in ("mean", *QUANTILES, "max")]
+            table.add_row(phase, label, *values)
+    for phase, stats in s["rank_latency_us"].items():
+        parts.append(
+            Text(
+                f"{phase}, mean of ranks: {stats['computing']:,.1f} us computing, "
+                f"{stats['senders']:,.1f} us until the last sender begins, "
+                f"{stats['network']:,.1f} us network"
+            )
+        )
+
+    table = table_of("Where the step goes (mean over ranks)", "share", "%", left=_LEFT)
+    for name in SHARES:
+        if s["shares"][name] > 0:
+            table.add_row(name.replace("_", " "), f"{100 * s['shares'][name]:.1f}")
+    parts.append(
+        Text(
+            f"Two or more tasks at once {100 * s['overlapped']:.1f} %; communication "
+            f"{100 * s['communication']:.1f} %, of which exposed "
+            f"{100 * s['exposed_communication']:.1f} % of the step."
+        )
+    )
+    return Group(*parts)
+
+
+#: Columns of text, which align left.
+_LEFT = frozenset(["quantity", "meaning", "strength", "source", "phase", "seen by", "share"])
