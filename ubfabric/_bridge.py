@@ -13,9 +13,14 @@ import importlib.util
 import threading
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ubfabric.errors import BridgeError
+
+if TYPE_CHECKING:
+    from ubfabric.routing import FabricArrays
 
 #: Version in the file names of ns-3's libraries; ours is linked to them by name.
 NS3_VERSION = "3.44"
@@ -171,3 +176,287 @@ def _check_same_version(built_for: str, library: Path) -> None:
             f"{library}: built for ubfabric {built_for}, found ubfabric {installed}; "
             "run 'pip install --force-reinstall .' in the source folder"
         )
+
+
+#: No task, no link: the C++ constant ``UB_NONE``.
+NONE = 0xFFFFFFFF
+
+#: One flow, laid out as the C++ ``UbFlowRecord``; the engine works in place.
+FLOW_RECORD = np.dtype(
+    [
+        ("src", np.uint32),
+        ("dst", np.uint32),
+        ("messages", np.uint32),
+        ("message_bytes", np.uint32),
+        ("send_task", np.uint32),
+        ("wait_task", np.uint32),
+        ("start_ps", np.int64),
+        ("first_byte_ps", np.int64),
+        ("finish_ps", np.int64),
+        ("queueing_ps", np.int64),
+        ("packets_left", np.uint32),
+        ("network", np.uint8),
+        ("lane", np.uint8),
+        ("hops", np.uint16),
+    ]
+)
+
+#: One task, laid out as the C++ ``UbTaskRecord``.
+TASK_RECORD = np.dtype(
+    [
+        ("duration_ps", np.int64),
+        ("ready_ps", np.int64),
+        ("start_ps", np.int64),
+        ("finish_ps", np.int64),
+        ("issued_ps", np.int64),
+        ("arrived_ps", np.int64),
+        ("endpoint", np.uint32),
+        ("stream", np.uint32),
+        ("deps_left", np.uint32),
+        ("flows_left", np.uint32),
+        ("send_first", np.uint32),
+        ("send_count", np.uint32),
+        ("next", np.uint32),
+        ("successor", np.uint32),
+        ("state", np.uint32),
+        ("reserved", np.uint32),
+    ]
+)
+
+#: Members of the C++ ``UbFabricArrays`` and the array of :class:`FabricArrays` each points to.
+_POINTERS = {
+    "nodeIsEndpoint": "node_is_endpoint",
+    "nodeForwardLatencyPs": "node_forward_latency_ps",
+    "nodeBufferBytes": "node_buffer_bytes",
+    "nodeIssueEngines": "node_issue_engines",
+    "nodeIssueCostPs": "node_issue_cost_ps",
+    "nodeEngineBytesPerS": "node_engine_bytes_per_s",
+    "nodeEgressBytesPerS": "node_egress_bytes_per_s",
+    "nodeReceiveLatencyPs": "node_receive_latency_ps",
+    "nodeCopyBytesPerS": "node_copy_bytes_per_s",
+    "linkSrc": "link_src",
+    "linkDst": "link_dst",
+    "linkPlane": "link_plane",
+    "linkBytesPerS": "link_rate_bytes_per_s",
+    "linkDelayPs": "link_delay_ps",
+    "planeNetwork": "plane_network",
+    "planeNClasses": "plane_n_classes",
+    "endpointClass": "endpoint_class",
+    "endpointSlot": "endpoint_slot",
+    "endpointOut": "endpoint_out",
+    "switchRow": "switch_row",
+    "table": "table",
+    "local": "local",
+    "groupStart": "group_start",
+    "groupLink": "group_link",
+    "directStart": "direct_start",
+    "directDst": "direct_dst",
+    "directLink": "direct_link",
+}
+
+_engine_alive = False
+
+
+class Engine:
+    """One packet-level simulation: the C++ ``UbRun`` with NumPy arrays.
+
+    ns-3 has one simulator a process, so one engine can be alive at a time; use it as a context
+    manager. Everything must have been validated before: ns-3 answers bad input by ending the
+    process.
+
+    Parameters
+    ----------
+    arrays : FabricArrays
+        The fabric.
+    payload_bytes, header_bytes : int
+        Most payload of a packet, and what headers add to it on the wire.
+    n_virtual_lanes : int
+        Virtual lanes of each port, 1 to 16.
+    seed : int
+        Seed of all hashes and random choices.
+    path_policy, plane_policy : str
+        TypeIds, such as ``ns3::UbPathRoundRobin``.
+
+    Raises
+    ------
+    BridgeError
+        If the library cannot be loaded or another engine is alive.
+    """
+
+    def __init__(
+        self,
+        arrays: FabricArrays,
+        *,
+        payload_bytes: int,
+        header_bytes: int,
+        n_virtual_lanes: int,
+        seed: int,
+        path_policy: str,
+        plane_policy: str,
+    ) -> None:
+        global _engine_alive
+        namespace = load()
+        if _engine_alive:
+            raise BridgeError("a simulation is at work in this process; close it first")
+        self._run = namespace.UbRun()
+        _engine_alive = True
+        self._chunks: dict[int, tuple[np.ndarray, ...]] = {}
+        self._n_links = arrays.n_links
+        cpp = namespace.UbFabricArrays()
+        cpp.nNodes = arrays.n_nodes
+        cpp.nLinks = arrays.n_links
+        cpp.nPlanes = arrays.n_planes
+        cpp.nTable = len(arrays.table)
+        cpp.nLocal = len(arrays.local)
+        cpp.nGroups = len(arrays.group_start) - 1
+        keep = []
+        for pointer, name in _POINTERS.items():
+            values = np.ascontiguousarray(getattr(arrays, name)).reshape(-1)
+            # cppyy cannot point to nothing; a fabric may have no direct link, for one
+            keep.append(values if len(values) else np.zeros(1, values.dtype))
+            setattr(cpp, pointer, keep[-1])
+        self._run.Build(
+            cpp, payload_bytes, header_bytes, n_virtual_lanes, seed, path_policy, plane_policy
+        )
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the simulation and let another begin."""
+        global _engine_alive
+        if self._run is not None:
+            self._run.__destruct__()
+            self._run = None
+            self._chunks.clear()
+            _engine_alive = False
+
+    @property
+    def fabric(self) -> Any:
+        """The C++ ``Ptr<UbFabric>``, for ns-3 users who attach devices or trace sinks."""
+        return self._run.GetFabric()
+
+    def add_chunk(
+        self,
+        flows: np.ndarray,
+        tasks: np.ndarray,
+        *,
+        first_task: int,
+        send_order: np.ndarray,
+        dep_start: np.ndarray,
+        deps: np.ndarray,
+        open_order: np.ndarray,
+        is_last: bool,
+    ) -> int | None:
+        """Load flows and tasks; the engine works on the arrays until the chunk is complete.
+
+        Parameters
+        ----------
+        flows : ndarray of FLOW_RECORD, shape (n_flows,)
+        tasks : ndarray of TASK_RECORD, shape (n_tasks,)
+        first_task : int
+            Number of the first task in the trace; tasks are numbered without gaps.
+        send_order : ndarray of uint32
+            Flows grouped by the task that sends them.
+        dep_start : ndarray of uint64, shape (n_tasks + 1,)
+        deps : ndarray of uint64
+            ``deps[dep_start[i]:dep_start[i + 1]]`` are the tasks that task ``i`` depends on.
+        open_order : ndarray of uint32
+            Open-loop flows in order of their start.
+        is_last : bool
+            Whether no chunk follows.
+
+        Returns
+        -------
+        int or None
+            Number of the chunk from 0, None if too many chunks are at work.
+        """
+        arrays = (flows, tasks, send_order, dep_start, deps, open_order)
+        expected = (FLOW_RECORD, TASK_RECORD, np.uint32, np.uint64, np.uint64, np.uint32)
+        for values, dtype in zip(arrays, expected, strict=True):
+            if values.dtype != dtype or not values.flags.c_contiguous:
+                raise TypeError(f"expected a contiguous array of {np.dtype(dtype)}")
+        address = [values.ctypes.data for values in arrays]
+        number = int(
+            self._run.AddChunk(
+                address[0],
+                len(flows),
+                address[1],
+                len(tasks),
+                first_task,
+                address[2],
+                address[3],
+                address[4],
+                address[5],
+                len(open_order),
+                is_last,
+            )
+        )
+        if number < 0:
+            return None
+        self._chunks[number] = arrays
+        return number
+
+    def run(self, packet_hops: int = 0) -> None:
+        """Simulate until a chunk is needed, so many packet-hops are done, or nothing is left."""
+        self._run.Run(packet_hops)
+
+    def take_complete(self) -> list[int]:
+        """Return the numbers of chunks that have become complete, ascending, each once."""
+        complete = []
+        while (number := int(self._run.TakeCompleteChunk())) >= 0:
+            del self._chunks[number]
+            complete.append(number)
+        return complete
+
+    def needs_chunk(self) -> bool:
+        """Return whether the run stands still because tasks of the next chunk are needed."""
+        return bool(self._run.NeedsChunk())
+
+    def is_finished(self) -> bool:
+        """Return whether no event is left."""
+        return bool(self._run.IsFinished())
+
+    def leftover(self) -> str:
+        """Return what is not delivered, not returned or not finished; empty if nothing."""
+        return str(self._run.Leftover())
+
+    @property
+    def now_ps(self) -> int:
+        """Simulated time."""
+        return int(self._run.GetNowPs())
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Packets, packet-hops, fabric events, and payload bytes sent and delivered so far."""
+        run = self._run
+        return {
+            "packets": int(run.GetPacketsSent()),
+            "packet_hops": int(run.GetPacketHops()),
+            "fabric_events": int(run.GetFabricEvents()),
+            "bytes_sent": int(run.GetBytesSent()),
+            "bytes_delivered": int(run.GetBytesDelivered()),
+        }
+
+    def link_stats(self) -> dict[str, np.ndarray]:
+        """Return what each link did.
+
+        Returns
+        -------
+        dict of str to ndarray of int64, shape (n_links,)
+            ``packets``, ``bytes``, ``busy_ps``, ``max_queue_bytes``, ``no_credit_ps``.
+        """
+        unsigned = [np.zeros(self._n_links, np.uint64) for _ in range(3)]
+        signed = [np.zeros(self._n_links, np.int64) for _ in range(2)]
+        if self._n_links:
+            self._run.ReadLinkStats(unsigned[0], unsigned[1], signed[0], unsigned[2], signed[1])
+        return {
+            "packets": unsigned[0].astype(np.int64),
+            "bytes": unsigned[1].astype(np.int64),
+            "busy_ps": signed[0],
+            "max_queue_bytes": unsigned[2].astype(np.int64),
+            "no_credit_ps": signed[1],
+        }

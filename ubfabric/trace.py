@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -200,7 +200,8 @@ def write_trace(trace: Trace, folder: str | Path, *, file_format: str = "parquet
         raise TraceError(f"{folder}: cannot write the trace: {_one_line(error)}") from None
     finally:
         for path in temporary.values():
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
     return folder
 
 
@@ -313,7 +314,7 @@ def _merge(sources: dict[str, Any], labels: dict[int, str]) -> Iterator[TraceChu
     """Walk both files in step and yield one chunk for each layer found in either."""
     walks = {name: source.by_layer() for name, source in sources.items()}
     heads = {name: next(walk, None) for name, walk in walks.items()}
-    done = {name: 0 for name in _SCHEMAS}
+    done = dict.fromkeys(_SCHEMAS, 0)
     while any(head is not None for head in heads.values()):
         layer = min(head[0] for head in heads.values() if head is not None)
         tables = {name: empty_table(name) for name in _SCHEMAS}
@@ -501,16 +502,16 @@ class _CsvSource(_Source):
     def __init__(self, path: Path, name: str) -> None:
         super().__init__(path, name)
         try:
-            header = path.open(encoding="utf-8-sig").readline().strip().split(",")
-            header = [cell.strip().strip('"') for cell in header]
+            with path.open(encoding="utf-8-sig") as file:
+                header = [cell.strip().strip('"') for cell in file.readline().split(",")]
             self._check_columns(header)
             convert = pa_csv.ConvertOptions(
                 column_types={name: pa.string() for name in header}, strings_can_be_null=False
             )
             parse = pa_csv.ReadOptions(use_threads=False, column_names=header, skip_rows=1)
             self._table = pa_csv.read_csv(path, read_options=parse, convert_options=convert)
-            file = path.parent / "metadata.json"
-            self._metadata = json.loads(file.read_text()) if file.is_file() else None
+            text = path.parent / "metadata.json"
+            self._metadata = json.loads(text.read_text()) if text.is_file() else None
         except (pa.ArrowException, OSError, ValueError) as error:
             raise TraceError(f"{self.label}: not a readable CSV: {_one_line(error)}") from None
 
@@ -620,6 +621,35 @@ def check_chunk(
     all_tasks = np.concatenate([known, check.tasks["task"]])
     check.check_order(flow_edges, check.resolve_dependencies(all_tasks))
     return all_tasks
+
+
+def link_flows(chunk: TraceChunk, n_ranks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Find the task that sends each flow of a checked layer and the task that waits for it.
+
+    Parameters
+    ----------
+    chunk : TraceChunk
+        One layer that :func:`check_chunk` accepts.
+    n_ranks : int
+        Number of ranks that exist.
+
+    Returns
+    -------
+    sender, waiter : ndarray of int64, shape (n_flows,)
+        Row of the task table, -1 where no task sends the flow or waits for it.
+    """
+    check = _ChunkCheck(chunk, n_ranks)
+    ends = []
+    for codes, rank in ((check.sends, "src"), (check.waits, "dst")):
+        rows = np.flatnonzero(codes != _NO_PHASE)
+        keys = check._keys(codes, check.tasks["microbatch"], check.tasks["rank"])[rows]
+        wanted = check._keys(check.phase, check.flows["microbatch"], check.flows[rank])
+        first, count, order = _look_up(keys, wanted)
+        end = np.full(len(wanted), -1, np.int64)
+        found = count > 0
+        end[found] = rows[order[first[found]]]
+        ends.append(end)
+    return ends[0], ends[1]
 
 
 #: Edges of a graph: nodes that come before, nodes that come after.

@@ -1,0 +1,187 @@
+// SPDX-FileCopyrightText: 2026 The ubfabric authors
+// SPDX-License-Identifier: GPL-2.0-only
+
+#include "ub-run.h"
+
+#include "ns3/config.h"
+#include "ns3/global-value.h"
+#include "ns3/simulator.h"
+#include "ns3/string.h"
+#include "ns3/uinteger.h"
+
+namespace ns3
+{
+
+namespace
+{
+
+/**
+ * @tparam T What the array holds.
+ * @param [in] address The address of an array.
+ * @return The array.
+ */
+template <class T>
+T*
+At(uint64_t address)
+{
+    return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
+}
+
+} // namespace
+
+UbRun::UbRun()
+{
+    // no effect if a simulator is at work already: the fabric then runs step by step
+    GlobalValue::Bind("SimulatorImplementationType", StringValue("ns3::UbSimulatorImpl"));
+}
+
+UbRun::~UbRun()
+{
+    if (m_fabric)
+    {
+        m_fabric->Dispose();
+        m_fabric = nullptr;
+    }
+    Simulator::Destroy();
+}
+
+void
+UbRun::Build(const UbFabricArrays& arrays,
+             uint32_t payloadBytes,
+             uint32_t headerBytes,
+             uint32_t nLanes,
+             uint64_t seed,
+             const std::string& pathPolicy,
+             const std::string& planePolicy)
+{
+    m_fabric = CreateObject<UbFabric>();
+    m_fabric->SetAttribute("PayloadBytes", UintegerValue(payloadBytes));
+    m_fabric->SetAttribute("HeaderBytes", UintegerValue(headerBytes));
+    m_fabric->SetAttribute("NumVirtualLanes", UintegerValue(nLanes));
+    m_fabric->SetAttribute("Seed", UintegerValue(seed));
+    m_fabric->SetAttribute("PathPolicy", StringValue(pathPolicy));
+    m_fabric->SetAttribute("PlanePolicy", StringValue(planePolicy));
+    m_fabric->Build(arrays);
+}
+
+Ptr<UbFabric>
+UbRun::GetFabric() const
+{
+    return m_fabric;
+}
+
+int64_t
+UbRun::AddChunk(uint64_t flows,
+                uint32_t nFlows,
+                uint64_t tasks,
+                uint32_t nTasks,
+                uint64_t firstTask,
+                uint64_t sendOrder,
+                uint64_t depStart,
+                uint64_t deps,
+                uint64_t openOrder,
+                uint32_t nOpen,
+                bool isLast)
+{
+    UbChunkArrays arrays;
+    arrays.flows = At<UbFlowRecord>(flows);
+    arrays.nFlows = nFlows;
+    arrays.tasks = At<UbTaskRecord>(tasks);
+    arrays.nTasks = nTasks;
+    arrays.firstTask = firstTask;
+    arrays.sendOrder = At<const uint32_t>(sendOrder);
+    arrays.depStart = At<const uint64_t>(depStart);
+    arrays.deps = At<const uint64_t>(deps);
+    arrays.openOrder = At<const uint32_t>(openOrder);
+    arrays.nOpen = nOpen;
+    arrays.isLast = isLast;
+    return m_fabric->AddChunk(arrays);
+}
+
+void
+UbRun::Run(uint64_t packetHops)
+{
+    m_fabric->StopAfter(packetHops);
+    Simulator::Run();
+}
+
+int64_t
+UbRun::TakeCompleteChunk()
+{
+    return m_fabric->TakeCompleteChunk();
+}
+
+bool
+UbRun::NeedsChunk() const
+{
+    return m_fabric->NeedsChunk();
+}
+
+bool
+UbRun::IsFinished() const
+{
+    return m_fabric->NextTime() == UB_NEVER;
+}
+
+std::string
+UbRun::Leftover() const
+{
+    return m_fabric->Leftover();
+}
+
+int64_t
+UbRun::GetNowPs() const
+{
+    return Simulator::Now().GetTimeStep();
+}
+
+uint64_t
+UbRun::GetPacketHops() const
+{
+    return m_fabric->GetPacketHops();
+}
+
+uint64_t
+UbRun::GetPacketsSent() const
+{
+    return m_fabric->GetPacketsSent();
+}
+
+uint64_t
+UbRun::GetFabricEvents() const
+{
+    return m_fabric->GetFabricEvents();
+}
+
+uint64_t
+UbRun::GetBytesSent() const
+{
+    return m_fabric->GetBytesSent();
+}
+
+uint64_t
+UbRun::GetBytesDelivered() const
+{
+    return m_fabric->GetBytesDelivered();
+}
+
+void
+UbRun::ReadLinkStats(uint64_t* packets,
+                     uint64_t* bytes,
+                     int64_t* busyPs,
+                     uint64_t* maxQueueBytes,
+                     int64_t* noCreditPs) const
+{
+    std::vector<UbLinkStats> stats;
+    m_fabric->ReadLinkStats(stats);
+    for (size_t i = 0; i < stats.size(); ++i)
+    {
+        packets[i] = stats[i].packets;
+        bytes[i] = stats[i].bytes;
+        busyPs[i] = stats[i].busyPs;
+        maxQueueBytes[i] = stats[i].maxQueueBytes;
+        noCreditPs[i] = stats[i].noCreditPs;
+    }
+}
+
+} // namespace ns3

@@ -1,0 +1,131 @@
+// SPDX-FileCopyrightText: 2026 The ubfabric authors
+// SPDX-License-Identifier: GPL-2.0-only
+
+#ifndef UB_RUN_H
+#define UB_RUN_H
+
+#include "ns3/ub-fabric.h"
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace ns3
+{
+
+/**
+ * @ingroup ub-fabric
+ * @brief The face of a fabric for other languages: numbers, strings and flat arrays only.
+ *
+ * One object is one simulation: it takes the simulator from its first event to its destruction.
+ */
+class UbRun
+{
+  public:
+    /**
+     * Get ns-3 ready for a run: picoseconds, and UbSimulatorImpl unless a simulator is at work.
+     */
+    UbRun();
+    ~UbRun();
+
+    UbRun(const UbRun&) = delete;
+    UbRun& operator=(const UbRun&) = delete;
+
+    /**
+     * Build the fabric.
+     * @param [in] arrays What to build.
+     * @param [in] payloadBytes Attribute PayloadBytes.
+     * @param [in] headerBytes Attribute HeaderBytes.
+     * @param [in] nLanes Attribute NumVirtualLanes.
+     * @param [in] seed Attribute Seed.
+     * @param [in] pathPolicy Attribute PathPolicy.
+     * @param [in] planePolicy Attribute PlanePolicy.
+     */
+    void Build(const UbFabricArrays& arrays,
+               uint32_t payloadBytes,
+               uint32_t headerBytes,
+               uint32_t nLanes,
+               uint64_t seed,
+               const std::string& pathPolicy,
+               const std::string& planePolicy);
+
+    /**
+     * @return The fabric.
+     */
+    Ptr<UbFabric> GetFabric() const;
+
+    /**
+     * See UbFabric::AddChunk; addresses are those of the arrays of UbChunkArrays.
+     * @param [in] flows Address of the flows.
+     * @param [in] nFlows Number of flows.
+     * @param [in] tasks Address of the tasks.
+     * @param [in] nTasks Number of tasks.
+     * @param [in] firstTask Number of the first task in the trace.
+     * @param [in] sendOrder Flows grouped by sending task.
+     * @param [in] depStart [nTasks + 1] start of a task's entries in `deps`.
+     * @param [in] deps Numbers in the trace of the tasks depended on.
+     * @param [in] openOrder Open-loop flows in order of their start.
+     * @param [in] nOpen Number of open-loop flows.
+     * @param [in] isLast Whether no chunk follows.
+     * @return Number of the chunk, or -1 if too many are at work.
+     */
+    int64_t AddChunk(uint64_t flows,
+                     uint32_t nFlows,
+                     uint64_t tasks,
+                     uint32_t nTasks,
+                     uint64_t firstTask,
+                     uint64_t sendOrder,
+                     uint64_t depStart,
+                     uint64_t deps,
+                     uint64_t openOrder,
+                     uint32_t nOpen,
+                     bool isLast);
+
+    /**
+     * Simulate until a chunk is needed, about so many packet-hops are done, or nothing is left.
+     * @param [in] packetHops The packet-hops, 0 for no limit.
+     */
+    void Run(uint64_t packetHops);
+
+    /// @return See UbFabric::TakeCompleteChunk.
+    int64_t TakeCompleteChunk();
+    /// @return See UbFabric::NeedsChunk.
+    bool NeedsChunk() const;
+    /// @return Whether no event is left.
+    bool IsFinished() const;
+    /// @return See UbFabric::Leftover.
+    std::string Leftover() const;
+    /// @return The time in picoseconds.
+    int64_t GetNowPs() const;
+    /// @return Packets times links crossed.
+    uint64_t GetPacketHops() const;
+    /// @return Packets sent.
+    uint64_t GetPacketsSent() const;
+    /// @return Events of planes and endpoints.
+    uint64_t GetFabricEvents() const;
+    /// @return Payload bytes sent by flows.
+    uint64_t GetBytesSent() const;
+    /// @return Payload bytes of flows delivered.
+    uint64_t GetBytesDelivered() const;
+
+    /**
+     * Write statistics of all links.
+     * @param [out] packets [nLinks] packets sent.
+     * @param [out] bytes [nLinks] bytes sent.
+     * @param [out] busyPs [nLinks] time spent sending.
+     * @param [out] maxQueueBytes [nLinks] most bytes that waited.
+     * @param [out] noCreditPs [nLinks] time with packets waiting and no credit.
+     */
+    void ReadLinkStats(uint64_t* packets,
+                       uint64_t* bytes,
+                       int64_t* busyPs,
+                       uint64_t* maxQueueBytes,
+                       int64_t* noCreditPs) const;
+
+  private:
+    Ptr<UbFabric> m_fabric; //!< the fabric
+};
+
+} // namespace ns3
+
+#endif // UB_RUN_H

@@ -1,0 +1,488 @@
+// SPDX-FileCopyrightText: 2026 The ubfabric authors
+// SPDX-License-Identifier: GPL-2.0-only
+
+#include "ub-fabric.h"
+
+#include "ub-net-device.h"
+
+#include "ns3/abort.h"
+#include "ns3/log.h"
+#include "ns3/node.h"
+#include "ns3/packet.h"
+#include "ns3/simulator.h"
+#include "ns3/string.h"
+#include "ns3/uinteger.h"
+
+#include <algorithm>
+#include <sstream>
+
+namespace ns3
+{
+
+NS_LOG_COMPONENT_DEFINE("UbFabric");
+
+NS_OBJECT_ENSURE_REGISTERED(UbFabric);
+
+class UbFabric::Observer : public UbPlaneObserver
+{
+  public:
+    /// @param [in] fabric Whose trace sources to fire.
+    explicit Observer(UbFabric& fabric)
+        : m_fabric(fabric)
+    {
+    }
+
+    void PacketSent(int64_t /* nowPs */, uint32_t link, uint32_t flow, uint32_t bytes) override
+    {
+        m_fabric.m_packetSent(link, flow, bytes);
+    }
+
+    void PacketDelivered(int64_t /* nowPs */, uint32_t link, uint32_t flow, uint32_t bytes) override
+    {
+        m_fabric.m_packetDelivered(link, flow, bytes);
+    }
+
+    void CreditStall(int64_t /* nowPs */, uint32_t link) override
+    {
+        m_fabric.m_creditStall(link);
+    }
+
+  private:
+    UbFabric& m_fabric; //!< whose trace sources to fire
+};
+
+TypeId
+UbFabric::GetTypeId()
+{
+    static TypeId tid =
+        TypeId("ns3::UbFabric")
+            .SetParent<Object>()
+            .SetGroupName("UbFabric")
+            .AddConstructor<UbFabric>()
+            .AddAttribute("PayloadBytes",
+                          "Most bytes of a message that one packet carries.",
+                          UintegerValue(4096),
+                          MakeUintegerAccessor(&UbFabric::m_payloadBytes),
+                          MakeUintegerChecker<uint32_t>(1, 60000))
+            .AddAttribute("HeaderBytes",
+                          "Bytes that headers and checks add to each packet on the wire.",
+                          UintegerValue(64),
+                          MakeUintegerAccessor(&UbFabric::m_headerBytes),
+                          MakeUintegerChecker<uint32_t>(0, 5000))
+            .AddAttribute("NumVirtualLanes",
+                          "Virtual lanes of each port, each with a buffer and credits of its own.",
+                          UintegerValue(1),
+                          MakeUintegerAccessor(&UbFabric::m_nLanes),
+                          MakeUintegerChecker<uint32_t>(1, 16))
+            .AddAttribute("Seed",
+                          "Seed of all hashes and random choices.",
+                          UintegerValue(1),
+                          MakeUintegerAccessor(&UbFabric::m_seed),
+                          MakeUintegerChecker<uint64_t>())
+            .AddAttribute("PathPolicy",
+                          "How a switch picks among the shortest paths; a TypeId below "
+                          "ns3::UbPathPolicy.",
+                          StringValue("ns3::UbPathRoundRobin"),
+                          MakeStringAccessor(&UbFabric::m_pathPolicy),
+                          MakeStringChecker())
+            .AddAttribute("PlanePolicy",
+                          "How a source picks the plane of a packet; a TypeId below "
+                          "ns3::UbPlanePolicy.",
+                          StringValue("ns3::UbPlaneRoundRobin"),
+                          MakeStringAccessor(&UbFabric::m_planePolicy),
+                          MakeStringChecker())
+            .AddTraceSource("PacketSent",
+                            "A packet begins to leave on a link.",
+                            MakeTraceSourceAccessor(&UbFabric::m_packetSent),
+                            "ns3::UbFabric::PacketTracedCallback")
+            .AddTraceSource("PacketDelivered",
+                            "A packet's last byte is at the port of its endpoint.",
+                            MakeTraceSourceAccessor(&UbFabric::m_packetDelivered),
+                            "ns3::UbFabric::PacketTracedCallback")
+            .AddTraceSource("CreditStall",
+                            "A link has packets and no credit to send them.",
+                            MakeTraceSourceAccessor(&UbFabric::m_creditStall),
+                            "ns3::UbFabric::LinkTracedCallback")
+            .AddTraceSource("FlowFinished",
+                            "A flow's last byte is seen by its receiver.",
+                            MakeTraceSourceAccessor(&UbFabric::m_flowFinished),
+                            "ns3::UbFabric::FlowTracedCallback");
+    return tid;
+}
+
+UbFabric::UbFabric()
+{
+    NS_LOG_FUNCTION(this);
+}
+
+UbFabric::~UbFabric()
+{
+    NS_LOG_FUNCTION(this);
+}
+
+void
+UbFabric::DoDispose()
+{
+    NS_LOG_FUNCTION(this);
+    if (m_impl)
+    {
+        m_impl->RemoveProcess(this);
+        m_impl = nullptr;
+    }
+    m_step.Cancel();
+    m_devicePackets.clear();
+    m_tasks.reset();
+    m_endpoints.reset();
+    m_planes.clear();
+    Object::DoDispose();
+}
+
+void
+UbFabric::Build(const UbFabricArrays& arrays)
+{
+    NS_LOG_FUNCTION(this << arrays.nNodes << arrays.nLinks << arrays.nPlanes);
+    NS_ABORT_MSG_IF(Time::GetResolution() != Time::PS,
+                    "UbFabric needs Time::SetResolution(Time::PS) before the simulation");
+    NS_ABORT_MSG_IF(!m_planes.empty(), "UbFabric::Build may be called once only");
+    NS_ABORT_MSG_IF(arrays.nPlanes > UbEndpointProcess::MAX_PLANES,
+                    "a fabric has " << UbEndpointProcess::MAX_PLANES << " planes at most");
+    NS_ABORT_MSG_IF(m_payloadBytes + m_headerBytes > 0xffff,
+                    "a packet has 65,535 bytes on the wire at most");
+    for (uint32_t link = 0; link < arrays.nLinks; ++link)
+    {
+        NS_ABORT_MSG_IF(arrays.nodeBufferBytes[arrays.linkDst[link]] <
+                            int64_t{m_payloadBytes} + m_headerBytes,
+                        "the buffer of node " << arrays.linkDst[link]
+                                              << " is smaller than a packet");
+        NS_ABORT_MSG_IF(arrays.linkBytesPerS[link] == 0, "link " << link << " has no rate");
+    }
+    for (uint32_t node = 0; node < arrays.nNodes; ++node)
+    {
+        NS_ABORT_MSG_IF(arrays.nodeIsEndpoint[node] != 0 &&
+                            (arrays.nodeReceiveLatencyPs[node] < 1 ||
+                             arrays.nodeIssueEngines[node] < 1 ||
+                             arrays.nodeIssueEngines[node] > UbEndpointProcess::MAX_ENGINES),
+                        "endpoint " << node << " needs a receive latency and 1 to "
+                                    << UbEndpointProcess::MAX_ENGINES << " engines");
+    }
+    m_nNodes = arrays.nNodes;
+    m_nLinks = arrays.nLinks;
+
+    ObjectFactory pathFactory;
+    pathFactory.SetTypeId(m_pathPolicy);
+    const auto path = pathFactory.Create<UbPathPolicy>();
+    for (uint32_t plane = 0; plane < arrays.nPlanes; ++plane)
+    {
+        m_planes.push_back(path->MakePlane(arrays, plane, m_nLanes, m_seed));
+    }
+    ObjectFactory planeFactory;
+    planeFactory.SetTypeId(m_planePolicy);
+    m_endpoints = std::make_unique<UbEndpointProcess>(
+        arrays,
+        UbEndpointSettings{m_payloadBytes, m_headerBytes, m_seed},
+        m_planes,
+        planeFactory.Create<UbPlanePolicy>());
+    m_tasks = std::make_unique<UbTaskGraph>(*m_endpoints);
+    m_endpoints->SetTaskGraph(m_tasks.get());
+    m_observer = std::make_unique<Observer>(*this);
+
+    m_impl = DynamicCast<UbSimulatorImpl>(Simulator::GetImplementation());
+    if (m_impl)
+    {
+        m_impl->AddProcess(this);
+    }
+}
+
+int64_t
+UbFabric::AddChunk(const UbChunkArrays& arrays)
+{
+    NS_LOG_FUNCTION(this << arrays.nFlows << arrays.nTasks);
+    const int64_t id = m_tasks->AddChunk(arrays, Simulator::Now().GetTimeStep());
+    Arm();
+    return id;
+}
+
+int64_t
+UbFabric::TakeCompleteChunk()
+{
+    return m_tasks->TakeComplete();
+}
+
+bool
+UbFabric::NeedsChunk() const
+{
+    return m_tasks->NeedsChunk();
+}
+
+void
+UbFabric::StopAfter(uint64_t packetHops)
+{
+    m_stopAtHops = packetHops == 0 ? 0 : GetPacketHops() + packetHops;
+}
+
+bool
+UbFabric::Reaches(uint32_t src, uint32_t dst, uint32_t network) const
+{
+    return m_endpoints->Reaches(src, dst, network);
+}
+
+void
+UbFabric::UpdateObservers()
+{
+    const bool isObserved = !m_packetSent.IsEmpty() || !m_packetDelivered.IsEmpty() ||
+                            !m_creditStall.IsEmpty() || !m_flowFinished.IsEmpty();
+    if (isObserved == m_isObserved)
+    {
+        return;
+    }
+    m_isObserved = isObserved;
+    for (auto& plane : m_planes)
+    {
+        plane->SetObserver(isObserved ? m_observer.get() : nullptr);
+    }
+    m_tasks->SetFlowHook(nullptr);
+    if (isObserved)
+    {
+        m_tasks->SetFlowHook([this](const UbFlowRecord& flow, int64_t nowPs) {
+            m_flowFinished(flow.src,
+                           flow.dst,
+                           uint64_t{flow.messages} * flow.messageBytes,
+                           TimeStep(nowPs - flow.startPs));
+        });
+    }
+}
+
+int64_t
+UbFabric::NextTime()
+{
+    if (!m_endpoints)
+    {
+        return UB_NEVER;
+    }
+    int64_t next = m_endpoints->NextTime();
+    for (auto& plane : m_planes)
+    {
+        next = std::min(next, plane->NextTime());
+    }
+    return next;
+}
+
+int64_t
+UbFabric::RunWindow(int64_t limitPs)
+{
+    UpdateObservers();
+    const int64_t firstPs = NextTime();
+    const int64_t widthPs = m_isObserved ? 1 : m_endpoints->LookaheadPs();
+    const int64_t endPs = firstPs > UB_NEVER - widthPs ? limitPs
+                                                       : std::min(limitPs, firstPs + widthPs);
+    // endpoints first: what they send within the window reaches the planes in time
+    const int64_t reachedPs = m_endpoints->RunBefore(endPs);
+    int64_t lastPs = std::max(firstPs, m_endpoints->LastPs());
+    for (auto& plane : m_planes)
+    {
+        plane->RunBefore(reachedPs);
+        lastPs = std::max(lastPs, plane->LastPs());
+    }
+    TakeDeliveries(firstPs);
+    if (m_tasks->NeedsChunk() || (m_stopAtHops != 0 && GetPacketHops() >= m_stopAtHops))
+    {
+        Simulator::Stop();
+    }
+    return lastPs;
+}
+
+void
+UbFabric::TakeDeliveries(int64_t nowPs)
+{
+    for (auto& plane : m_planes)
+    {
+        auto& outbox = plane->Outbox();
+        for (const UbDelivery& delivery : outbox)
+        {
+            if ((delivery.flow & UB_DEVICE_FLOW) == 0)
+            {
+                m_endpoints->Account(delivery);
+                continue;
+            }
+            const uint32_t handle = delivery.flow & ~UB_DEVICE_FLOW;
+            const auto& device = m_devicePackets[handle].to;
+            const int64_t seenPs =
+                delivery.tailPs + m_endpoints->ReceiveLatencyPs(device->GetEndpoint());
+            Simulator::ScheduleWithContext(device->GetNode()->GetId(),
+                                           TimeStep(seenPs - nowPs),
+                                           &UbFabric::ReceiveAtDevice,
+                                           this,
+                                           handle);
+        }
+        outbox.clear();
+    }
+}
+
+void
+UbFabric::Arm()
+{
+    if (m_impl)
+    {
+        return; // it asks by itself
+    }
+    const int64_t next = NextTime();
+    const int64_t now = Simulator::Now().GetTimeStep();
+    if (next == UB_NEVER)
+    {
+        return;
+    }
+    if (m_step.IsPending())
+    {
+        if (static_cast<int64_t>(m_step.GetTs()) <= next)
+        {
+            return;
+        }
+        m_step.Cancel();
+    }
+    m_step = Simulator::Schedule(TimeStep(std::max<int64_t>(0, next - now)), &UbFabric::Step, this);
+}
+
+void
+UbFabric::Step()
+{
+    const int64_t now = Simulator::Now().GetTimeStep();
+    RunWindow(now + 1);
+    Arm();
+}
+
+void
+UbFabric::SendFromDevice(Ptr<UbNetDevice> device,
+                         Ptr<UbNetDevice> destination,
+                         Ptr<Packet> packet,
+                         uint16_t protocol)
+{
+    NS_LOG_FUNCTION(this << device << destination << packet << protocol);
+    uint32_t handle;
+    if (m_freeHandles.empty())
+    {
+        handle = static_cast<uint32_t>(m_devicePackets.size());
+        m_devicePackets.emplace_back();
+    }
+    else
+    {
+        handle = m_freeHandles.back();
+        m_freeHandles.pop_back();
+    }
+    m_devicePackets[handle] = {device, destination, packet, protocol};
+    m_endpoints->SendDevicePacket(device->GetEndpoint(),
+                                  destination->GetEndpoint(),
+                                  handle,
+                                  packet->GetSize(),
+                                  device->GetNetwork(),
+                                  device->GetLane(),
+                                  Simulator::Now().GetTimeStep());
+    Arm();
+}
+
+void
+UbFabric::ReceiveAtDevice(uint32_t handle)
+{
+    const DevicePacket arrived = m_devicePackets[handle];
+    m_devicePackets[handle] = {};
+    m_freeHandles.push_back(handle);
+    arrived.to->Receive(arrived.packet, arrived.protocol, arrived.from, arrived.to);
+}
+
+std::string
+UbFabric::Leftover() const
+{
+    std::ostringstream text;
+    if (m_endpoints->BytesSent() != m_endpoints->BytesDelivered())
+    {
+        text << m_endpoints->BytesSent() << " bytes were sent and " << m_endpoints->BytesDelivered()
+             << " delivered; ";
+    }
+    for (size_t plane = 0; plane < m_planes.size(); ++plane)
+    {
+        const std::string left = m_planes[plane]->Leftover();
+        if (!left.empty())
+        {
+            text << "plane " << plane << ": " << left << "; ";
+        }
+    }
+    if (m_tasks->Unfinished() != 0)
+    {
+        text << m_tasks->Unfinished() << " flows and tasks are not finished";
+        const uint64_t first = m_tasks->FirstUnfinishedTask();
+        if (first != static_cast<uint64_t>(UB_NEVER))
+        {
+            text << ", the first task is " << first;
+        }
+    }
+    return text.str();
+}
+
+void
+UbFabric::ReadLinkStats(std::vector<UbLinkStats>& stats) const
+{
+    stats.assign(m_nLinks, UbLinkStats());
+    for (const auto& plane : m_planes)
+    {
+        plane->ReadStats(stats.data());
+    }
+}
+
+uint32_t
+UbFabric::GetPayloadBytes() const
+{
+    return m_payloadBytes;
+}
+
+uint32_t
+UbFabric::GetNNodes() const
+{
+    return m_nNodes;
+}
+
+uint32_t
+UbFabric::GetNLinks() const
+{
+    return m_nLinks;
+}
+
+uint64_t
+UbFabric::GetPacketHops() const
+{
+    uint64_t hops = 0;
+    for (const auto& plane : m_planes)
+    {
+        hops += plane->PacketHops();
+    }
+    return hops;
+}
+
+uint64_t
+UbFabric::GetPacketsSent() const
+{
+    return m_endpoints->PacketsSent();
+}
+
+uint64_t
+UbFabric::GetBytesSent() const
+{
+    return m_endpoints->BytesSent();
+}
+
+uint64_t
+UbFabric::GetBytesDelivered() const
+{
+    return m_endpoints->BytesDelivered();
+}
+
+uint64_t
+UbFabric::GetFabricEvents() const
+{
+    uint64_t events = m_endpoints->EventCount();
+    for (const auto& plane : m_planes)
+    {
+        events += plane->EventCount();
+    }
+    return events;
+}
+
+} // namespace ns3

@@ -1,0 +1,221 @@
+// SPDX-FileCopyrightText: 2026 The ubfabric authors
+// SPDX-License-Identifier: GPL-2.0-only
+
+#ifndef UB_FABRIC_H
+#define UB_FABRIC_H
+
+#include "ub-endpoint-process.h"
+#include "ub-fabric-arrays.h"
+#include "ub-path-policy.h"
+#include "ub-plane-policy.h"
+#include "ub-plane.h"
+#include "ub-simulator-impl.h"
+#include "ub-task-graph.h"
+
+#include "ns3/event-id.h"
+#include "ns3/object.h"
+#include "ns3/traced-callback.h"
+
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace ns3
+{
+
+class UbNetDevice;
+class Packet;
+
+/**
+ * @ingroup ub-fabric
+ * @brief A lossless fabric of planes, switches and endpoints, moved packet by packet.
+ *
+ * Build() takes the fabric as flat arrays; then chunks of flows and tasks are added and ns-3's
+ * Simulator::Run moves the packets. UbNetDevice objects put ordinary ns-3 packets on the same
+ * queues.
+ *
+ * Inside, each plane and the set of all endpoints are logical processes with queues of their
+ * own. They run in windows no longer than the smallest receive latency of an endpoint: within
+ * that time nothing that arrives on a plane can cause anything elsewhere. While a trace source
+ * has listeners the windows shrink to one instant, so that callbacks come in order of time.
+ */
+class UbFabric : public Object, public UbWindowedProcess
+{
+  public:
+    /**
+     * @return The registered TypeId.
+     */
+    static TypeId GetTypeId();
+
+    UbFabric();
+    ~UbFabric() override;
+
+    /**
+     * Build the fabric; once.
+     * @param [in] arrays What to build. The arrays are not needed afterwards.
+     */
+    void Build(const UbFabricArrays& arrays);
+
+    /**
+     * Load flows and tasks at the current time.
+     * @param [in] arrays What to load. The arrays must stay until the chunk is complete.
+     * @return Number of the chunk from 0, or -1 if too many are at work.
+     */
+    int64_t AddChunk(const UbChunkArrays& arrays);
+
+    /**
+     * @return Number of a chunk whose flows and tasks are all finished, each once; -1 if none.
+     */
+    int64_t TakeCompleteChunk();
+
+    /**
+     * @return Whether the run stopped because a stream needs tasks of the next chunk.
+     */
+    bool NeedsChunk() const;
+
+    /**
+     * Let Simulator::Run return after about so many packet-hops, for progress and interruption;
+     * running on gives the same result.
+     * @param [in] packetHops Packet-hops from now, 0 for no limit.
+     */
+    void StopAfter(uint64_t packetHops);
+
+    /**
+     * @return Empty if every packet arrived, every credit is back and every task finished;
+     * else what is left.
+     */
+    std::string Leftover() const;
+
+    /**
+     * @param [out] stats One entry a link.
+     */
+    void ReadLinkStats(std::vector<UbLinkStats>& stats) const;
+
+    /**
+     * Send a packet for a device.
+     * @param [in] device The sender.
+     * @param [in] destination The receiver.
+     * @param [in] packet The packet.
+     * @param [in] protocol Its protocol number.
+     */
+    void SendFromDevice(Ptr<UbNetDevice> device,
+                        Ptr<UbNetDevice> destination,
+                        Ptr<Packet> packet,
+                        uint16_t protocol);
+
+    /// @return Most bytes of a message in one packet.
+    uint32_t GetPayloadBytes() const;
+    /// @return Number of nodes.
+    uint32_t GetNNodes() const;
+    /// @return Number of links.
+    uint32_t GetNLinks() const;
+    /// @return Packets times links crossed so far.
+    uint64_t GetPacketHops() const;
+    /// @return Packets sent so far.
+    uint64_t GetPacketsSent() const;
+    /// @return Payload bytes of flows handed to the fabric so far.
+    uint64_t GetBytesSent() const;
+    /// @return Payload bytes of flows that arrived so far.
+    uint64_t GetBytesDelivered() const;
+    /// @return Events of the planes and endpoints processed so far.
+    uint64_t GetFabricEvents() const;
+    /**
+     * @param [in] src An endpoint.
+     * @param [in] dst Another.
+     * @param [in] network A network.
+     * @return Whether a packet can get from one to the other.
+     */
+    bool Reaches(uint32_t src, uint32_t dst, uint32_t network) const;
+
+    // inherited from UbWindowedProcess
+    int64_t NextTime() override;
+    int64_t RunWindow(int64_t limitPs) override;
+
+    /**
+     * TracedCallback signature of packets on links.
+     * @param [in] link The link.
+     * @param [in] flow The flow within the engine; its top bit marks a device's packet.
+     * @param [in] bytes Bytes of the packet.
+     */
+    typedef void (*PacketTracedCallback)(uint32_t link, uint32_t flow, uint32_t bytes);
+    /**
+     * TracedCallback signature of links.
+     * @param [in] link The link.
+     */
+    typedef void (*LinkTracedCallback)(uint32_t link);
+    /**
+     * TracedCallback signature of flows.
+     * @param [in] src Source endpoint.
+     * @param [in] dst Destination endpoint.
+     * @param [in] bytes Bytes of all messages.
+     * @param [in] fct Time from hand-over to last byte seen.
+     */
+    typedef void (*FlowTracedCallback)(uint32_t src, uint32_t dst, uint64_t bytes, Time fct);
+
+  protected:
+    void DoDispose() override;
+
+  private:
+    /// Passes what planes report on to the trace sources.
+    class Observer;
+    friend class Observer;
+
+    /// A packet of a device on its way.
+    struct DevicePacket
+    {
+        Ptr<UbNetDevice> from; //!< sender
+        Ptr<UbNetDevice> to;   //!< receiver
+        Ptr<Packet> packet;    //!< the packet
+        uint16_t protocol{0};  //!< its protocol
+    };
+
+    /// See to it that the simulator runs the fabric's next event.
+    void Arm();
+
+    /// Run one instant; the way under a SimulatorImpl that knows no windows.
+    void Step();
+
+    /// Take notice of listeners that came or went.
+    void UpdateObservers();
+
+    /**
+     * Hand what arrived in the planes to the endpoints and devices.
+     * @param [in] nowPs The simulator's time.
+     */
+    void TakeDeliveries(int64_t nowPs);
+
+    /**
+     * Deliver a packet to its device.
+     * @param [in] handle The packet.
+     */
+    void ReceiveAtDevice(uint32_t handle);
+
+    uint32_t m_payloadBytes{0};  //!< attribute
+    uint32_t m_headerBytes{0};   //!< attribute
+    uint32_t m_nLanes{0};        //!< attribute
+    uint64_t m_seed{0};          //!< attribute
+    std::string m_pathPolicy;    //!< attribute
+    std::string m_planePolicy;   //!< attribute
+
+    uint32_t m_nNodes{0};                               //!< number of nodes
+    uint32_t m_nLinks{0};                               //!< number of links
+    std::vector<std::unique_ptr<UbPlane>> m_planes;     //!< the planes
+    std::unique_ptr<UbEndpointProcess> m_endpoints;     //!< the endpoints
+    std::unique_ptr<UbTaskGraph> m_tasks;               //!< the tasks
+    std::unique_ptr<Observer> m_observer;               //!< for trace sources
+    bool m_isObserved{false};                           //!< whether somebody listens
+    std::vector<DevicePacket> m_devicePackets;          //!< packets of devices by handle
+    std::vector<uint32_t> m_freeHandles;                //!< unused handles
+    Ptr<UbSimulatorImpl> m_impl;                        //!< the simulator, if it knows windows
+    EventId m_step;                                     //!< pending step, if it does not
+    uint64_t m_stopAtHops{0};                           //!< stop after this many packet-hops
+
+    TracedCallback<uint32_t, uint32_t, uint32_t> m_packetSent;      //!< trace source
+    TracedCallback<uint32_t, uint32_t, uint32_t> m_packetDelivered; //!< trace source
+    TracedCallback<uint32_t> m_creditStall;                         //!< trace source
+    TracedCallback<uint32_t, uint32_t, uint64_t, Time> m_flowFinished; //!< trace source
+};
+
+} // namespace ns3
+
+#endif // UB_FABRIC_H

@@ -1,0 +1,55 @@
+// SPDX-FileCopyrightText: 2026 The ubfabric authors
+// SPDX-License-Identifier: GPL-2.0-only
+
+#ifndef UB_PATH_POLICY_H
+#define UB_PATH_POLICY_H
+
+#include "ub-plane.h"
+
+#include "ns3/object.h"
+
+#include <memory>
+
+namespace ns3
+{
+
+/**
+ * @ingroup ub-fabric
+ * @brief How a switch picks among the shortest paths.
+ *
+ * A policy is one class in one file: it derives from this, registers a TypeId, makes a
+ * UbPlaneEngine of itself, and has a nested class `InPlane`, of which each plane owns one
+ * (planes share nothing):
+ *
+ *  - `InPlane(uint32_t nGroups)`;
+ *  - `uint32_t Hash(const UbInjection&) const`: 32 bits to remember in the packet;
+ *  - `uint32_t Choose(uint32_t group, uint32_t nLinks, uint64_t salt, uint32_t hash)`: which of
+ *    the group's links, from 0 to nLinks - 1; the salt differs from group to group.
+ *
+ * The engine is compiled for each policy, so the choice costs no virtual call.
+ */
+class UbPathPolicy : public Object
+{
+  public:
+    /**
+     * @return The registered TypeId.
+     */
+    static TypeId GetTypeId();
+
+    /**
+     * Make a plane that follows this policy.
+     * @param [in] arrays The fabric.
+     * @param [in] plane Which plane of it.
+     * @param [in] nLanes Virtual lanes of each port.
+     * @param [in] seed Seed of the hashes.
+     * @return The plane.
+     */
+    virtual std::unique_ptr<UbPlane> MakePlane(const UbFabricArrays& arrays,
+                                               uint32_t plane,
+                                               uint32_t nLanes,
+                                               uint64_t seed) const = 0;
+};
+
+} // namespace ns3
+
+#endif // UB_PATH_POLICY_H

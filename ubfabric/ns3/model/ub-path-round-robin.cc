@@ -1,0 +1,74 @@
+// SPDX-FileCopyrightText: 2026 The ubfabric authors
+// SPDX-License-Identifier: GPL-2.0-only
+
+#include "ub-path-policy.h"
+#include "ub-plane-engine.h"
+
+namespace ns3
+{
+
+/**
+ * @ingroup ub-fabric
+ * @brief Each switch deals its packets out over the paths in turn.
+ */
+class UbPathRoundRobin : public UbPathPolicy
+{
+  public:
+    /**
+     * @return The registered TypeId.
+     */
+    static TypeId GetTypeId()
+    {
+        static TypeId tid = TypeId("ns3::UbPathRoundRobin")
+                                .SetParent<UbPathPolicy>()
+                                .SetGroupName("UbFabric")
+                                .AddConstructor<UbPathRoundRobin>();
+        return tid;
+    }
+
+    /// The part that lives in a plane.
+    struct InPlane
+    {
+        /// @param [in] nGroups Number of groups of the plane.
+        explicit InPlane(uint32_t nGroups)
+            : next(nGroups, UB_NONE)
+        {
+        }
+
+        /**
+         * @return Nothing: the turn is kept at the switch.
+         */
+        uint32_t Hash(const UbInjection& /* injection */) const
+        {
+            return 0;
+        }
+
+        /**
+         * @param [in] group The group, whose turn is counted.
+         * @param [in] nLinks Number of links to choose from.
+         * @param [in] salt Where the group starts, so that switches do not march in step.
+         * @return The choice.
+         */
+        uint32_t Choose(uint32_t group, uint32_t nLinks, uint64_t salt, uint32_t /* hash */)
+        {
+            uint32_t& turn = next[group];
+            turn = turn == UB_NONE ? UbReduce(UbMix(salt), nLinks)
+                                   : (turn + 1 < nLinks ? turn + 1 : 0);
+            return turn;
+        }
+
+        std::vector<uint32_t> next; //!< last choice of each group
+    };
+
+    std::unique_ptr<UbPlane> MakePlane(const UbFabricArrays& arrays,
+                                       uint32_t plane,
+                                       uint32_t nLanes,
+                                       uint64_t seed) const override
+    {
+        return std::make_unique<UbPlaneEngine<UbPathRoundRobin>>(arrays, plane, nLanes, seed);
+    }
+};
+
+NS_OBJECT_ENSURE_REGISTERED(UbPathRoundRobin);
+
+} // namespace ns3

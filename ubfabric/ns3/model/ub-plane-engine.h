@@ -1,0 +1,176 @@
+// SPDX-FileCopyrightText: 2026 The ubfabric authors
+// SPDX-License-Identifier: GPL-2.0-only
+
+#ifndef UB_PLANE_ENGINE_H
+#define UB_PLANE_ENGINE_H
+
+#include "ub-plane.h"
+
+namespace ns3
+{
+
+/**
+ * @ingroup ub-fabric
+ * @brief The event loop of a plane, compiled for one path policy.
+ * @tparam Policy See UbPathPolicy for the members it must have.
+ */
+template <class Policy>
+class UbPlaneEngine : public UbPlane
+{
+  public:
+    /**
+     * @param [in] arrays The fabric.
+     * @param [in] plane Which plane of it.
+     * @param [in] nLanes Virtual lanes of each port.
+     * @param [in] seed Seed of the hashes.
+     */
+    UbPlaneEngine(const UbFabricArrays& arrays, uint32_t plane, uint32_t nLanes, uint64_t seed)
+        : UbPlane(arrays, plane, nLanes, seed),
+          m_policy(static_cast<uint32_t>(m_groupStart.size() - 1))
+    {
+    }
+
+    void RunBefore(int64_t limitPs) override
+    {
+        UbEventQueue::Event event;
+        while (m_queue.PopBefore(limitPs, event))
+        {
+            ++m_eventCount;
+            m_lastPs = event.timePs;
+            const uint32_t link = event.key & ((1U << KIND_SHIFT) - 1);
+            switch (static_cast<EventKind>(event.key >> KIND_SHIFT))
+            {
+            case HEAD:
+                Head(link, event.payload, event.timePs);
+                break;
+            case PORT:
+                if (m_links[link].wakePs == event.timePs) // else an earlier look replaced this one
+                {
+                    m_links[link].wakePs = UB_NEVER;
+                    if (m_links[link].nWaiting > 0)
+                    {
+                        Serve(link, event.timePs);
+                    }
+                }
+                break;
+            case DELIVER:
+                Deliver(link, event.payload, event.timePs);
+                break;
+            }
+        }
+    }
+
+  private:
+    /// The part of a policy that lives in a plane.
+    using PlanePart = typename Policy::InPlane;
+
+    /**
+     * A packet's head is ready to leave a switch.
+     * @param [in] inLink The link it came by.
+     * @param [in] index The packet.
+     * @param [in] nowPs The time.
+     */
+    void Head(uint32_t inLink, uint32_t index, int64_t nowPs)
+    {
+        const Link& in = m_links[inLink];
+        Packet& packet = At(index);
+        int32_t group = m_table[m_switches[in.dstSwitch].row + packet.dstClass];
+        if (group < 0)
+        {
+            group = m_local[-(group + 2) + packet.dstSlot];
+        }
+        const uint32_t begin = m_groupStart[group];
+        const uint32_t nLinks = m_groupStart[group + 1] - begin;
+        const uint32_t out =
+            nLinks == 1 ? m_groupLink[begin] : m_groupLink[begin + Pick(group, nLinks, packet)];
+        Link& link = m_links[out];
+        packet.inLink = inLink;
+        packet.readyPs = nowPs;
+        if (packet.rateClass != link.rateClass)
+        {
+            // on a faster link the head must wait, or the tail would not be there in time
+            const int64_t inPs = packet.serialisePs;
+            packet.readyPs += std::max<int64_t>(0, inPs - SerialisePs(link, packet));
+        }
+        Lane& lane = m_lanes[uint64_t{out} * m_nLanes + packet.lane];
+        if (link.nWaiting == 0 && link.busyUntilPs <= nowPs && packet.readyPs == nowPs &&
+            HasCredit(lane, packet.wireBytes, nowPs))
+        {
+            lane.lastInput = in.dstInput;
+            link.lastLane = packet.lane;
+            Transmit(out, index, nowPs);
+            return;
+        }
+        const bool first = lane.nWaiting == 0;
+        Enqueue(out, in.dstInput, index);
+        if (first || packet.readyPs == nowPs)
+        {
+            WakeFor(out, lane, first, nowPs);
+        }
+    }
+
+    /**
+     * Arrange that an output looks at a packet that came to wait.
+     * @param [in] out The output.
+     * @param [in] lane The packet's lane.
+     * @param [in] first Whether nothing waited on the lane before.
+     * @param [in] nowPs The time.
+     */
+    void WakeFor(uint32_t out, const Lane& lane, bool first, int64_t nowPs)
+    {
+        // whoever waits for credit is woken by the credit, whoever waits in line by the line
+        if (first || !lane.needsCredit)
+        {
+            Wake(out, std::max(nowPs, m_links[out].busyUntilPs));
+        }
+    }
+
+    /**
+     * A packet's last byte is at its endpoint; only while somebody listens.
+     * @param [in] link The last link.
+     * @param [in] index The packet.
+     * @param [in] nowPs The time.
+     */
+    void Deliver(uint32_t link, uint32_t index, int64_t nowPs)
+    {
+        Packet& packet = At(index);
+        if (m_observer != nullptr)
+        {
+            m_observer->PacketDelivered(nowPs,
+                                        FabricLink(link),
+                                        packet.flow,
+                                        packet.payloadBytes);
+        }
+        Free(index);
+    }
+
+    /**
+     * @param [in] group A group.
+     * @param [in] nLinks Its number of links.
+     * @param [in] packet A packet.
+     * @return Which of the links the packet takes.
+     */
+    uint32_t Pick(uint32_t group, uint32_t nLinks, const Packet& packet)
+    {
+        const uint64_t salt = m_seed ^ (uint64_t{group} << 32);
+        return packet.ordered ? UbReduce(UbMix(salt ^ packet.hash), nLinks)
+                              : m_policy.Choose(group, nLinks, salt, packet.hash);
+    }
+
+    uint32_t PathHash(const UbInjection& injection) const override
+    {
+        return m_policy.Hash(injection);
+    }
+
+    uint32_t ChooseAtSource(uint32_t group, const Packet& packet) override
+    {
+        const uint32_t begin = m_groupStart[group];
+        return m_groupLink[begin + Pick(group, m_groupStart[group + 1] - begin, packet)];
+    }
+
+    PlanePart m_policy; //!< the policy
+};
+
+} // namespace ns3
+
+#endif // UB_PLANE_ENGINE_H

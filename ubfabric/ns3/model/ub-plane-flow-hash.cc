@@ -1,0 +1,47 @@
+// SPDX-FileCopyrightText: 2026 The ubfabric authors
+// SPDX-License-Identifier: GPL-2.0-only
+
+#include "ub-plane-policy.h"
+
+namespace ns3
+{
+
+/**
+ * @ingroup ub-fabric
+ * @brief All packets of a pair of endpoints take one plane, given by a hash.
+ */
+class UbPlaneFlowHash : public UbPlanePolicy
+{
+  public:
+    /**
+     * @return The registered TypeId.
+     */
+    static TypeId GetTypeId()
+    {
+        static TypeId tid = TypeId("ns3::UbPlaneFlowHash")
+                                .SetParent<UbPlanePolicy>()
+                                .SetGroupName("UbFabric")
+                                .AddConstructor<UbPlaneFlowHash>();
+        return tid;
+    }
+
+    void Reset(uint32_t /* nEndpoints */, uint64_t seed) override
+    {
+        m_salt = UbMix(seed);
+    }
+
+    uint32_t Choose(uint32_t /* endpoint */,
+                    uint32_t nPlanes,
+                    uint64_t flowHash,
+                    uint64_t /* packetHash */) override
+    {
+        return UbReduce(UbMix(m_salt ^ flowHash), nPlanes);
+    }
+
+  private:
+    uint64_t m_salt{0}; //!< keeps the choice apart from the one made in switches
+};
+
+NS_OBJECT_ENSURE_REGISTERED(UbPlaneFlowHash);
+
+} // namespace ns3

@@ -1,0 +1,52 @@
+// SPDX-FileCopyrightText: 2026 The ubfabric authors
+// SPDX-License-Identifier: GPL-2.0-only
+
+#ifndef UB_PLANE_POLICY_H
+#define UB_PLANE_POLICY_H
+
+#include "ub-plane.h"
+
+#include "ns3/object.h"
+
+namespace ns3
+{
+
+/**
+ * @ingroup ub-fabric
+ * @brief How a source picks the plane of a packet.
+ *
+ * A policy is one class in one file with a TypeId; it may keep state by endpoint. It is asked
+ * once a packet, at the source, so a virtual call does no harm.
+ */
+class UbPlanePolicy : public Object
+{
+  public:
+    /**
+     * @return The registered TypeId.
+     */
+    static TypeId GetTypeId();
+
+    /**
+     * Get ready for a fabric.
+     * @param [in] nEndpoints Number of nodes of the fabric.
+     * @param [in] seed Seed of the hashes.
+     */
+    virtual void Reset(uint32_t nEndpoints, uint64_t seed) = 0;
+
+    /**
+     * Choose.
+     * @param [in] endpoint The source.
+     * @param [in] nPlanes Number of planes to choose from, at least 1.
+     * @param [in] flowHash The same for all packets of a flow.
+     * @param [in] packetHash Differs from packet to packet.
+     * @return The choice, from 0 to nPlanes - 1.
+     */
+    virtual uint32_t Choose(uint32_t endpoint,
+                            uint32_t nPlanes,
+                            uint64_t flowHash,
+                            uint64_t packetHash) = 0;
+};
+
+} // namespace ns3
+
+#endif // UB_PLANE_POLICY_H

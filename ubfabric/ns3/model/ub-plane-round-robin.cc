@@ -1,0 +1,52 @@
+// SPDX-FileCopyrightText: 2026 The ubfabric authors
+// SPDX-License-Identifier: GPL-2.0-only
+
+#include "ub-plane-policy.h"
+
+namespace ns3
+{
+
+/**
+ * @ingroup ub-fabric
+ * @brief Each source deals its packets out over the planes in turn.
+ */
+class UbPlaneRoundRobin : public UbPlanePolicy
+{
+  public:
+    /**
+     * @return The registered TypeId.
+     */
+    static TypeId GetTypeId()
+    {
+        static TypeId tid = TypeId("ns3::UbPlaneRoundRobin")
+                                .SetParent<UbPlanePolicy>()
+                                .SetGroupName("UbFabric")
+                                .AddConstructor<UbPlaneRoundRobin>();
+        return tid;
+    }
+
+    void Reset(uint32_t nEndpoints, uint64_t seed) override
+    {
+        // sources start at different planes, or all would hit the same one at the same time
+        m_next.resize(nEndpoints);
+        for (uint32_t endpoint = 0; endpoint < nEndpoints; ++endpoint)
+        {
+            m_next[endpoint] = static_cast<uint32_t>(UbMix(seed ^ endpoint) >> 33);
+        }
+    }
+
+    uint32_t Choose(uint32_t endpoint,
+                    uint32_t nPlanes,
+                    uint64_t /* flowHash */,
+                    uint64_t /* packetHash */) override
+    {
+        return m_next[endpoint]++ % nPlanes;
+    }
+
+  private:
+    std::vector<uint32_t> m_next; //!< next turn of each source
+};
+
+NS_OBJECT_ENSURE_REGISTERED(UbPlaneRoundRobin);
+
+} // namespace ns3

@@ -1,0 +1,513 @@
+// SPDX-FileCopyrightText: 2026 The ubfabric authors
+// SPDX-License-Identifier: GPL-2.0-only
+
+#include "ub-plane.h"
+
+#include "ns3/fatal-error.h"
+
+#include <algorithm>
+#include <sstream>
+#include <unordered_map>
+
+namespace ns3
+{
+
+namespace
+{
+
+/// Rate class of a packet that was on no link yet.
+constexpr uint16_t NO_RATE = 0xffff;
+
+/// Events that a bucket should hold: few enough to sort in a moment.
+constexpr double EVENTS_PER_BUCKET = 8.0;
+
+} // namespace
+
+UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, uint32_t nLanes, uint64_t seed)
+    : m_nLanes(nLanes),
+      m_seed(UbMix(seed ^ (uint64_t{plane} << 32))),
+      m_directLocal(arrays.nLinks, UB_NONE)
+{
+    const uint64_t row = uint64_t{plane} * arrays.nNodes;
+    m_endpointClass.assign(arrays.endpointClass + row, arrays.endpointClass + row + arrays.nNodes);
+    m_endpointSlot.assign(arrays.endpointSlot + row, arrays.endpointSlot + row + arrays.nNodes);
+    m_endpointOut.assign(arrays.endpointOut + row, arrays.endpointOut + row + arrays.nNodes);
+
+    // links of the plane keep their order, so that numbers say the same in every run
+    std::vector<uint32_t> nIn(arrays.nNodes, 0);
+    std::vector<uint32_t> switchOf(arrays.nNodes, UB_NONE);
+    std::unordered_map<uint64_t, uint16_t> rateClass;
+    std::vector<uint32_t> local(arrays.nLinks, UB_NONE);
+    for (uint32_t number = 0; number < arrays.nLinks; ++number)
+    {
+        if (arrays.linkPlane[number] != plane)
+        {
+            continue;
+        }
+        const uint32_t dst = arrays.linkDst[number];
+        const uint32_t src = arrays.linkSrc[number];
+        local[number] = static_cast<uint32_t>(m_links.size());
+        m_linkNumber.push_back(number);
+        m_capacity.push_back(arrays.nodeBufferBytes[dst]);
+        Link link;
+        link.delayPs = arrays.linkDelayPs[number];
+        link.isSource = arrays.nodeIsEndpoint[src] != 0;
+        const auto [found, isNew] = rateClass.try_emplace(arrays.linkBytesPerS[number],
+                                                          static_cast<uint16_t>(m_rates.size()));
+        if (isNew)
+        {
+            m_rates.push_back(arrays.linkBytesPerS[number]);
+        }
+        link.rateClass = found->second;
+        if (arrays.nodeIsEndpoint[dst] == 0)
+        {
+            if (switchOf[dst] == UB_NONE)
+            {
+                switchOf[dst] = static_cast<uint32_t>(m_switches.size());
+                m_switches.push_back({0, arrays.nodeForwardLatencyPs[dst]});
+            }
+            link.dstSwitch = switchOf[dst];
+            link.dstInput = nIn[dst]++;
+        }
+        else
+        {
+            m_directLocal[number] = local[number]; // of use only if it is a direct link
+        }
+        m_links.push_back(link);
+    }
+    const auto nLinks = static_cast<uint32_t>(m_links.size());
+    m_stats.resize(nLinks);
+    m_lanes.resize(uint64_t{nLinks} * nLanes);
+
+    // queues: an output has one for each lane and input of its node
+    uint64_t nQueues = 0;
+    uint64_t nWords = 0;
+    double eventsPerPs = 0;
+    for (uint32_t i = 0; i < nLinks; ++i)
+    {
+        Link& link = m_links[i];
+        const uint32_t src = arrays.linkSrc[m_linkNumber[i]];
+        const uint32_t nInputs = link.isSource ? 1 : nIn[src];
+        link.nInputs = static_cast<uint16_t>(nInputs);
+        link.firstQueue = static_cast<uint32_t>(nQueues);
+        link.firstWord = static_cast<uint32_t>(nWords);
+        nQueues += uint64_t{nInputs} * nLanes;
+        nWords += uint64_t{(nInputs + 63) / 64} * nLanes;
+        for (uint32_t lane = 0; lane < nLanes; ++lane)
+        {
+            m_lanes[uint64_t{i} * nLanes + lane].credit = m_capacity[i];
+            m_lanes[uint64_t{i} * nLanes + lane].ring.resize(8);
+        }
+        // a busy link has about two events for each packet of some kilobytes
+        eventsPerPs += 2.0 / static_cast<double>(std::max<int64_t>(
+                                 UbSerialisePs(4096, m_rates[link.rateClass]),
+                                 1));
+    }
+    m_queues.resize(nQueues);
+    m_words.assign(nWords, 0);
+    uint32_t shift = 6;
+    while (shift < 20 && eventsPerPs * static_cast<double>(uint64_t{2} << shift) < EVENTS_PER_BUCKET)
+    {
+        ++shift;
+    }
+    m_queue.SetWidth(shift);
+
+    // groups of this plane, renumbered
+    std::vector<int32_t> groupOf(arrays.nGroups, -1);
+    m_groupStart.push_back(0);
+    for (uint32_t group = 0; group < arrays.nGroups; ++group)
+    {
+        const uint32_t begin = arrays.groupStart[group];
+        const uint32_t end = arrays.groupStart[group + 1];
+        if (begin == end || local[arrays.groupLink[begin]] == UB_NONE)
+        {
+            continue;
+        }
+        groupOf[group] = static_cast<int32_t>(m_groupStart.size() - 1);
+        for (uint32_t at = begin; at < end; ++at)
+        {
+            m_groupLink.push_back(local[arrays.groupLink[at]]);
+        }
+        m_groupStart.push_back(static_cast<uint32_t>(m_groupLink.size()));
+    }
+
+    // rows of this plane's switches, and of its endpoints with several ways out
+    const uint32_t nClasses = arrays.planeNClasses[plane];
+    std::unordered_map<int32_t, int32_t> localBase;
+    auto copyRow = [&](int64_t from) {
+        const uint64_t at = m_table.size();
+        for (uint32_t c = 0; c < nClasses; ++c)
+        {
+            int32_t entry = arrays.table[from + c];
+            if (entry >= 0)
+            {
+                entry = groupOf[entry];
+            }
+            else if (entry <= -2)
+            {
+                const auto [found, isNew] =
+                    localBase.try_emplace(entry, static_cast<int32_t>(m_local.size()));
+                if (isNew)
+                {
+                    // as many entries as the class has endpoints
+                    for (uint32_t node = 0; node < arrays.nNodes; ++node)
+                    {
+                        if (m_endpointClass[node] == static_cast<int32_t>(c))
+                        {
+                            const uint64_t to = uint64_t(found->second) + m_endpointSlot[node];
+                            if (m_local.size() <= to)
+                            {
+                                m_local.resize(to + 1, -1);
+                            }
+                            m_local[to] =
+                                groupOf[arrays.local[-(entry + 2) + m_endpointSlot[node]]];
+                        }
+                    }
+                }
+                entry = -(found->second + 2);
+            }
+            m_table.push_back(entry);
+        }
+        return at;
+    };
+    for (uint32_t node = 0; node < arrays.nNodes; ++node)
+    {
+        if (switchOf[node] != UB_NONE)
+        {
+            m_switches[switchOf[node]].row = copyRow(arrays.switchRow[node]);
+        }
+        else if (arrays.nodeIsEndpoint[node] && m_endpointOut[node] >= 0)
+        {
+            m_endpointOut[node] = static_cast<int64_t>(copyRow(m_endpointOut[node]));
+        }
+        else if (arrays.nodeIsEndpoint[node] && m_endpointOut[node] <= -2)
+        {
+            m_endpointOut[node] = -(groupOf[-(m_endpointOut[node] + 2)] + 2);
+        }
+    }
+}
+
+uint32_t
+UbPlane::Allocate()
+{
+    ++m_packetsInside;
+    if (m_freePacket == UB_NONE)
+    {
+        m_packets.emplace_back();
+        return static_cast<uint32_t>(m_packets.size() - 1);
+    }
+    const uint32_t index = m_freePacket;
+    m_freePacket = m_packets[index].next;
+    return index;
+}
+
+void
+UbPlane::Inject(const UbInjection& injection)
+{
+    const uint32_t index = Allocate();
+    Packet& packet = m_packets[index];
+    packet.readyPs = injection.readyPs;
+    packet.waitedPs = 0;
+    packet.next = UB_NONE;
+    packet.flow = injection.flow;
+    packet.dstClass = static_cast<uint32_t>(m_endpointClass[injection.dstEndpoint]);
+    packet.dstSlot = static_cast<uint32_t>(m_endpointSlot[injection.dstEndpoint]);
+    packet.inLink = UB_NONE;
+    packet.wireBytes = static_cast<uint16_t>(injection.wireBytes);
+    packet.payloadBytes = static_cast<uint16_t>(injection.payloadBytes);
+    packet.serialisePs = 0;
+    packet.hash = injection.ordered ? static_cast<uint32_t>(injection.flowHash)
+                                    : PathHash(injection);
+    packet.rateClass = NO_RATE;
+    packet.lane = injection.lane;
+    packet.hops = 0;
+    packet.ordered = injection.ordered ? 1 : 0;
+
+    uint32_t link;
+    if (injection.directLink != UB_NONE)
+    {
+        link = m_directLocal[injection.directLink];
+    }
+    else
+    {
+        const int64_t out = m_endpointOut[injection.srcEndpoint];
+        uint32_t group;
+        if (out <= -2)
+        {
+            group = static_cast<uint32_t>(-(out + 2));
+        }
+        else
+        {
+            const int32_t entry = m_table[out + packet.dstClass];
+            group = static_cast<uint32_t>(entry >= 0 ? entry
+                                                     : m_local[-(entry + 2) + packet.dstSlot]);
+        }
+        link = m_groupStart[group + 1] - m_groupStart[group] == 1 ? m_groupLink[m_groupStart[group]]
+                                                                 : ChooseAtSource(group, packet);
+    }
+    const bool first = m_lanes[uint64_t{link} * m_nLanes + packet.lane].nWaiting == 0;
+    Enqueue(link, 0, index);
+    if (first)
+    {
+        Wake(link, std::max(injection.readyPs, m_links[link].busyUntilPs));
+    }
+}
+
+void
+UbPlane::Enqueue(uint32_t linkIndex, uint32_t input, uint32_t index)
+{
+    Link& link = m_links[linkIndex];
+    Packet& packet = m_packets[index];
+    const uint32_t lane = packet.lane;
+    Queue& queue = m_queues[link.firstQueue + lane * link.nInputs + input];
+    packet.next = UB_NONE;
+    if (queue.head == UB_NONE)
+    {
+        queue.head = index;
+        const uint32_t words = (link.nInputs + 63) / 64;
+        m_words[link.firstWord + lane * words + input / 64] |= uint64_t{1} << (input % 64);
+    }
+    else
+    {
+        m_packets[queue.tail].next = index;
+    }
+    queue.tail = index;
+    ++link.nWaiting;
+    Lane& state = m_lanes[uint64_t{linkIndex} * m_nLanes + lane];
+    ++state.nWaiting;
+    state.waitingBytes += packet.wireBytes;
+    UbLinkStats& stats = m_stats[linkIndex];
+    stats.maxQueueBytes = std::max(stats.maxQueueBytes, state.waitingBytes);
+}
+
+void
+UbPlane::CollectCredits(Lane& lane, int64_t nowPs)
+{
+    const uint32_t mask = static_cast<uint32_t>(lane.ring.size() - 1);
+    while (lane.ringCount > 0 && lane.ring[lane.ringHead].first <= nowPs)
+    {
+        lane.credit += lane.ring[lane.ringHead].second;
+        lane.ringHead = (lane.ringHead + 1) & mask;
+        --lane.ringCount;
+    }
+}
+
+void
+UbPlane::ReturnCredit(uint32_t linkIndex, uint32_t laneIndex, uint32_t bytes, int64_t arrivalPs)
+{
+    Lane& lane = m_lanes[uint64_t{linkIndex} * m_nLanes + laneIndex];
+    auto size = static_cast<uint32_t>(lane.ring.size());
+    if (lane.ringCount == size)
+    {
+        std::rotate(lane.ring.begin(), lane.ring.begin() + lane.ringHead, lane.ring.end());
+        lane.ringHead = 0;
+        size *= 2;
+        lane.ring.resize(size);
+    }
+    // packets leave a buffer through several outputs, so credits come nearly in order of time
+    const uint32_t mask = size - 1;
+    uint32_t at = lane.ringCount++;
+    while (at > 0 && lane.ring[(lane.ringHead + at - 1) & mask].first > arrivalPs)
+    {
+        lane.ring[(lane.ringHead + at) & mask] = lane.ring[(lane.ringHead + at - 1) & mask];
+        --at;
+    }
+    lane.ring[(lane.ringHead + at) & mask] = {arrivalPs, bytes};
+    if (lane.needsCredit)
+    {
+        Wake(linkIndex, std::max(lane.ring[lane.ringHead].first, m_links[linkIndex].busyUntilPs));
+    }
+}
+
+void
+UbPlane::Serve(uint32_t linkIndex, int64_t nowPs)
+{
+    Link& link = m_links[linkIndex];
+    if (link.busyUntilPs > nowPs)
+    {
+        Wake(linkIndex, link.busyUntilPs);
+        return;
+    }
+    const uint32_t words = (link.nInputs + 63) / 64;
+    int64_t wakePs = UB_NEVER;
+    bool stalled = false;
+    for (uint32_t step = 1; step <= m_nLanes; ++step)
+    {
+        const uint32_t laneIndex = (link.lastLane + step) % m_nLanes;
+        Lane& lane = m_lanes[uint64_t{linkIndex} * m_nLanes + laneIndex];
+        if (lane.nWaiting == 0)
+        {
+            continue;
+        }
+        // round robin: the next input, after the one served last, that has a packet
+        const uint64_t* bits = &m_words[link.firstWord + laneIndex * words];
+        uint32_t input = lane.lastInput + 1 < link.nInputs ? lane.lastInput + 1 : 0;
+        uint32_t word = input / 64;
+        uint64_t candidates = bits[word] & (~uint64_t{0} << (input % 64));
+        while (candidates == 0)
+        {
+            word = word + 1 < words ? word + 1 : 0;
+            candidates = bits[word];
+        }
+        input = word * 64 + static_cast<uint32_t>(__builtin_ctzll(candidates));
+
+        Queue& queue = m_queues[link.firstQueue + laneIndex * link.nInputs + input];
+        const uint32_t index = queue.head;
+        Packet& packet = m_packets[index];
+        if (packet.readyPs > nowPs)
+        {
+            wakePs = std::min(wakePs, packet.readyPs);
+            continue;
+        }
+        if (!HasCredit(lane, packet.wireBytes, nowPs))
+        {
+            stalled = true;
+            lane.needsCredit = true;
+            if (lane.ringCount > 0)
+            {
+                wakePs = std::min(wakePs, lane.ring[lane.ringHead].first);
+            }
+            continue;
+        }
+        lane.needsCredit = false;
+        queue.head = packet.next;
+        if (queue.head == UB_NONE)
+        {
+            m_words[link.firstWord + laneIndex * words + input / 64] &=
+                ~(uint64_t{1} << (input % 64));
+        }
+        --link.nWaiting;
+        --lane.nWaiting;
+        lane.waitingBytes -= packet.wireBytes;
+        lane.lastInput = input;
+        link.lastLane = static_cast<uint8_t>(laneIndex);
+        Transmit(linkIndex, index, nowPs);
+        if (link.nWaiting > 0)
+        {
+            Wake(linkIndex, link.busyUntilPs);
+        }
+        return;
+    }
+    if (stalled && link.stalledSincePs < 0)
+    {
+        link.stalledSincePs = nowPs;
+        if (m_observer != nullptr)
+        {
+            m_observer->CreditStall(nowPs, m_linkNumber[linkIndex]);
+        }
+    }
+    if (wakePs != UB_NEVER)
+    {
+        Wake(linkIndex, wakePs);
+    }
+}
+
+void
+UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
+{
+    Link& link = m_links[linkIndex];
+    Packet& packet = m_packets[index];
+    const int64_t serialisePs = SerialisePs(link, packet);
+    const int64_t endPs = nowPs + serialisePs;
+    packet.waitedPs += nowPs - packet.readyPs;
+    link.busyUntilPs = endPs;
+    m_lanes[uint64_t{linkIndex} * m_nLanes + packet.lane].credit -= packet.wireBytes;
+
+    UbLinkStats& stats = m_stats[linkIndex];
+    ++stats.packets;
+    stats.bytes += packet.wireBytes;
+    stats.busyPs += serialisePs;
+    if (link.stalledSincePs >= 0)
+    {
+        stats.noCreditPs += nowPs - link.stalledSincePs;
+        link.stalledSincePs = -1;
+    }
+    ++m_packetHops;
+    ++packet.hops;
+    if (m_observer != nullptr)
+    {
+        m_observer->PacketSent(nowPs, m_linkNumber[linkIndex], packet.flow, packet.wireBytes);
+    }
+
+    if (packet.inLink != UB_NONE)
+    {
+        // the buffer is free when the tail has left; the news travels back over the cable
+        ReturnCredit(packet.inLink,
+                     packet.lane,
+                     packet.wireBytes,
+                     endPs + m_links[packet.inLink].delayPs);
+    }
+    if (link.dstSwitch != UB_NONE)
+    {
+        m_queue.Push(nowPs + link.delayPs + m_switches[link.dstSwitch].forwardLatencyPs,
+                     (HEAD << KIND_SHIFT) | linkIndex,
+                     index);
+        return;
+    }
+    // the endpoint takes the packet at the rate of the link and needs no buffer for longer
+    const int64_t tailPs = endPs + link.delayPs;
+    ReturnCredit(linkIndex, packet.lane, packet.wireBytes, tailPs + link.delayPs);
+    m_outbox.push_back({tailPs,
+                        nowPs + link.delayPs,
+                        packet.waitedPs,
+                        packet.flow,
+                        packet.payloadBytes,
+                        packet.hops});
+    if (m_observer != nullptr)
+    {
+        m_queue.Push(tailPs, (DELIVER << KIND_SHIFT) | linkIndex, index);
+        return;
+    }
+    Free(index);
+}
+
+void
+UbPlane::ReadStats(UbLinkStats* stats) const
+{
+    for (size_t i = 0; i < m_stats.size(); ++i)
+    {
+        stats[m_linkNumber[i]] = m_stats[i];
+    }
+}
+
+std::string
+UbPlane::Leftover() const
+{
+    std::ostringstream text;
+    if (m_packetsInside != 0)
+    {
+        text << m_packetsInside << " packets are still inside";
+        for (size_t i = 0; i < m_links.size(); ++i)
+        {
+            if (m_links[i].nWaiting > 0)
+            {
+                text << "; first stalled link " << m_linkNumber[i] << " with "
+                     << m_links[i].nWaiting << " packets";
+                break;
+            }
+        }
+        return text.str();
+    }
+    for (size_t i = 0; i < m_links.size(); ++i)
+    {
+        for (uint32_t l = 0; l < m_nLanes; ++l)
+        {
+            const Lane& lane = m_lanes[i * m_nLanes + l];
+            int64_t credit = lane.credit;
+            for (uint32_t k = 0; k < lane.ringCount; ++k)
+            {
+                credit += lane.ring[(lane.ringHead + k) & (lane.ring.size() - 1)].second;
+            }
+            if (credit != m_capacity[i] || lane.nWaiting != 0 || lane.waitingBytes != 0)
+            {
+                text << "link " << m_linkNumber[i] << " lane " << l << " has " << credit << " of "
+                     << m_capacity[i] << " bytes of credit and " << lane.nWaiting
+                     << " packets waiting";
+                return text.str();
+            }
+        }
+    }
+    return "";
+}
+
+} // namespace ns3

@@ -1,0 +1,205 @@
+// SPDX-FileCopyrightText: 2026 The ubfabric authors
+// SPDX-License-Identifier: GPL-2.0-only
+
+#ifndef UB_TASK_GRAPH_H
+#define UB_TASK_GRAPH_H
+
+#include "ub-endpoint-process.h"
+
+#include <functional>
+#include <vector>
+
+namespace ns3
+{
+
+/**
+ * @ingroup ub-fabric
+ * @brief What a caller loads at once: flows and tasks of, usually, one layer.
+ *
+ * All arrays belong to the caller and stay in place until the chunk is complete.
+ */
+struct UbChunkArrays
+{
+    UbFlowRecord* flows{nullptr};        //!< the flows
+    uint32_t nFlows{0};                  //!< number of flows
+    UbTaskRecord* tasks{nullptr};        //!< the tasks, in the order of their streams
+    uint32_t nTasks{0};                  //!< number of tasks
+    uint64_t firstTask{0};               //!< number of the first task in the trace
+    const uint32_t* sendOrder{nullptr};  //!< flows grouped by sending task
+    const uint64_t* depStart{nullptr};   //!< [nTasks + 1] start of a task's entries in `deps`
+    const uint64_t* deps{nullptr};       //!< numbers in the trace of the tasks depended on
+    const uint32_t* openOrder{nullptr};  //!< open-loop flows in order of their start
+    uint32_t nOpen{0};                   //!< number of open-loop flows
+    bool isLast{true};                   //!< whether no chunk follows
+};
+
+/**
+ * @ingroup ub-fabric
+ * @brief The tasks of all ranks: what closes the loop between computing and communicating.
+ *
+ * Tasks of a stream run one after another. A task starts when its stream is free and the tasks
+ * it depends on have finished; it takes its duration, then issues its flows, and finishes when
+ * those are issued and the flows it waits for are seen. Chunks come while the simulation stands
+ * still: it stops at the very instant at which a stream has run out of tasks and more chunks
+ * are to come, so loading layer by layer gives the same times as loading all at once.
+ */
+class UbTaskGraph
+{
+  public:
+    /**
+     * @param [in] endpoints The endpoints, whose event queue the tasks use.
+     */
+    explicit UbTaskGraph(UbEndpointProcess& endpoints);
+
+    /**
+     * Load a chunk.
+     * @param [in] arrays The chunk.
+     * @param [in] nowPs The time.
+     * @return Number of the chunk, counted from 0; -1 if too many chunks are at work.
+     */
+    int64_t AddChunk(const UbChunkArrays& arrays, int64_t nowPs);
+
+    /**
+     * @return Number of a complete chunk, whose arrays the caller may take back; -1 if none.
+     */
+    int64_t TakeComplete();
+
+    /**
+     * @return Whether a stream ran out of tasks while chunks are to come.
+     */
+    bool NeedsChunk() const
+    {
+        return m_nDry > 0 && !m_isLast;
+    }
+
+    /**
+     * @return Whether more chunks are to come.
+     */
+    bool ExpectsChunk() const
+    {
+        return !m_isLast;
+    }
+
+    /**
+     * @return Flows and tasks that are loaded and not finished.
+     */
+    uint64_t Unfinished() const;
+
+    /**
+     * @return Name of the first task that has not finished: its number in the trace, or UB_NEVER.
+     */
+    uint64_t FirstUnfinishedTask() const;
+
+    /**
+     * A task's duration is over.
+     * @param [in] reference The task.
+     * @param [in] nowPs The time.
+     */
+    void TimerOver(uint32_t reference, int64_t nowPs);
+
+    /**
+     * The last message of a task is out.
+     * @param [in] reference The task.
+     * @param [in] nowPs The time.
+     */
+    void JobIssued(uint32_t reference, int64_t nowPs);
+
+    /**
+     * A flow's last byte is seen by its receiver.
+     * @param [in] reference The flow.
+     * @param [in] nowPs The time.
+     */
+    void FlowSeen(uint32_t reference, int64_t nowPs);
+
+    /**
+     * An open-loop flow starts.
+     * @param [in] slot Slot of its chunk.
+     * @param [in] nowPs The time.
+     */
+    void OpenFlow(uint32_t slot, int64_t nowPs);
+
+    /**
+     * @param [in] hook Called for each flow seen, or empty; for trace sources.
+     */
+    void SetFlowHook(std::function<void(const UbFlowRecord&, int64_t)> hook)
+    {
+        m_flowHook = std::move(hook);
+    }
+
+  private:
+    /// States of a task.
+    enum State : uint32_t
+    {
+        WAITING = 0,   //!< not started
+        RUNNING = 1,   //!< its duration runs
+        ISSUING = 2,   //!< its flows are being issued
+        RECEIVING = 3, //!< it waits for flows
+        FINISHED = 4,  //!< done
+    };
+
+    /// Tasks of a rank that run one after another.
+    struct Stream
+    {
+        uint32_t head{UB_NONE}; //!< the task that runs, or is next
+        uint32_t tail{UB_NONE}; //!< the last task
+        bool isUsed{false};     //!< ever had a task
+    };
+
+    /// One task that depends on another.
+    struct Edge
+    {
+        uint32_t task; //!< the task that waits
+        uint32_t next; //!< next edge of the same origin
+    };
+
+    /**
+     * @param [in] reference A task.
+     * @return Its record.
+     */
+    UbTaskRecord& Task(uint32_t reference)
+    {
+        return m_endpoints.ChunkOf(reference).tasks[UbEndpointProcess::IndexOf(reference)];
+    }
+
+    /**
+     * Start the head of a stream if nothing holds it.
+     * @param [in] stream The stream.
+     * @param [in] nowPs The time.
+     */
+    void TryStart(Stream& stream, int64_t nowPs);
+
+    /**
+     * Finish a task if all it does is done.
+     * @param [in] reference The task.
+     * @param [in] nowPs The time.
+     */
+    void TryFinish(uint32_t reference, int64_t nowPs);
+
+    /**
+     * Find a task by its number in the trace.
+     * @param [in] number The number.
+     * @return The reference, or UB_NONE if its chunk is complete.
+     */
+    uint32_t Find(uint64_t number) const;
+
+    /**
+     * Retire a chunk of which nothing is left.
+     * @param [in,out] chunk The chunk.
+     */
+    void Retire(UbEndpointProcess::Chunk& chunk);
+
+    UbEndpointProcess& m_endpoints;       //!< the endpoints
+    std::vector<Stream> m_streams;        //!< all streams
+    std::vector<Edge> m_edges;            //!< pool of edges
+    std::vector<uint32_t> m_freeEdges;    //!< unused edges
+    std::vector<uint32_t> m_job;          //!< flows of the job being started
+    std::vector<uint64_t> m_complete;     //!< complete chunks not yet taken back
+    std::function<void(const UbFlowRecord&, int64_t)> m_flowHook; //!< for trace sources
+    uint64_t m_nChunks{0};                //!< chunks loaded so far
+    uint64_t m_nDry{0};                   //!< streams that ran out of tasks
+    bool m_isLast{true};                  //!< whether no chunk follows
+};
+
+} // namespace ns3
+
+#endif // UB_TASK_GRAPH_H
