@@ -34,6 +34,8 @@ _PS_PER_S = 10**12
 # What a random generator is for; part of its seed.
 _FOR_POPULARITY, _FOR_ROUTING, _FOR_ORDER = 1, 2, 3
 _ALL_MICROBATCHES = -1
+# Counting every pair of ranks is faster than sorting messages up to about this ratio.
+_PAIRS_COUNTED_PER_MESSAGE = 16
 
 
 @dataclass(frozen=True)
@@ -361,7 +363,7 @@ def _count_messages(slots: np.ndarray, placement: ExpertPlacement, tokens: int) 
     n_ranks = placement.n_ranks
     source = np.repeat(np.arange(n_ranks, dtype=np.int64), slots.size // n_ranks)
     cells = source * n_ranks + placement.slot_rank[slots.ravel()]
-    if n_ranks * n_ranks <= 16 * len(cells):
+    if n_ranks * n_ranks <= _PAIRS_COUNTED_PER_MESSAGE * len(cells):
         counts = np.bincount(cells, minlength=n_ranks * n_ranks)
         if len(placement.shared_slot):
             shared = np.arange(n_ranks) * n_ranks + placement.slot_rank[placement.shared_slot]

@@ -178,7 +178,8 @@ class FileGate(GatePolicy):
             missing = [expert for expert in range(n_experts) if expert not in tokens]
             if missing:
                 raise SpecError(
-                    f"{place}: expert {missing[0]} is missing; all {n_experts} experts must be given"
+                    f"{place}: expert {missing[0]} is missing; "
+                    f"all {n_experts} experts must be given"
                 )
             values = np.array([tokens[expert] for expert in range(n_experts)], np.float64)
             if values.sum() <= 0:

@@ -42,7 +42,8 @@ class LayoutSpec(Spec):
     """On which ranks the replicas of experts sit.
 
     ``contiguous`` keeps experts in order and spreads shared and redundant replicas evenly
-    between them; ``balanced`` puts the most loaded replica on the least loaded rank with a
+    between them (exchanging neighbours where a replica would sit beside its own expert);
+    ``balanced`` puts the most loaded replica on the least loaded rank with a
     free slot, and so on; ``listed`` takes ``ranks``, one list of experts a rank, the shared
     expert written ``shared``.
     """
@@ -102,8 +103,8 @@ class DeploymentSpec(Spec):
         needed = n_routed + self.redundant_experts + self.shared_replicas
         sizes = (
             f"{self.ranks} ranks x {self.experts_per_rank} experts_per_rank = {slots} slots for "
-            f"{n_routed} routed + {self.redundant_experts} redundant + {self.shared_replicas} shared "
-            f"= {needed} replicas"
+            f"{n_routed} routed + {self.redundant_experts} redundant + "
+            f"{self.shared_replicas} shared = {needed} replicas"
         )
         if n_shared and not self.shared_replicas:
             raise ValueError(
@@ -121,7 +122,8 @@ class DeploymentSpec(Spec):
         if listed is not None:
             if len(listed) != self.redundant_experts:
                 raise ValueError(
-                    f"redundancy.experts: found {len(listed)} experts, allowed {self.redundant_experts}"
+                    f"redundancy.experts: found {len(listed)} experts, "
+                    f"allowed {self.redundant_experts}"
                 )
             _check_expert_ids("redundancy.experts", listed, n_routed)
         if self.expert_layout.ranks is not None:
@@ -295,12 +297,30 @@ def _fill_contiguous(
         if position not in middle:
             on_rank[rank].append(expert)
             expert += 1
-    left = list(redundant)
-    for position in sorted(middle):
-        here = on_rank[free[position]]
-        chosen = next((e for e in left if e not in here), left[0])
-        left.remove(chosen)
-        here.append(chosen)
+    for position, replica in zip(sorted(middle), redundant, strict=True):
+        on_rank[free[position]].append(replica)
+    for rank, experts in enumerate(on_rank):
+        repeated = [i for i, e in enumerate(experts) if e != n_routed and e in experts[:i]]
+        for index in repeated:
+            _swap_away(on_rank, rank, index, n_routed)
+
+
+def _swap_away(on_rank: list[list[int]], rank: int, index: int, n_routed: int) -> None:
+    """Exchange a replica that sits beside its own expert with one of another rank.
+
+    Later entries of a rank are tried first: these are its redundant replicas.
+    """
+    here = on_rank[rank]
+    replica = here[index]
+    others = sorted(range(len(on_rank)), key=lambda other: (abs(other - rank), other))
+    for other in others[1:]:
+        there = on_rank[other]
+        if replica in there:
+            continue
+        for place in reversed(range(len(there))):
+            if there[place] != n_routed and there[place] not in here:
+                here[index], there[place] = there[place], replica
+                return
 
 
 def _fill_balanced(

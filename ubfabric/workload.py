@@ -350,9 +350,9 @@ def _lay_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
-        merges = isinstance(old, dict) and isinstance(value, dict)
-        if merges and not ({"value", "policy"} & (old.keys() | value.keys())):
-            value = _lay_over(old, value)
+        if isinstance(old, dict) and isinstance(value, dict):
+            whole = {"value", "policy"} & (old.keys() | value.keys())
+            value = value if whole else _lay_over(old, value)
         result[key] = value
     return result
 

@@ -1,0 +1,192 @@
+"""Laws of the workload model, true of any deployment, gate and seed."""
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ubfabric.decode import DecodeStep, generate_trace
+from ubfabric.gate import route_tokens
+from ubfabric.placement import DeploymentSpec, place_experts
+from ubfabric.trace import check_chunk, read_trace, write_trace
+from ubfabric.workload import load_workload
+
+few = settings(max_examples=25, deadline=None)
+GATES = st.one_of(
+    st.just({"policy": "uniform"}),
+    st.builds(lambda s: {"policy": "zipf", "exponent": s}, st.sampled_from([0.3, 1.0, 2.5])),
+    st.builds(
+        lambda c: {"policy": "dirichlet", "concentration": c}, st.sampled_from([0.01, 1.0, 30.0])
+    ),
+)
+
+
+@st.composite
+def workloads(draw):
+    """Draw overrides that make a small valid workload of the EP8 sample."""
+    ranks = draw(st.sampled_from([2, 4, 6, 8, 12]))
+    groups = draw(st.sampled_from([1, 2, 4]))
+    group_size = draw(st.integers(1, 6))
+    kept = draw(st.integers(1, groups))
+    routed = groups * group_size
+    shared = draw(st.integers(0, 1))
+    # Redundant experts and shared replicas fill up the slots that routed experts leave.
+    per_rank = -(-(routed + shared) // ranks) + draw(st.integers(0, 2))
+    spare = ranks * per_rank - routed
+    shared_replicas = draw(st.integers(1, spare)) if shared else 0
+    microbatches = draw(st.sampled_from([1, 2]))
+    return {
+        "model.layers": draw(st.integers(2, 4)),
+        "model.dense_layers": 1,
+        "model.routed_experts": routed,
+        "model.shared_experts": shared,
+        "model.top_k": draw(st.integers(1, kept * group_size)),
+        "model.expert_groups": groups,
+        "model.kept_groups": kept,
+        "model.group_score_experts": draw(st.integers(1, 3)),
+        "simulate_moe_layers": 1,
+        "deployment.ranks": ranks,
+        "deployment.experts_per_rank": per_rank,
+        "deployment.shared_replicas": shared_replicas,
+        "deployment.redundant_experts": spare - shared_replicas,
+        "deployment.redundancy": {"policy": draw(st.sampled_from(["popular", "greedy", "first"]))},
+        "deployment.expert_layout": {"policy": draw(st.sampled_from(["contiguous", "balanced"]))},
+        "serving.microbatches": microbatches,
+        "serving.batch_per_npu": 2 * microbatches * draw(st.integers(1, 4)),
+        "serving.mtp_tokens": draw(st.integers(0, 2)),
+        "messages.send_order": draw(st.sampled_from(["shuffled", "rotated"])),
+        "gate": draw(GATES),
+        "seed": draw(st.integers(0, 2**32)),
+    }
+
+
+def moe_chunks(trace):
+    return [(c.label, c) for c in trace.chunks() if c.label in ("moe", "mtp")]
+
+
+@few
+@given(workloads())
+def test_every_token_reaches_all_its_experts_and_comes_back(changes):
+    trace = generate_trace("decode-ep8-sample", overrides=changes)
+    pairs = changes["model.top_k"] + changes["model.shared_experts"]
+    tokens = {row["layer"]: row["tokens_per_microbatch"] for row in trace.metadata["layers"]}
+    for _, chunk in moe_chunks(trace):
+        flows = chunk.flows.to_pandas()
+        sent = flows.groupby(["phase", "microbatch", "src"]).messages.sum()
+        assert (sent["dispatch"] == tokens[chunk.layer] * pairs).all()
+        assert len(sent["dispatch"]) == trace.n_ranks * changes["serving.microbatches"]
+
+
+@few
+@given(workloads())
+def test_combine_is_dispatch_transposed(changes):
+    for _, chunk in moe_chunks(generate_trace("decode-ep8-sample", overrides=changes)):
+        flows = chunk.flows.to_pandas()
+        rows = flows[["microbatch", "src", "dst", "messages"]]
+        dispatch = set(rows[flows.phase == "dispatch"].itertuples(index=False, name=None))
+        combine = set(rows[flows.phase == "combine"].itertuples(index=False, name=None))
+        assert combine == {(m, dst, src, n) for m, src, dst, n in dispatch}
+
+
+@few
+@given(workloads())
+def test_generated_trace_is_sound(changes):
+    trace, known = generate_trace("decode-ep8-sample", overrides=changes), None
+    for chunk in trace.chunks():
+        known = check_chunk(chunk, trace.n_ranks, known)
+    assert known.tolist() == list(range(len(known)))
+
+
+@few
+@given(workloads())
+def test_layers_do_not_depend_on_the_order_they_are_built_in(changes):
+    workload = load_workload("decode-ep8-sample", changes)
+    forth, back = (DecodeStep(workload, workload.spec.seed, 1) for _ in range(2))
+    last_first = {i: back.chunk(i) for i in reversed(range(len(back.plans)))}
+    for position, chunk in enumerate(forth.chunks()):
+        assert chunk.flows.equals(last_first[position].flows)
+        assert chunk.tasks.equals(last_first[position].tasks)
+
+
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(changes=workloads(), file_format=st.sampled_from(["parquet", "csv"]))
+def test_same_seed_gives_same_bytes_that_read_back_equal(tmp_path, changes, file_format):
+    written = []
+    for name in ("a", "b"):
+        trace = generate_trace("decode-ep8-sample", overrides=changes)
+        folder = write_trace(trace, tmp_path / file_format / name, file_format=file_format)
+        written.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert written[0] == written[1]
+    read = read_trace(folder)
+    assert read.metadata == trace.metadata
+    for original, again in zip(trace.chunks(), read.chunks(), strict=True):
+        assert again.flows.to_pylist() == original.flows.to_pylist()
+        assert again.tasks.equals(original.tasks)
+
+
+@few
+@given(
+    st.integers(1, 6).flatmap(lambda g: st.tuples(st.just(g), st.integers(1, g))),
+    st.integers(1, 9),
+    st.integers(1, 3),
+    st.integers(0, 2**32),
+    st.data(),
+)
+def test_group_limit_is_respected(groups, group_size, best, seed, data):
+    n_groups, kept = groups
+    top_k = data.draw(st.integers(1, kept * group_size))
+    rng = np.random.default_rng(seed)
+    experts = route_tokens(
+        rng.dirichlet(np.full(n_groups * group_size, 0.2)),
+        40,
+        top_k=top_k,
+        n_groups=n_groups,
+        kept_groups=kept,
+        group_score_experts=best,
+        rng=rng,
+    )
+    assert experts.shape == (40, top_k) and experts.max() < n_groups * group_size
+    for row in experts.tolist():
+        assert len(set(row)) == top_k
+        assert len({expert // group_size for expert in row}) <= kept
+
+
+@few
+@given(workloads(), st.integers(1, 20))
+def test_every_rank_loads_the_replicas_of_an_expert_within_one_of_even(changes, tokens):
+    spec = load_workload("decode-ep8-sample", changes).spec
+    n_ranks, n_routed = spec.deployment.ranks, spec.model.routed_experts
+    rng = np.random.default_rng(changes["seed"])
+    placement = place_experts(spec.deployment, rng.dirichlet(np.ones(n_routed)), spec.model.top_k)
+    experts = rng.integers(n_routed, size=(n_ranks * tokens, 3))
+    slots = placement.assign_replicas(experts)
+    assert (placement.slot_expert[slots] == experts).all()
+    for rank in range(n_ranks):
+        mine = slice(rank * tokens, (rank + 1) * tokens)
+        load = np.bincount(slots[mine].ravel(), minlength=len(placement.slot_expert))
+        for expert in range(n_routed):
+            first, last = placement.replica_first[expert : expert + 2]
+            replicas = load[placement.replica_slot[first:last]]
+            assert replicas.max() - replicas.min() <= 1
+
+
+@few
+@given(workloads())
+def test_every_slot_holds_one_expert_and_every_expert_has_a_slot(changes):
+    spec = load_workload("decode-ep8-sample", changes).spec
+    deployment: DeploymentSpec = spec.deployment
+    popularity = np.random.default_rng(changes["seed"]).dirichlet(
+        np.ones(spec.model.routed_experts)
+    )
+    placement = place_experts(deployment, popularity, spec.model.top_k)
+    on_rank = np.bincount(placement.slot_rank, minlength=deployment.ranks)
+    assert (on_rank == deployment.experts_per_rank).all()
+    replicas = np.diff(placement.replica_first)
+    assert (replicas[:-1] >= 1).all()
+    assert replicas[-1] == deployment.shared_replicas
+    assert replicas[:-1].sum() == spec.model.routed_experts + deployment.redundant_experts
+    if deployment.shared_replicas:
+        served = np.bincount(placement.shared_slot, minlength=len(placement.slot_rank))
+        served = served[placement.slot_expert == spec.model.routed_experts]
+        assert served.max() - served.min() <= 1

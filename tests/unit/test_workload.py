@@ -1,0 +1,170 @@
+"""Traffic specifications: loading, bases, overrides and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from ubfabric.errors import SpecError
+from ubfabric.quantities import parse_rate_ops_per_s, provenance
+from ubfabric.specs import load_yaml, shipped
+from ubfabric.workload import load_workload
+
+REFERENCE = "deepseek-r1-decode-ep320"
+
+
+def changed(**changes):
+    """Load the reference with dotted keys changed, dots written as two underscores."""
+    return load_workload(REFERENCE, {key.replace("__", "."): v for key, v in changes.items()}).spec
+
+
+def test_reference_has_the_papers_deployment():
+    spec = load_workload(REFERENCE).spec
+    assert (spec.npus, spec.requests_per_rank, spec.tokens_per_rank) == (160, 48, 96)
+    assert spec.model.moe_layers == 58
+    sizes = [getattr(spec.messages, phase).message_bytes(7168) for phase in ("dispatch", "combine")]
+    assert sizes == [7_680, 14_336]
+    # The buffers a die: double for dispatch and combine, for 96 tokens of each of 320 ranks.
+    assert 320 * 96 * sum(sizes) == 645 * 2**20
+
+
+def test_every_number_of_the_reference_has_a_source():
+    _, raw = load_yaml(REFERENCE, "traffic")
+    sourced = {row["key"] for row in provenance(raw)}
+    plain = []
+
+    def walk(value, key):
+        if isinstance(value, dict):
+            if key not in sourced and not ("source" in value and "strength" in value):
+                for name, item in value.items():
+                    walk(item, f"{key}.{name}" if key else name)
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                walk(item, f"{key}[{index}]")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            plain.append(key)
+
+    walk(raw, "")
+    assert plain == ["schema", "seed", "messages.service_level"]
+
+
+@pytest.mark.parametrize("name", sorted(shipped("traffic")))
+def test_shipped_specification_is_sound(name):
+    workload = load_workload(name)
+    assert workload.spec.name == name and "base" not in workload.raw
+
+
+def test_overrides_apply_by_dotted_key_and_stand_in_the_raw_text():
+    workload = load_workload(
+        REFERENCE, {"serving.batch_per_npu": 64, "gate": {"policy": "uniform"}}
+    )
+    assert workload.spec.requests_per_rank == 32
+    assert workload.raw["serving"]["batch_per_npu"] == 64
+    assert load_workload(REFERENCE).spec.requests_per_rank == 48  # the source is left alone
+
+
+def write(folder, name, text):
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def test_base_supplies_what_a_specification_leaves_out(tmp_path):
+    write(tmp_path, "a.yaml", f"base: {REFERENCE}\nname: a\nserving: {{batch_per_npu: 64}}\n")
+    file = write(
+        tmp_path, "b.yaml", "base: a.yaml\nname: b\ngate: {policy: dirichlet, concentration: 2.0}\n"
+    )
+    spec = load_workload(file).spec
+    assert spec.name == "b" and spec.serving.batch_per_npu == 64
+    assert spec.gate.concentration == 2.0 and spec.serving.kv_tokens == 4096
+
+
+def test_base_replaces_sourced_numbers_whole(tmp_path):
+    file = write(tmp_path, "a.yaml", f"base: {REFERENCE}\nserving: {{kv_tokens: 1024}}\n")
+    assert load_workload(file).raw["serving"]["kv_tokens"] == 1024
+
+
+def test_gate_file_is_found_beside_the_specification(tmp_path):
+    rows = "".join(f"{expert},{expert + 1}\n" for expert in range(256))
+    write(tmp_path, "e.csv", "expert,tokens\n" + rows)
+    file = write(
+        tmp_path, "a.yaml", f"base: {REFERENCE}\nname: a\ngate: {{policy: file, file: e.csv}}\n"
+    )
+    workload = load_workload(file)
+    shares = workload.spec.gate.prepare(256, workload.folder)(3, None)
+    assert shares[255] / shares[0] == pytest.approx(256)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: nowhere\n", r"'nowhere' is neither a \.yaml file nor a shipped name"),
+        ("base: none.yaml\n", r"none\.yaml: no such file"),
+        ("base: 3\n", r"base: found 3, allowed a shipped name or a YAML file"),
+        ("base: a.yaml\n", r"base: found .*a\.yaml, which is based on itself"),
+    ],
+)
+def test_bad_base_is_refused(tmp_path, text, message):
+    with pytest.raises(SpecError, match=message):
+        load_workload(write(tmp_path, "a.yaml", text))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "serving__batch_per_npu",
+            97,
+            "found 97, allowed a multiple of dies_per_npu x microbatches = 4",
+        ),
+        ("serving__microbatches", 3, "serving.microbatches: found 3"),
+        ("serving__batch", 3, "serving.batch: unknown key; allowed here: batch_per_npu, kv_tokens"),
+        ("serving__mtp_acceptance", 1.5, "serving.mtp_acceptance: found 1.5"),
+        (
+            "deployment__ranks",
+            321,
+            "deployment.ranks: found 321, allowed a multiple of dies_per_npu",
+        ),
+        ("deployment__ranks", 318, "deployment: found 318 ranks.*an expert without a replica"),
+        ("deployment__ranks", 322, "deployment: found 322 ranks.*slots without an expert"),
+        ("model__top_k", 129, "top_k: found 129, allowed 1 to 128, the experts in kept groups"),
+        ("model__expert_groups", 7, "expert_groups: found 7, allowed a divisor of routed_experts"),
+        ("model__kept_groups", 9, "kept_groups: found 9, allowed 1 to 8"),
+        ("model__dense_layers", 61, "dense_layers: found 61, allowed below 61"),
+        ("simulate_moe_layers", 59, "simulate_moe_layers: found 59, allowed 1 to 58"),
+        ("operators__gate__fixed", 15, "operators.gate.fixed: found 15, which has no unit"),
+        ("operators__gate__fixed", "-1 us", "found '-1 us', which is negative"),
+        (
+            "operators__attention__anchor_time",
+            "1 us",
+            "anchor_time: found 1000000 ps, allowed fixed",
+        ),
+        (
+            "operators__expert__cube_cores",
+            25,
+            "operators.expert.cube_cores: found 25, allowed 1 to",
+        ),
+        ("die__int8_rate", "752 TB/s", "die.int8_rate: found '752 TB/s'; expected .* Top/s"),
+        ("messages__network", "ib", "messages.network: found 'ib'"),
+        ("messages__dispatch__pad", "9 GB", "messages.dispatch: found a message of 9000007168 B"),
+        ("gate", {"policy": "zipf"}, "gate: exponent: .*required"),
+        ("gate__policy", "pareto", "gate: policy: found 'pareto', allowed: dirichlet, file"),
+        ("schema", 2, "schema: found 2"),
+        ("seed", -1, "seed: found -1"),
+        ("reference__rows", [{"ranks": 3}], "reference.rows.0.batch_per_npu: required key"),
+        ("name__x", 1, "override 'name.x': 'name' is not a mapping"),
+    ],
+)
+def test_bad_value_is_refused_in_one_line(key, value, message):
+    with pytest.raises(SpecError, match=message) as caught:
+        changed(**{key: value})
+    assert str(caught.value).startswith(f"traffic/{REFERENCE}.yaml: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_rate_of_operations_needs_its_unit():
+    assert parse_rate_ops_per_s("1.5 Pop/s") == 1_500_000_000_000_000
+    with pytest.raises(ValueError, match="no unit"):
+        parse_rate_ops_per_s(752)
+
+
+def test_samples_name_their_folder():
+    assert (Path(load_workload(REFERENCE).folder) / f"{REFERENCE}.yaml").is_file()
