@@ -8,6 +8,7 @@ thousands of dies cost no more than the switches above them.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import networkx as nx
@@ -414,7 +415,7 @@ def _count(value: int, noun: str) -> str:
     return f"{value:,} {noun}" if value == 1 else f"{value:,} {noun}s"
 
 
-def _range(values: list[int], text=str) -> str:
+def _range(values: list[int], text: Callable[[int], str] = str) -> str:
     low, high = text(values[0]), text(values[-1])
     return low if low == high else f"{low} to {high}"
 

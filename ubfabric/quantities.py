@@ -45,7 +45,9 @@ _RATE_OPS_PER_S = {
     "Top/s": Decimal(10) ** 12,
     "Pop/s": Decimal(10) ** 15,
 }
-_QUANTITY = re.compile(r"\s*([-+]?[0-9][0-9_,]*(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z/]*)\s*")
+_QUANTITY = re.compile(
+    r"\s*([-+]?[0-9][0-9_,]*(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z/]*)\s*"
+)
 
 
 def _parse(text: Any, units: Mapping[str, Decimal], example: str) -> int:

@@ -323,7 +323,7 @@ class Plane:
         return len(self.class_switches)
 
     def _classify(self) -> None:
-        """Number the classes in the order of their first endpoints."""
+        """Give each class a number, in the order of their first endpoints."""
         self.endpoints, first = np.unique(self.src[self.up], return_index=True)
         bounds = np.append(first, len(self.up))
         switches = np.searchsorted(self.switches, self.dst[self.up])
@@ -365,7 +365,7 @@ class Plane:
     def check_joined(self, label: str) -> None:
         """Raise TopologyError, naming one pair, unless all attached endpoints are joined."""
         for klass, attached in enumerate(self.class_switches):
-            apart = np.flatnonzero(self.distance[attached[0]] == UNREACHED)
+            apart = np.flatnonzero((self.distance[attached] == UNREACHED).all(axis=0))
             if apart.size:
                 one, other = (
                     self.node_names[self.endpoints[np.argmax(self.endpoint_class == wanted)]]

@@ -91,9 +91,9 @@ _HIGHEST_SMALL = {"issue_engines": 2**31, "level": 2**15}
 
 Positive = Annotated[Count, Field(ge=1)]
 NonNegative = Annotated[Count, Field(ge=0)]
-Rate = Annotated[BytesPerSecond, Field(ge=1)]
-Size = Annotated[Bytes, Field(ge=1)]
-Duration = Annotated[Picoseconds, Field(ge=1)]
+Rate = Annotated[BytesPerSecond, Field(gt=0)]
+Size = Annotated[Bytes, Field(gt=0)]
+Duration = Annotated[Picoseconds, Field(gt=0)]
 
 
 class LinkSpec(Spec):
@@ -275,26 +275,27 @@ def load_topology_spec(source: str | Path | Mapping[str, Any]) -> tuple[Topology
         One line with file, key, what was found and what is allowed.
     """
     if isinstance(source, Mapping):
-        label, raw, folder = "specification", dict(source), Path()
+        label, raw = "specification", _resolved(source, "specification", Path(), [])
     else:
-        label, raw = load_yaml(source, "topologies")
-        folder = Path(source).parent
-    seen = [label]
-    while "base" in raw:
-        base = raw.pop("base")
-        if not isinstance(base, str):
-            raise SpecError(
-                f"{label}: base: found {base!r}; expected a shipped name or a .yaml path"
-            )
-        if base.endswith((".yaml", ".yml")):
-            base = str(folder / base)
-            folder = Path(base).parent
-        base_label, base_raw = load_yaml(base, "topologies")
-        if base_label in seen:
-            raise SpecError(f"{label}: base: found a circle, {' -> '.join([*seen, base_label])}")
-        seen.append(base_label)
-        raw = _merged(base_raw, raw)
+        label, own = load_yaml(source, "topologies")
+        raw = _resolved(own, label, Path(source).parent, [label])
     return validate_spec(TopologySpec, raw, label), raw
+
+
+def _resolved(own: Mapping[str, Any], label: str, folder: Path, seen: list[str]) -> dict[str, Any]:
+    """Return a specification laid over its base, which is resolved first."""
+    if "base" not in own:
+        return dict(own)
+    base = own["base"]
+    if not isinstance(base, str):
+        raise SpecError(f"{label}: base: found {base!r}; expected a shipped name or a .yaml path")
+    if base.endswith((".yaml", ".yml")):
+        base = str(folder / base)
+    base_label, below = load_yaml(base, "topologies")
+    if base_label in seen:
+        raise SpecError(f"{label}: base: found a circle, {' -> '.join([*seen, base_label])}")
+    below = _resolved(below, base_label, Path(base).parent, [*seen, base_label])
+    return _merged(below, {key: value for key, value in own.items() if key != "base"})
 
 
 def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -611,7 +612,7 @@ def _check_nodes(graph: nx.Graph, label: str, packet_bytes: int) -> dict[str, st
 def _check_edges(graph: nx.Graph, label: str, roles: Mapping[str, str]) -> None:
     """Check attributes of all edges, and that planes, networks and switches agree."""
     network_of: dict[str, str] = {}
-    plane_of = {node: plane for node, plane in graph.nodes(data="plane")}
+    plane_of = dict(graph.nodes(data="plane"))
     for u, v, data in graph.edges(data=True):
         where = f"{label}: edge {u} - {v}"
         if u == v:
@@ -639,16 +640,17 @@ def _check_attributes(
     data: Mapping[str, Any], expected: Mapping[str, tuple[type, str]], where: str
 ) -> None:
     for name, (kind, meaning) in expected.items():
-        value = data.get(name)
+        value: Any = data.get(name)
         if kind is str:
             if isinstance(value, str):
                 continue
+        # The first test is a fast path for the second.
         elif type(value) is int or (
-            isinstance(value, numbers.Integral) and not isinstance(value, bool)
+            not isinstance(value, bool) and isinstance(value, numbers.Integral)
         ):
             lowest = 1 if name in _AT_LEAST_ONE else -1 if name in _MAY_BE_MINUS_ONE else 0
             highest = _HIGHEST_SMALL.get(name, _HIGHEST)
-            if lowest <= value <= highest:
+            if lowest <= int(value) <= highest:
                 continue
             raise TopologyError(
                 f"{where}: {name} is {value}; allowed: {lowest} to {highest} ({meaning})"

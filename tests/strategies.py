@@ -1,0 +1,151 @@
+"""Hypothesis strategies that several test files share."""
+
+from __future__ import annotations
+
+from itertools import combinations, pairwise
+
+import networkx as nx
+from hypothesis import strategies as st
+
+rates = st.sampled_from([10**9, 7 * 10**9, 22_857_142_857, 28 * 10**9, 10**11])
+delays_ps = st.sampled_from([0, 1, 5_000, 50_000, 333_333])
+latencies_ps = st.sampled_from([0, 1, 10_000, 200_000, 777_777])
+
+
+@st.composite
+def topologies(
+    draw,
+    max_endpoints: int = 12,
+    max_planes: int = 3,
+    max_levels: int = 3,
+    direct_links: bool = True,
+) -> nx.MultiGraph:
+    """Draw a small valid topology graph with all attributes.
+
+    1 to 3 planes of 1 to 3 switch levels, some endpoints with several ports in a plane,
+    parallel links, direct links. The first plane is of network ub and joins all endpoints.
+    Routes go up and then down, or along a tree, so no set of full buffers can wait for one
+    another in a circle.
+
+    Parameters
+    ----------
+    max_endpoints, max_planes, max_levels : int
+    direct_links : bool
+        Whether endpoints may also be joined directly.
+    """
+    payload = draw(st.sampled_from([64, 512, 1_000, 4_096]))
+    header = draw(st.sampled_from([0, 28, 64]))
+    packet = payload + header
+    graph = nx.MultiGraph(
+        name="random",
+        schema=1,
+        packet_payload_bytes=payload,
+        packet_header_bytes=header,
+        max_payload_bytes=payload + draw(st.integers(0, 4_096)),
+    )
+    endpoints = [f"die-{n}" for n in range(draw(st.integers(2, max_endpoints)))]
+    per_server = draw(st.integers(1, 4))
+    for number, name in enumerate(endpoints):
+        graph.add_node(
+            name,
+            kind="die",
+            role="endpoint",
+            level=0,
+            server=number // per_server,
+            rack=-1,
+            plane="",
+            npu=number,
+            buffer_bytes=packet * draw(st.integers(1, 4)),
+            issue_engines=draw(st.integers(1, 4)),
+            issue_cost_ps=draw(st.sampled_from([0, 1, 100_000, 500_000])),
+            engine_bytes_per_s=draw(rates),
+            egress_bytes_per_s=draw(rates),
+            receive_latency_ps=draw(st.sampled_from([1, 1_000, 500_000])),
+            copy_bytes_per_s=draw(rates),
+        )
+    for number in range(draw(st.integers(1, max_planes))):
+        network = "ub" if number == 0 else draw(st.sampled_from(["ub", "rdma"]))
+        attached = endpoints
+        if number:
+            attached = sorted(
+                draw(st.sets(st.sampled_from(endpoints), min_size=2)), key=endpoints.index
+            )
+        levels = draw(st.integers(1, max_levels))
+        _add_plane(draw, graph, f"{network}{number}", network, attached, levels, packet)
+    if direct_links and draw(st.booleans()):
+        pairs = list(combinations(endpoints, 2))
+        for u, v in draw(st.lists(st.sampled_from(pairs), max_size=4)):
+            _add_link(draw, graph, u, v, "package", "ub")
+    for name, degree in graph.degree():
+        graph.nodes[name]["n_ports"] = degree + draw(st.integers(0, 1))
+    return graph
+
+
+def _add_link(draw, graph: nx.MultiGraph, u: str, v: str, plane: str, network: str) -> None:
+    graph.add_edge(
+        u,
+        v,
+        plane=plane,
+        network=network,
+        bandwidth_bytes_per_s=draw(rates),
+        delay_ps=draw(delays_ps),
+        lanes=1,
+    )
+
+
+def _add_plane(
+    draw,
+    graph: nx.MultiGraph,
+    plane: str,
+    network: str,
+    attached: list[str],
+    levels: int,
+    packet_bytes: int,
+) -> None:
+    """Add switches in pods that level 3 joins; pods have their own level 2."""
+
+    def switch(level: int, pod: int, index: int) -> str:
+        name = f"l{level}-{plane}-{pod}-{index}"
+        graph.add_node(
+            name,
+            kind=f"l{level}",
+            role="switch",
+            level=level,
+            server=-1,
+            rack=-1,
+            plane=plane,
+            npu=-1,
+            buffer_bytes=packet_bytes * draw(st.integers(1, 4)),
+            forward_latency_ps=draw(latencies_ps),
+        )
+        return name
+
+    def some(names: list[str]) -> list[str]:
+        """Return the first name, so that every pair has a common one, and perhaps others."""
+        return names[:1] + [name for name in names[1:] if draw(st.booleans())]
+
+    n_pods = draw(st.integers(1, 3)) if levels == 3 else 1
+    first = []
+    top = [switch(3, 0, n) for n in range(draw(st.integers(1, 2)))] if levels == 3 else []
+    for pod in range(n_pods):
+        low = [switch(1, pod, n) for n in range(draw(st.integers(1, 3)))]
+        first += low
+        if levels == 1:
+            for u, v in pairwise(low):
+                _add_link(draw, graph, u, v, plane, network)
+            continue
+        middle = [switch(2, pod, n) for n in range(draw(st.integers(1, 3)))]
+        # Every switch of the level has a link, so none is left alone.
+        for u in low:
+            for v in middle[:1] if u != low[0] else middle:
+                _add_link(draw, graph, u, v, plane, network)
+            for v in some(middle)[1:]:
+                _add_link(draw, graph, u, v, plane, network)
+        for u in middle:
+            for v in top[:1] if u != middle[0] else top:
+                _add_link(draw, graph, u, v, plane, network)
+            for v in some(top)[1:]:
+                _add_link(draw, graph, u, v, plane, network)
+    for name in attached:
+        for target in draw(st.lists(st.sampled_from(first), min_size=1, max_size=2)):
+            _add_link(draw, graph, name, target, plane, network)
