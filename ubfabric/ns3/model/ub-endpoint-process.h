@@ -172,6 +172,20 @@ class UbEndpointProcess
     }
 
     /**
+     * Bring a flow's record into the cache.
+     * @param [in] reference The flow, or a device's packet.
+     */
+    void PrefetchFlow(uint32_t reference) const
+    {
+        if ((reference & UB_DEVICE_FLOW) == 0)
+        {
+            __builtin_prefetch(
+                &m_chunks[reference >> FLOW_BITS].flows[reference & (MAX_FLOWS - 1)],
+                1);
+        }
+    }
+
+    /**
      * @param [in] slot Slot of a chunk.
      * @param [in] index Number in the chunk.
      * @return The reference of a flow or task.

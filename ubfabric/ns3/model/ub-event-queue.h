@@ -126,17 +126,20 @@ class UbEventQueue
     }
 
     /**
-     * Look at the event after the one that was popped last, without opening a bucket.
+     * Look at an event that leaves soon, if it is at hand; a hint, for prefetching.
+     * @param [in] ahead 0 for the next event, 1 for the one after it, and so on.
+     * @param [out] key Its key.
      * @param [out] payload Its payload.
-     * @return Whether one is at hand.
+     * @return Whether the open bucket holds one.
      */
-    bool Peek(uint32_t& payload) const
+    bool Peek(uint32_t ahead, uint32_t& key, uint32_t& payload) const
     {
-        if (m_head >= m_open.size())
+        if (m_head + ahead >= m_open.size())
         {
             return false;
         }
-        payload = m_open[m_head].payload;
+        key = static_cast<uint32_t>(m_open[m_head + ahead].sortable);
+        payload = m_open[m_head + ahead].payload;
         return true;
     }
 

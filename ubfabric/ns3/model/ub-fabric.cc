@@ -297,10 +297,15 @@ UbFabric::TakeDeliveries(int64_t nowPs)
     for (auto& plane : m_planes)
     {
         auto& outbox = plane->Outbox();
-        for (const UbDelivery& delivery : outbox)
+        for (size_t i = 0; i < outbox.size(); ++i)
         {
+            const UbDelivery& delivery = outbox[i];
             if ((delivery.flow & UB_DEVICE_FLOW) == 0)
             {
+                if (const size_t soon = i + 8; soon < outbox.size())
+                {
+                    m_endpoints->PrefetchFlow(outbox[soon].flow);
+                }
                 m_endpoints->Account(delivery);
                 continue;
             }

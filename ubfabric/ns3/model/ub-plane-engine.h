@@ -37,11 +37,12 @@ class UbPlaneEngine : public UbPlane
         {
             ++m_eventCount;
             m_lastPs = event.timePs;
+            Prefetch();
             const uint32_t link = event.key & ((1U << KIND_SHIFT) - 1);
             switch (static_cast<EventKind>(event.key >> KIND_SHIFT))
             {
             case HEAD:
-                Head(link, event.payload, event.timePs);
+                Head(event.payload, event.timePs);
                 break;
             case PORT:
                 if (m_links[link].wakePs == event.timePs) // else an earlier look replaced this one
@@ -64,17 +65,35 @@ class UbPlaneEngine : public UbPlane
     /// The part of a policy that lives in a plane.
     using PlanePart = typename Policy::InPlane;
 
+    /// Bring what the next events need into the cache while this one is at work.
+    void Prefetch() const
+    {
+        uint32_t key;
+        uint32_t payload;
+        if (m_queue.Peek(1, key, payload))
+        {
+            if (key >> KIND_SHIFT == HEAD)
+            {
+                __builtin_prefetch(&m_packets[payload], 1);
+            }
+            else
+            {
+                const uint32_t link = key & ((1U << KIND_SHIFT) - 1);
+                __builtin_prefetch(&m_links[link], 1);
+                __builtin_prefetch(&m_lanes[uint64_t{link} * m_nLanes], 1);
+            }
+        }
+    }
+
     /**
      * A packet's head is ready to leave a switch.
-     * @param [in] inLink The link it came by.
      * @param [in] index The packet.
      * @param [in] nowPs The time.
      */
-    void Head(uint32_t inLink, uint32_t index, int64_t nowPs)
+    void Head(uint32_t index, int64_t nowPs)
     {
-        const Link& in = m_links[inLink];
         Packet& packet = At(index);
-        int32_t group = m_table[m_switches[in.dstSwitch].row + packet.dstClass];
+        int32_t group = m_table[m_switches[packet.atSwitch].row + packet.dstClass];
         if (group < 0)
         {
             group = m_local[-(group + 2) + packet.dstSlot];
@@ -84,7 +103,6 @@ class UbPlaneEngine : public UbPlane
         const uint32_t out =
             nLinks == 1 ? m_groupLink[begin] : m_groupLink[begin + Pick(group, nLinks, packet)];
         Link& link = m_links[out];
-        packet.inLink = inLink;
         packet.readyPs = nowPs;
         if (packet.rateClass != link.rateClass)
         {
@@ -96,13 +114,13 @@ class UbPlaneEngine : public UbPlane
         if (link.nWaiting == 0 && link.busyUntilPs <= nowPs && packet.readyPs == nowPs &&
             HasCredit(lane, packet.wireBytes, nowPs))
         {
-            lane.lastInput = in.dstInput;
+            lane.lastInput = packet.atInput;
             link.lastLane = packet.lane;
             Transmit(out, index, nowPs);
             return;
         }
         const bool first = lane.nWaiting == 0;
-        Enqueue(out, in.dstInput, index);
+        Enqueue(out, packet.atInput, index);
         if (first || packet.readyPs == nowPs)
         {
             WakeFor(out, lane, first, nowPs);

@@ -18,6 +18,9 @@ namespace
 /// Rate class of a packet that was on no link yet.
 constexpr uint16_t NO_RATE = 0xffff;
 
+/// Length of a ring of credits at first: one cache line holds it.
+constexpr uint32_t FIRST_RING = 4;
+
 /// Events that a bucket should hold: few enough to sort in a moment.
 constexpr double EVENTS_PER_BUCKET = 8.0;
 
@@ -45,13 +48,10 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, uint32_t nLanes, 
             continue;
         }
         const uint32_t dst = arrays.linkDst[number];
-        const uint32_t src = arrays.linkSrc[number];
         local[number] = static_cast<uint32_t>(m_links.size());
         m_linkNumber.push_back(number);
         m_capacity.push_back(arrays.nodeBufferBytes[dst]);
         Link link;
-        link.delayPs = arrays.linkDelayPs[number];
-        link.isSource = arrays.nodeIsEndpoint[src] != 0;
         const auto [found, isNew] = rateClass.try_emplace(arrays.linkBytesPerS[number],
                                                           static_cast<uint16_t>(m_rates.size()));
         if (isNew)
@@ -67,7 +67,7 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, uint32_t nLanes, 
                 m_switches.push_back({0, arrays.nodeForwardLatencyPs[dst]});
             }
             link.dstSwitch = switchOf[dst];
-            link.dstInput = nIn[dst]++;
+            link.dstInput = static_cast<uint16_t>(nIn[dst]++);
         }
         else
         {
@@ -76,8 +76,9 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, uint32_t nLanes, 
         m_links.push_back(link);
     }
     const auto nLinks = static_cast<uint32_t>(m_links.size());
-    m_stats.resize(nLinks);
+    m_noCreditPs.assign(nLinks, 0);
     m_lanes.resize(uint64_t{nLinks} * nLanes);
+    m_firstRings.resize(m_lanes.size() * FIRST_RING);
 
     // queues: an output has one for each lane and input of its node
     uint64_t nQueues = 0;
@@ -87,16 +88,19 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, uint32_t nLanes, 
     {
         Link& link = m_links[i];
         const uint32_t src = arrays.linkSrc[m_linkNumber[i]];
-        const uint32_t nInputs = link.isSource ? 1 : nIn[src];
+        const uint32_t nInputs = arrays.nodeIsEndpoint[src] != 0 ? 1 : nIn[src];
         link.nInputs = static_cast<uint16_t>(nInputs);
-        link.firstQueue = static_cast<uint32_t>(nQueues);
-        link.firstWord = static_cast<uint32_t>(nWords);
-        nQueues += uint64_t{nInputs} * nLanes;
-        nWords += uint64_t{(nInputs + 63) / 64} * nLanes;
-        for (uint32_t lane = 0; lane < nLanes; ++lane)
+        for (uint32_t l = 0; l < nLanes; ++l)
         {
-            m_lanes[uint64_t{i} * nLanes + lane].credit = m_capacity[i];
-            m_lanes[uint64_t{i} * nLanes + lane].ring.resize(8);
+            Lane& lane = m_lanes[uint64_t{i} * nLanes + l];
+            lane.credit = m_capacity[i];
+            lane.delayPs = arrays.linkDelayPs[m_linkNumber[i]];
+            lane.ring = &m_firstRings[(uint64_t{i} * nLanes + l) * FIRST_RING];
+            lane.ringMask = FIRST_RING - 1;
+            lane.firstQueue = static_cast<uint32_t>(nQueues);
+            lane.firstWord = static_cast<uint32_t>(nWords);
+            nQueues += nInputs;
+            nWords += (nInputs + 63) / 64;
         }
         // a busy link has about two events for each packet of some kilobytes
         eventsPerPs += 2.0 / static_cast<double>(std::max<int64_t>(
@@ -211,7 +215,7 @@ UbPlane::Inject(const UbInjection& injection)
     packet.next = UB_NONE;
     packet.flow = injection.flow;
     packet.dstClass = static_cast<uint32_t>(m_endpointClass[injection.dstEndpoint]);
-    packet.dstSlot = static_cast<uint32_t>(m_endpointSlot[injection.dstEndpoint]);
+    packet.dstSlot = static_cast<uint16_t>(m_endpointSlot[injection.dstEndpoint]);
     packet.inLink = UB_NONE;
     packet.wireBytes = static_cast<uint16_t>(injection.wireBytes);
     packet.payloadBytes = static_cast<uint16_t>(injection.payloadBytes);
@@ -259,13 +263,13 @@ UbPlane::Enqueue(uint32_t linkIndex, uint32_t input, uint32_t index)
     Link& link = m_links[linkIndex];
     Packet& packet = m_packets[index];
     const uint32_t lane = packet.lane;
-    Queue& queue = m_queues[link.firstQueue + lane * link.nInputs + input];
+    Lane& state = m_lanes[uint64_t{linkIndex} * m_nLanes + lane];
+    Queue& queue = m_queues[state.firstQueue + input];
     packet.next = UB_NONE;
     if (queue.head == UB_NONE)
     {
         queue.head = index;
-        const uint32_t words = (link.nInputs + 63) / 64;
-        m_words[link.firstWord + lane * words + input / 64] |= uint64_t{1} << (input % 64);
+        m_words[state.firstWord + input / 64] |= uint64_t{1} << (input % 64);
     }
     else
     {
@@ -273,49 +277,55 @@ UbPlane::Enqueue(uint32_t linkIndex, uint32_t input, uint32_t index)
     }
     queue.tail = index;
     ++link.nWaiting;
-    Lane& state = m_lanes[uint64_t{linkIndex} * m_nLanes + lane];
     ++state.nWaiting;
     state.waitingBytes += packet.wireBytes;
-    UbLinkStats& stats = m_stats[linkIndex];
-    stats.maxQueueBytes = std::max(stats.maxQueueBytes, state.waitingBytes);
+    state.maxWaitingBytes = std::max(state.maxWaitingBytes, state.waitingBytes);
 }
 
 void
 UbPlane::CollectCredits(Lane& lane, int64_t nowPs)
 {
-    const uint32_t mask = static_cast<uint32_t>(lane.ring.size() - 1);
-    while (lane.ringCount > 0 && lane.ring[lane.ringHead].first <= nowPs)
+    while (lane.ringCount > 0 && lane.ring[lane.ringHead].timePs <= nowPs)
     {
-        lane.credit += lane.ring[lane.ringHead].second;
-        lane.ringHead = (lane.ringHead + 1) & mask;
+        lane.credit += lane.ring[lane.ringHead].bytes;
+        lane.ringHead = (lane.ringHead + 1) & lane.ringMask;
         --lane.ringCount;
     }
 }
 
 void
-UbPlane::ReturnCredit(uint32_t linkIndex, uint32_t laneIndex, uint32_t bytes, int64_t arrivalPs)
+UbPlane::GrowRing(Lane& lane)
 {
-    Lane& lane = m_lanes[uint64_t{linkIndex} * m_nLanes + laneIndex];
-    auto size = static_cast<uint32_t>(lane.ring.size());
-    if (lane.ringCount == size)
+    const uint32_t size = lane.ringMask + 1;
+    auto ring = std::make_unique<Credit[]>(2 * size);
+    for (uint32_t i = 0; i < size; ++i)
     {
-        std::rotate(lane.ring.begin(), lane.ring.begin() + lane.ringHead, lane.ring.end());
-        lane.ringHead = 0;
-        size *= 2;
-        lane.ring.resize(size);
+        ring[i] = lane.ring[(lane.ringHead + i) & lane.ringMask];
+    }
+    lane.ring = ring.get();
+    lane.ringHead = 0;
+    lane.ringMask = 2 * size - 1;
+    m_moreRings.push_back(std::move(ring));
+}
+
+void
+UbPlane::ReturnCredit(uint32_t linkIndex, Lane& lane, uint32_t bytes, int64_t arrivalPs)
+{
+    if (lane.ringCount > lane.ringMask)
+    {
+        GrowRing(lane);
     }
     // packets leave a buffer through several outputs, so credits come nearly in order of time
-    const uint32_t mask = size - 1;
-    uint32_t at = lane.ringCount++;
-    while (at > 0 && lane.ring[(lane.ringHead + at - 1) & mask].first > arrivalPs)
+    uint32_t at = lane.ringHead + lane.ringCount++;
+    while (at != lane.ringHead && lane.ring[(at - 1) & lane.ringMask].timePs > arrivalPs)
     {
-        lane.ring[(lane.ringHead + at) & mask] = lane.ring[(lane.ringHead + at - 1) & mask];
+        lane.ring[at & lane.ringMask] = lane.ring[(at - 1) & lane.ringMask];
         --at;
     }
-    lane.ring[(lane.ringHead + at) & mask] = {arrivalPs, bytes};
+    lane.ring[at & lane.ringMask] = {arrivalPs, bytes};
     if (lane.needsCredit)
     {
-        Wake(linkIndex, std::max(lane.ring[lane.ringHead].first, m_links[linkIndex].busyUntilPs));
+        Wake(linkIndex, std::max(lane.ring[lane.ringHead].timePs, m_links[linkIndex].busyUntilPs));
     }
 }
 
@@ -340,8 +350,8 @@ UbPlane::Serve(uint32_t linkIndex, int64_t nowPs)
             continue;
         }
         // round robin: the next input, after the one served last, that has a packet
-        const uint64_t* bits = &m_words[link.firstWord + laneIndex * words];
-        uint32_t input = lane.lastInput + 1 < link.nInputs ? lane.lastInput + 1 : 0;
+        uint64_t* bits = &m_words[lane.firstWord];
+        uint32_t input = lane.lastInput + 1U < link.nInputs ? lane.lastInput + 1U : 0;
         uint32_t word = input / 64;
         uint64_t candidates = bits[word] & (~uint64_t{0} << (input % 64));
         while (candidates == 0)
@@ -351,7 +361,7 @@ UbPlane::Serve(uint32_t linkIndex, int64_t nowPs)
         }
         input = word * 64 + static_cast<uint32_t>(__builtin_ctzll(candidates));
 
-        Queue& queue = m_queues[link.firstQueue + laneIndex * link.nInputs + input];
+        Queue& queue = m_queues[lane.firstQueue + input];
         const uint32_t index = queue.head;
         Packet& packet = m_packets[index];
         if (packet.readyPs > nowPs)
@@ -365,7 +375,7 @@ UbPlane::Serve(uint32_t linkIndex, int64_t nowPs)
             lane.needsCredit = true;
             if (lane.ringCount > 0)
             {
-                wakePs = std::min(wakePs, lane.ring[lane.ringHead].first);
+                wakePs = std::min(wakePs, lane.ring[lane.ringHead].timePs);
             }
             continue;
         }
@@ -373,13 +383,12 @@ UbPlane::Serve(uint32_t linkIndex, int64_t nowPs)
         queue.head = packet.next;
         if (queue.head == UB_NONE)
         {
-            m_words[link.firstWord + laneIndex * words + input / 64] &=
-                ~(uint64_t{1} << (input % 64));
+            bits[input / 64] &= ~(uint64_t{1} << (input % 64));
         }
         --link.nWaiting;
         --lane.nWaiting;
         lane.waitingBytes -= packet.wireBytes;
-        lane.lastInput = input;
+        lane.lastInput = static_cast<uint16_t>(input);
         link.lastLane = static_cast<uint8_t>(laneIndex);
         Transmit(linkIndex, index, nowPs);
         if (link.nWaiting > 0)
@@ -407,19 +416,17 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
 {
     Link& link = m_links[linkIndex];
     Packet& packet = m_packets[index];
+    Lane& lane = m_lanes[uint64_t{linkIndex} * m_nLanes + packet.lane];
     const int64_t serialisePs = SerialisePs(link, packet);
     const int64_t endPs = nowPs + serialisePs;
     packet.waitedPs += nowPs - packet.readyPs;
     link.busyUntilPs = endPs;
-    m_lanes[uint64_t{linkIndex} * m_nLanes + packet.lane].credit -= packet.wireBytes;
-
-    UbLinkStats& stats = m_stats[linkIndex];
-    ++stats.packets;
-    stats.bytes += packet.wireBytes;
-    stats.busyPs += serialisePs;
+    lane.credit -= packet.wireBytes;
+    ++link.packets;
+    link.bytes += packet.wireBytes;
     if (link.stalledSincePs >= 0)
     {
-        stats.noCreditPs += nowPs - link.stalledSincePs;
+        m_noCreditPs[linkIndex] += nowPs - link.stalledSincePs;
         link.stalledSincePs = -1;
     }
     ++m_packetHops;
@@ -429,26 +436,28 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
         m_observer->PacketSent(nowPs, m_linkNumber[linkIndex], packet.flow, packet.wireBytes);
     }
 
-    if (packet.inLink != UB_NONE)
+    const uint32_t inLink = packet.inLink;
+    if (inLink != UB_NONE)
     {
         // the buffer is free when the tail has left; the news travels back over the cable
-        ReturnCredit(packet.inLink,
-                     packet.lane,
-                     packet.wireBytes,
-                     endPs + m_links[packet.inLink].delayPs);
+        Lane& inLane = m_lanes[uint64_t{inLink} * m_nLanes + packet.lane];
+        ReturnCredit(inLink, inLane, packet.wireBytes, endPs + inLane.delayPs);
     }
     if (link.dstSwitch != UB_NONE)
     {
-        m_queue.Push(nowPs + link.delayPs + m_switches[link.dstSwitch].forwardLatencyPs,
+        packet.inLink = linkIndex;
+        packet.atSwitch = link.dstSwitch;
+        packet.atInput = link.dstInput;
+        m_queue.Push(nowPs + lane.delayPs + m_switches[link.dstSwitch].forwardLatencyPs,
                      (HEAD << KIND_SHIFT) | linkIndex,
                      index);
         return;
     }
     // the endpoint takes the packet at the rate of the link and needs no buffer for longer
-    const int64_t tailPs = endPs + link.delayPs;
-    ReturnCredit(linkIndex, packet.lane, packet.wireBytes, tailPs + link.delayPs);
+    const int64_t tailPs = endPs + lane.delayPs;
+    ReturnCredit(linkIndex, lane, packet.wireBytes, tailPs + lane.delayPs);
     m_outbox.push_back({tailPs,
-                        nowPs + link.delayPs,
+                        nowPs + lane.delayPs,
                         packet.waitedPs,
                         packet.flow,
                         packet.payloadBytes,
@@ -464,9 +473,18 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
 void
 UbPlane::ReadStats(UbLinkStats* stats) const
 {
-    for (size_t i = 0; i < m_stats.size(); ++i)
+    for (size_t i = 0; i < m_links.size(); ++i)
     {
-        stats[m_linkNumber[i]] = m_stats[i];
+        UbLinkStats& out = stats[m_linkNumber[i]];
+        out.packets = m_links[i].packets;
+        out.bytes = m_links[i].bytes;
+        out.busyPs = UbSerialisePs(m_links[i].bytes, m_rates[m_links[i].rateClass]);
+        out.noCreditPs = m_noCreditPs[i];
+        out.maxQueueBytes = 0;
+        for (uint32_t l = 0; l < m_nLanes; ++l)
+        {
+            out.maxQueueBytes += m_lanes[i * m_nLanes + l].maxWaitingBytes;
+        }
     }
 }
 
@@ -496,7 +514,7 @@ UbPlane::Leftover() const
             int64_t credit = lane.credit;
             for (uint32_t k = 0; k < lane.ringCount; ++k)
             {
-                credit += lane.ring[(lane.ringHead + k) & (lane.ring.size() - 1)].second;
+                credit += lane.ring[(lane.ringHead + k) & lane.ringMask].bytes;
             }
             if (credit != m_capacity[i] || lane.nWaiting != 0 || lane.waitingBytes != 0)
             {

@@ -7,6 +7,7 @@
 #include "ub-event-queue.h"
 #include "ub-fabric-arrays.h"
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -108,7 +109,7 @@ struct UbLinkStats
     uint64_t packets{0};       //!< packets sent
     uint64_t bytes{0};         //!< bytes sent, headers included
     int64_t busyPs{0};         //!< time spent sending
-    uint64_t maxQueueBytes{0}; //!< most bytes that waited for the link
+    uint64_t maxQueueBytes{0}; //!< most bytes that waited for the link, summed over lanes
     int64_t noCreditPs{0};     //!< time with packets waiting and no credit to send them
 };
 
@@ -283,9 +284,11 @@ class UbPlane
         uint32_t next;         //!< next packet of the same queue
         uint32_t flow;         //!< the flow, or UB_DEVICE_FLOW and a handle
         uint32_t dstClass;     //!< class of the destination
-        uint32_t dstSlot;      //!< slot of the destination in its class
         uint32_t inLink;       //!< link whose input buffer holds the packet, UB_NONE at the source
+        uint32_t atSwitch;     //!< switch that inLink enters
         uint32_t hash;         //!< what the path policy asked for
+        uint16_t atInput;      //!< number of inLink among the inputs of that switch
+        uint16_t dstSlot;      //!< slot of the destination in its class
         uint16_t wireBytes;    //!< bytes on the wire
         uint16_t payloadBytes; //!< bytes of the message
         uint16_t rateClass;    //!< rate class that serialisePs is for
@@ -294,36 +297,52 @@ class UbPlane
         uint8_t ordered;       //!< keep to the path of the hash
     };
 
-    /// A link: an output port at its start, an input buffer at its end.
+    static_assert(sizeof(Packet) == 64, "a packet is one cache line");
+
+    /// A link: an output port at its start, an input buffer at its end. One cache line.
     struct alignas(64) Link
     {
-        int64_t busyUntilPs{0};         //!< end of the transmission under way
-        int64_t wakePs{UB_NEVER};       //!< time of the pending PORT event
-        int64_t stalledSincePs{-1};     //!< start of a wait for credit, -1 if none
-        int64_t delayPs{0};             //!< propagation
-        uint32_t nWaiting{0};           //!< packets waiting, all lanes
-        uint32_t dstSwitch{UB_NONE};    //!< switch at the end, UB_NONE for an endpoint
-        uint32_t dstInput{0};           //!< number among the inputs of that switch
-        uint32_t firstQueue{0};         //!< first queue (lane, input) of this output
-        uint32_t firstWord{0};          //!< first bitmap word of this output
-        uint16_t nInputs{1};            //!< inputs of the node that it leaves
-        uint16_t rateClass{0};          //!< which rate
-        uint8_t lastLane{0};            //!< lane served last
-        bool isSource{false};           //!< leaves an endpoint
+        int64_t busyUntilPs{0};      //!< end of the transmission under way
+        int64_t wakePs{UB_NEVER};    //!< time of the pending PORT event
+        int64_t stalledSincePs{-1};  //!< start of a wait for credit, -1 if none
+        uint64_t bytes{0};           //!< bytes sent
+        uint64_t packets{0};         //!< packets sent
+        uint32_t nWaiting{0};        //!< packets waiting, all lanes
+        uint32_t dstSwitch{UB_NONE}; //!< switch at the end, UB_NONE for an endpoint
+        uint16_t dstInput{0};        //!< number among the inputs of that switch
+        uint16_t nInputs{1};         //!< inputs of the node that it leaves
+        uint16_t rateClass{0};       //!< which rate
+        uint8_t lastLane{0};         //!< lane served last
     };
 
-    /// A virtual lane of a link.
-    struct Lane
+    static_assert(sizeof(Link) == 64, "a link is one cache line");
+
+    /// A credit on its way back.
+    struct Credit
     {
-        int64_t credit{0};        //!< bytes free in the buffer at the end, as known here
-        uint64_t waitingBytes{0}; //!< bytes waiting to leave on the lane
-        uint32_t nWaiting{0};     //!< packets waiting to leave on the lane
-        uint32_t lastInput{0};    //!< input served last
-        uint32_t ringHead{0};     //!< first credit on its way back
-        uint32_t ringCount{0};    //!< credits on their way back
-        bool needsCredit{false};  //!< wake the link when a credit is on its way
-        std::vector<std::pair<int64_t, uint32_t>> ring; //!< (time, bytes), a power of two long
+        int64_t timePs; //!< when the start of the link knows
+        uint32_t bytes; //!< how much
     };
+
+    /// A virtual lane of a link. One cache line.
+    struct alignas(64) Lane
+    {
+        int64_t credit{0};         //!< bytes free in the buffer at the end, as known here
+        int64_t delayPs{0};        //!< propagation on the link, either way
+        Credit* ring{nullptr};     //!< credits on their way back, by time
+        uint32_t ringMask{0};      //!< its length, a power of two, less one
+        uint32_t ringHead{0};      //!< first credit on its way back
+        uint32_t ringCount{0};     //!< credits on their way back
+        uint32_t waitingBytes{0};  //!< bytes waiting to leave on the lane
+        uint32_t maxWaitingBytes{0}; //!< most bytes that waited
+        uint32_t nWaiting{0};      //!< packets waiting to leave on the lane
+        uint32_t firstQueue{0};    //!< first queue (input) of this lane
+        uint32_t firstWord{0};     //!< first bitmap word of this lane
+        uint16_t lastInput{0};     //!< input served last
+        bool needsCredit{false};   //!< wake the link when a credit is on its way
+    };
+
+    static_assert(sizeof(Lane) == 64, "a lane is one cache line");
 
     /// A queue of packets from one input to one output on one lane.
     struct Queue
@@ -385,11 +404,11 @@ class UbPlane
     /**
      * Send a packet's worth of credit back to the start of a link.
      * @param [in] link The link.
-     * @param [in] lane The lane.
+     * @param [in,out] lane The lane.
      * @param [in] bytes The bytes.
      * @param [in] arrivalPs When the start of the link knows.
      */
-    void ReturnCredit(uint32_t link, uint32_t lane, uint32_t bytes, int64_t arrivalPs);
+    void ReturnCredit(uint32_t link, Lane& lane, uint32_t bytes, int64_t arrivalPs);
 
     /**
      * Take in the credits that have arrived.
@@ -473,7 +492,7 @@ class UbPlane
     std::vector<uint64_t> m_words;      //!< which queues hold packets
     std::vector<Switch> m_switches;     //!< switches of the plane
     std::vector<Packet> m_packets;      //!< pool of packets
-    std::vector<UbLinkStats> m_stats;   //!< by link
+    std::vector<int64_t> m_noCreditPs;  //!< by link: time waiting for credit
     std::vector<UbDelivery> m_outbox;   //!< deliveries for the endpoints
     std::vector<int32_t> m_table;       //!< rows of groups by destination class
     std::vector<int32_t> m_local;       //!< groups of the last hop
@@ -493,6 +512,14 @@ class UbPlane
      */
     uint32_t Allocate();
 
+    /**
+     * Double a ring of credits.
+     * @param [in,out] lane Its lane.
+     */
+    void GrowRing(Lane& lane);
+
+    std::vector<Credit> m_firstRings;      //!< rings as they are at first, all lanes
+    std::vector<std::unique_ptr<Credit[]>> m_moreRings; //!< rings that grew
     std::vector<uint32_t> m_linkNumber;    //!< number of a link in the fabric
     std::vector<uint32_t> m_directLocal;   //!< number in the plane of a direct link, by link
     std::vector<int64_t> m_capacity;       //!< credit of a lane of each link when idle
