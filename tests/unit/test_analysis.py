@@ -1,0 +1,80 @@
+"""The scripts that users copy run as their first lines say."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from synthetic_run import Synthetic, write_run
+
+FOLDER = Path(__file__).parents[2] / "analysis"
+SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py"))
+PAPER_ROW = {"batch_per_npu": 96, "tpot_ps": 49_400_000_000, "strength": "secondary"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    metadata = {"n_moe_layers_total": 58, "batch_per_npu": 96, "paper_row": PAPER_ROW}
+    path = tmp_path_factory.mktemp("analysis") / "demo"
+    return write_run(path, Synthetic(metadata=metadata)).path
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    def call(name, *arguments):
+        monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
+        try:
+            runpy.run_path(str(FOLDER / name), run_name="__main__")
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return call
+
+
+EXPECTED = {
+    "fct_by_phase.py": ["dispatch       all         336      2.50      2.50"],
+    "rank_timeline.py": [
+        "    4          0          0       0.0       100.0        10.0         7.8"
+    ],
+    "link_load.py": ["most bytes of 112 links", "die-l1            56"],
+    "token_latency.py": ["Extrapolated from 3 of 58 layers", "most exposed communication: rank"],
+    "compare_with_paper.py": ["demo: extrapolated from 3 of 58", "paper      49.40 ms"],
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_script_prints_its_numbers_and_draws(script, run, tmp_path, name):
+    code, out, err = script(name, run, "-o", tmp_path / "picture.png")
+    assert (code, err) == (0, "")
+    for part in EXPECTED[name]:
+        assert part in out
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_script_fails_with_one_line_and_code_2(script, tmp_path, name):
+    code, out, err = script(name, tmp_path / "none", "-o", tmp_path / "picture.png")
+    assert code == 2 and out == ""
+    assert err == f"error: {tmp_path / 'none'}: no such run folder\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_script_is_in_the_readme():
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert sorted(EXPECTED) == SCRIPTS
+    for name in SCRIPTS:
+        assert f"`{name} RUN" in readme
+
+
+def test_token_script_writes_json_and_csv(script, run, tmp_path):
+    files = ["-o", tmp_path / "t.pdf", "--json", tmp_path / "t.json", "--csv", tmp_path / "t.csv"]
+    assert script("token_latency.py", run, *files)[0] == 0
+    assert json.loads((tmp_path / "t.json").read_text())["moe_layers_simulated"] == 3
+    table = pd.read_csv(tmp_path / "t.csv")
+    assert len(table) == 8 and {"tpot_ps", "attention", "idle"} <= set(table.columns)
