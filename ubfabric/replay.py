@@ -205,7 +205,7 @@ def _rank_nodes(graph: nx.Graph, trace: Trace) -> list[str]:
     """Return the node of each rank, checked."""
     listed = trace.metadata.get("rank_nodes")
     if listed:
-        return place_ranks(graph, {"policy": "list", "nodes": listed}, trace.n_ranks)
+        return place_ranks(graph, {"policy": "listed", "nodes": listed}, trace.n_ranks)
     return place_ranks(graph, trace.metadata.get("rank_placement") or "packed", trace.n_ranks)
 
 

@@ -1,0 +1,386 @@
+"""The command line: each stage a command, and ``run`` for the whole chain.
+
+Exit codes: 0 done, 1 the simulation itself failed, 2 the input is at fault (one line on
+standard error says what to change; nothing is written).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ubfabric.errors import BridgeError, SimulationError, SpecError, UbfabricError
+
+app = typer.Typer(
+    name="ubfabric",
+    help="Packet-level simulation of AI supernode fabrics, from the wire to the token.\n\n"
+    "topology -> trace -> replay -> tokens -> plot; 'run' does all five.",
+    epilog="Example: ubfabric run --layers 4 --out runs/demo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+topology_app = typer.Typer(
+    help="Build, describe and draw a fabric.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+app.add_typer(topology_app, name="topology")
+
+TopologyName = Annotated[
+    str,
+    typer.Argument(
+        help="A shipped name (cloudmatrix384, ...), a .yaml specification, or a saved graph "
+        "(.json node-link, .graphml).",
+        metavar="TOPOLOGY",
+    ),
+]
+WorkloadName = Annotated[
+    str,
+    typer.Argument(help="A shipped name or a .yaml specification.", metavar="WORKLOAD"),
+]
+Layers = Annotated[
+    int | None, typer.Option(help="MoE layers to simulate; the rest is extrapolated by 'tokens'.")
+]
+Seed = Annotated[int | None, typer.Option(help="Seed; replaces the specification's.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Change a value of the workload, as key=value with dots: serving.batch_per_npu=24. "
+        "May be repeated.",
+        metavar="KEY=VALUE",
+    ),
+]
+Payload = Annotated[
+    int | None,
+    typer.Option(help="Most bytes of a message in one packet; the topology's if not given."),
+]
+PlanePolicy = Annotated[
+    str,
+    typer.Option(help="How a source picks the plane of a packet: round-robin, flow-hash, random."),
+]
+PathPolicy = Annotated[
+    str,
+    typer.Option(help="How a switch picks among shortest paths: round-robin, flow-hash, random."),
+]
+Lanes = Annotated[int, typer.Option("--lanes", help="Virtual lanes of each port, 1 to 16.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a complete run folder of that name.")
+]
+
+
+def _load_topology(source: str) -> Any:
+    from ubfabric.topology import build_topology, read_topology
+
+    if source.endswith((".json", ".graphml")):
+        return read_topology(source)
+    return build_topology(source)
+
+
+def _overrides(pairs: list[str] | None) -> dict[str, Any]:
+    """Read ``key=value`` pairs; values are YAML, as in a specification."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    changes: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise SpecError(f"--set: found {pair!r}, expected KEY=VALUE such as gate.policy=zipf")
+        try:
+            changes[key] = YAML(typ="safe", pure=True).load(text)
+        except YAMLError:
+            raise SpecError(f"--set {key}: found {text!r}, which is not a YAML value") from None
+    return changes
+
+
+def _check_output(path: Path, endings: tuple[str, ...]) -> None:
+    """Refuse a file name before work is done for it."""
+    if path.suffix not in endings:
+        raise SpecError(f"{path}: found ending {path.suffix!r}, allowed {', '.join(endings)}")
+    if not path.parent.is_dir():
+        raise SpecError(f"{path}: folder {path.parent} does not exist; make it first")
+
+
+@topology_app.command("build")
+def topology_build(
+    topology: TopologyName,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .json or .graphml.")],
+) -> None:
+    """Build a fabric and save its graph.
+
+    Example: `ubfabric topology build cloudmatrix384 -o cm384.json`
+    """
+    from ubfabric.topology import write_topology
+
+    _check_output(out, (".json", ".graphml"))
+    graph = _load_topology(topology)
+    write_topology(graph, out)
+    typer.echo(f"wrote {out}: {graph.number_of_nodes():,} nodes, {graph.number_of_edges():,} edges")
+
+
+@topology_app.command("describe")
+def topology_describe(
+    topology: TopologyName,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    sources: Annotated[
+        bool, typer.Option("--sources", help="List each number with its source and strength.")
+    ] = False,
+) -> None:
+    """Report counts, ports, bandwidths, oversubscription, bisection, diameter and paths.
+
+    Example: `ubfabric topology describe cloudmatrix384 --sources`
+    """
+    from ubfabric.describe import describe_topology, render_description, spec_sources
+
+    graph = _load_topology(topology)
+    if sources:
+        _print_sources(spec_sources(graph))
+        return
+    description = describe_topology(graph)
+    typer.echo(json.dumps(description, indent=1) if as_json else render_description(description))
+
+
+@topology_app.command("draw")
+def topology_draw(
+    topology: TopologyName,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .png or .pdf.")],
+) -> None:
+    """Draw planes and levels.
+
+    Example: `ubfabric topology draw cloudmatrix384 -o cm384.png`
+    """
+    from ubfabric.plot_topology import draw_topology
+
+    _check_output(out, (".png", ".pdf"))
+    draw_topology(_load_topology(topology), out)
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
+def trace(
+    workload: WorkloadName,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")],
+    layers: Layers = None,
+    seed: Seed = None,
+    overrides: Overrides = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Write CSV instead of Parquet.")] = False,
+) -> None:
+    """Generate the traffic of a decode step: flows and tasks, layer by layer.
+
+    Example: `ubfabric trace deepseek-r1-decode-ep320 --layers 4 -o traces/ep320`
+    """
+    from ubfabric.decode import generate_trace
+    from ubfabric.trace import write_trace
+
+    generated = generate_trace(workload, layers=layers, seed=seed, overrides=_overrides(overrides))
+    write_trace(generated, out, file_format="csv" if csv else "parquet")
+    typer.echo(f"wrote {out}: {generated.n_ranks} ranks, {generated.n_chunks} layers")
+
+
+@app.command()
+def replay(
+    topology: TopologyName,
+    trace: Annotated[Path, typer.Argument(help="Trace folder, Parquet or CSV.", metavar="TRACE")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write.")],
+    payload_bytes: Payload = None,
+    plane_policy: PlanePolicy = "round-robin",
+    path_policy: PathPolicy = "round-robin",
+    lanes: Lanes = 1,
+    seed: Seed = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Move every packet of a trace through a fabric.
+
+    Example: `ubfabric replay cloudmatrix384 traces/ep320 -o runs/ep320 --path-policy flow-hash`
+    """
+    from ubfabric.replay import replay as run_replay
+    from ubfabric.trace import read_trace
+
+    result = run_replay(
+        _load_topology(topology),
+        read_trace(trace),
+        out,
+        payload_bytes=payload_bytes,
+        plane_policy=plane_policy,
+        path_policy=path_policy,
+        n_virtual_lanes=lanes,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    typer.echo(_replay_line(result.summary))
+    typer.echo(f"wrote {result.path}")
+
+
+@app.command()
+def tokens(
+    run: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Rebuild TPOT, tokens/s and shares from the flow and task tables of a run.
+
+    Example: `ubfabric tokens runs/ep320`
+    """
+    from ubfabric.results import RunResult
+    from ubfabric.tokens import rebuild_tokens
+
+    rebuilt = rebuild_tokens(RunResult(run))
+    if as_json:
+        typer.echo(rebuilt.to_json(), nl=False)
+    else:
+        Console().print(rebuilt)
+
+
+@app.command()
+def plot(
+    kind: Annotated[
+        str, typer.Argument(help="fct, timeline, links or tokens.", metavar="KIND")
+    ],
+    run: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .png or .pdf.")],
+) -> None:
+    """Draw a run: FCT by phase, timeline by rank, link load by level, or token latency.
+
+    Example: `ubfabric plot fct runs/ep320 -o fct.png`
+    """
+    from ubfabric.plot import plot as draw
+    from ubfabric.results import RunResult
+
+    _check_output(out, (".png", ".pdf"))
+    draw(RunResult(run), kind, out)
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
+def run(
+    topology: Annotated[
+        str, typer.Option(help="A shipped name, a .yaml specification, or a saved graph.")
+    ] = "cloudmatrix384",
+    workload: Annotated[
+        str, typer.Option(help="A shipped name or a .yaml specification.")
+    ] = "deepseek-r1-decode-ep320",
+    layers: Annotated[
+        int | None,
+        typer.Option(help="MoE layers to simulate; 0 for all. The rest is extrapolated."),
+    ] = 4,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write.")] = Path(
+        "runs/decode"
+    ),
+    seed: Seed = None,
+    overrides: Overrides = None,
+    payload_bytes: Payload = None,
+    plane_policy: PlanePolicy = "round-robin",
+    path_policy: PathPolicy = "round-robin",
+    lanes: Lanes = 1,
+    overwrite: Overwrite = False,
+) -> None:
+    """Go from a topology and a workload to the latency of a token, and draw it.
+
+    Example: `ubfabric run --layers 0 --out runs/full --set serving.batch_per_npu=24`
+    """
+    from ubfabric.decode import generate_trace
+    from ubfabric.plot import PLOTS
+    from ubfabric.replay import replay as run_replay
+    from ubfabric.tokens import rebuild_tokens
+
+    graph = _load_topology(topology)
+    generated = generate_trace(
+        workload, layers=layers or None, seed=seed, overrides=_overrides(overrides)
+    )
+    result = run_replay(
+        graph,
+        generated,
+        out,
+        payload_bytes=payload_bytes,
+        plane_policy=plane_policy,
+        path_policy=path_policy,
+        n_virtual_lanes=lanes,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    rebuilt = rebuild_tokens(result)
+    rebuilt.to_json(result.path / "tokens.json")
+    pictures = []
+    for kind, draw in PLOTS.items():
+        pictures.append(draw(rebuilt if kind == "tokens" else result, result.path / f"{kind}.png"))
+    Console().print(rebuilt)
+    typer.echo(_replay_line(result.summary))
+    shown = os.path.relpath(result.path)
+    typer.echo(f"wrote {shown}: tables, tokens.json, {', '.join(p.name for p in pictures)}")
+
+
+@app.command()
+def info(
+    workload: Annotated[
+        str, typer.Option(help="Workload whose numbers are listed.")
+    ] = "deepseek-r1-decode-ep320",
+    topology: Annotated[
+        str, typer.Option(help="Topology whose numbers are listed.")
+    ] = "cloudmatrix384",
+) -> None:
+    """List every number of a topology and a workload with its source and strength.
+
+    Example: `ubfabric info --workload deepseek-r1-decode-ep320`
+    """
+    from ubfabric.quantities import provenance
+    from ubfabric.topology import load_topology_spec
+    from ubfabric.workload import load_workload
+
+    _print_sources(provenance(load_topology_spec(topology)[1]), f"topology {topology}")
+    _print_sources(provenance(load_workload(workload).raw), f"workload {workload}")
+
+
+def _print_sources(rows: list[dict[str, str]], title: str | None = None) -> None:
+    table = Table(title=title, title_justify="left")
+    for column in ("key", "value", "strength", "source"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        source = row["source"] + (f" ({row['note']})" if row["note"] else "")
+        table.add_row(row["key"], row["value"], row["strength"], source)
+    Console().print(table)
+
+
+def _replay_line(summary: dict[str, Any]) -> str:
+    return (
+        f"{summary['packets']:,} packets, {summary['packet_hops']:,} packet-hops, "
+        f"{summary['simulated_ps'] / 1e9:.3f} ms simulated in {summary['wall_s']:.1f} s "
+        f"({summary['packet_hops_per_s'] / 1e6:.2f} M packet-hops/s)"
+    )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ubfabric {metadata.version('ubfabric')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Options that stand before the command."""
+
+
+def main() -> None:
+    """Run the command line and turn errors into one line and an exit code."""
+    try:
+        app()
+    except (SimulationError, BridgeError) as error:
+        print(f"ubfabric: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except UbfabricError as error:
+        print(f"ubfabric: error: {error}", file=sys.stderr)
+        sys.exit(2)
