@@ -161,6 +161,9 @@ def test_three_levels_are_wired_as_a_clos_network():
             assert len({index % 16 for index in below}) == 1
         elif data["kind"] == "l2":
             assert sum(graph.nodes[n]["kind"] == "l3" for n in graph.neighbors(node)) == up
+            pod = int(node.split("-")[2]) // 16
+            servers = [graph.nodes[n]["server"] for n in graph.neighbors(node)]
+            assert [server for server in servers if server >= 0] == [[0, 1], [2, 3], [4]][pod]
 
 
 def test_dies_come_first_and_in_order(machine):
