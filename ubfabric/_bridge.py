@@ -302,22 +302,28 @@ class Engine:
         _engine_alive = True
         self._chunks: dict[int, tuple[np.ndarray, ...]] = {}
         self._n_links = arrays.n_links
-        cpp = namespace.UbFabricArrays()
-        cpp.nNodes = arrays.n_nodes
-        cpp.nLinks = arrays.n_links
-        cpp.nPlanes = arrays.n_planes
-        cpp.nTable = len(arrays.table)
-        cpp.nLocal = len(arrays.local)
-        cpp.nGroups = len(arrays.group_start) - 1
-        keep = []
-        for pointer, name in _POINTERS.items():
-            values = np.ascontiguousarray(getattr(arrays, name)).reshape(-1)
-            # cppyy cannot point to nothing; a fabric may have no direct link, for one
-            keep.append(values if len(values) else np.zeros(1, values.dtype))
-            setattr(cpp, pointer, keep[-1])
-        self._run.Build(
-            cpp, payload_bytes, header_bytes, n_virtual_lanes, seed, path_policy, plane_policy
-        )
+        try:
+            cpp = namespace.UbFabricArrays()
+            cpp.nNodes = arrays.n_nodes
+            cpp.nLinks = arrays.n_links
+            cpp.nPlanes = arrays.n_planes
+            cpp.nTable = len(arrays.table)
+            cpp.nLocal = len(arrays.local)
+            cpp.nGroups = len(arrays.group_start) - 1
+            keep = []
+            for pointer, name in _POINTERS.items():
+                values = np.ascontiguousarray(getattr(arrays, name)).reshape(-1)
+                # cppyy cannot point to nothing; a fabric may have no direct link, for one
+                keep.append(values if len(values) else np.zeros(1, values.dtype))
+                # and it refuses an array longer than the first that this member ever pointed
+                # to, whatever object: it is shown one element, and so takes the address only
+                setattr(cpp, pointer, keep[-1][:1])
+            self._run.Build(
+                cpp, payload_bytes, header_bytes, n_virtual_lanes, seed, path_policy, plane_policy
+            )
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Engine:
         return self
@@ -417,7 +423,7 @@ class Engine:
         return bool(self._run.NeedsChunk())
 
     def is_finished(self) -> bool:
-        """Return whether no event is left."""
+        """Return whether the last :meth:`run` ended because no event was left."""
         return bool(self._run.IsFinished())
 
     def leftover(self) -> str:
