@@ -281,25 +281,34 @@ class _Session:
         with bar:
             line = bar.add_task("", total=self.trace.n_chunks, rate="", now="")
             while True:
-                while coming is not None and (engine.is_finished() or engine.needs_chunk()):
+                if coming is not None:
                     following = next(batches, None)
                     self._load(coming, is_last=following is None)
                     coming = following
-                engine.run(_SLICE_PACKET_HOPS)
-                self._collect()
-                hops = engine.counters["packet_hops"]
-                rate = hops / max(time.perf_counter() - started, 1e-9)
-                bar.update(
-                    line,
-                    completed=self.n_layers,
-                    rate=f"{rate / 1e6:.1f} M packet-hops/s",
-                    now=f"{engine.now_ps / 1e9:.3f} ms simulated",
-                )
-                if coming is None and engine.is_finished():
+                    if engine.needs_chunk():
+                        continue
+                self._run_on(bar, line, started)
+                if coming is None:
                     break
         left = engine.leftover()
         if left:
             raise SimulationError(f"the run ended unfinished: {left}")
+
+    def _run_on(self, bar: Progress, line: Any, started: float) -> None:
+        """Simulate until the next layer is needed or nothing is left."""
+        engine = self.engine
+        while True:
+            engine.run(_SLICE_PACKET_HOPS)
+            self._collect()
+            rate = engine.counters["packet_hops"] / max(time.perf_counter() - started, 1e-9)
+            bar.update(
+                line,
+                completed=self.n_layers,
+                rate=f"{rate / 1e6:.1f} M packet-hops/s",
+                now=f"{engine.now_ps / 1e9:.3f} ms simulated",
+            )
+            if engine.needs_chunk() or engine.is_finished():
+                return
 
     def _batches(self) -> Iterator[list[TraceChunk]]:
         """Yield what is loaded at once: a layer, or everything if the trace is open loop."""

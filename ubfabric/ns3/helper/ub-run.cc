@@ -120,7 +120,7 @@ UbRun::NeedsChunk() const
 bool
 UbRun::IsFinished() const
 {
-    return m_fabric->NextTime() == UB_NEVER;
+    return !m_fabric->HasPaused();
 }
 
 std::string

@@ -91,7 +91,7 @@ class UbRun
     int64_t TakeCompleteChunk();
     /// @return See UbFabric::NeedsChunk.
     bool NeedsChunk() const;
-    /// @return Whether no event is left.
+    /// @return Whether the last Run ended because no event was left.
     bool IsFinished() const;
     /// @return See UbFabric::Leftover.
     std::string Leftover() const;

@@ -218,6 +218,13 @@ void
 UbFabric::StopAfter(uint64_t packetHops)
 {
     m_stopAtHops = packetHops == 0 ? 0 : GetPacketHops() + packetHops;
+    m_hasPaused = false;
+}
+
+bool
+UbFabric::HasPaused() const
+{
+    return m_hasPaused;
 }
 
 bool
@@ -286,6 +293,7 @@ UbFabric::RunWindow(int64_t limitPs)
     TakeDeliveries(firstPs);
     if (m_tasks->NeedsChunk() || (m_stopAtHops != 0 && GetPacketHops() >= m_stopAtHops))
     {
+        m_hasPaused = true;
         Simulator::Stop();
     }
     return lastPs;

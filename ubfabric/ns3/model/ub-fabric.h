@@ -81,6 +81,12 @@ class UbFabric : public Object, public UbWindowedProcess
     void StopAfter(uint64_t packetHops);
 
     /**
+     * @return Whether the fabric stopped the last Simulator::Run, to be run on; if not, the
+     * simulation has no event left, or somebody else stopped it.
+     */
+    bool HasPaused() const;
+
+    /**
      * @return Empty if every packet arrived, every credit is back and every task finished;
      * else what is left.
      */
@@ -209,6 +215,7 @@ class UbFabric : public Object, public UbWindowedProcess
     Ptr<UbSimulatorImpl> m_impl;                        //!< the simulator, if it knows windows
     EventId m_step;                                     //!< pending step, if it does not
     uint64_t m_stopAtHops{0};                           //!< stop after this many packet-hops
+    bool m_hasPaused{false};                            //!< stopped the last run
 
     TracedCallback<uint32_t, uint32_t, uint32_t> m_packetSent;      //!< trace source
     TracedCallback<uint32_t, uint32_t, uint32_t> m_packetDelivered; //!< trace source
