@@ -27,15 +27,18 @@ def main() -> None:
     run_ps = result.summary["simulated_ps"]
     links["busy"] = 100 * links["busy_ps"] / run_ps
     links["stalled"] = 100 * links["no_credit_ps"] / run_ps
-    print(f"{'level':<12}{'links':>8}{'sent GB':>10}{'max/mean':>10}{'busy % mean':>13}", end="")
-    print(f"{'busy % max':>12}{'queue KiB max':>15}{'no credit % max':>17}")
+    print(f"{'level':<12}{'links':>8}{'used':>8}{'sent GB':>10}{'max/mean':>10}", end="")
+    print(f"{'busy % mean':>13}{'busy % max':>12}{'queue KiB max':>15}{'no credit % max':>17}")
     for level, part in links.groupby("level", observed=True):
-        uneven = part["bytes"].max() / max(part["bytes"].mean(), 1)
-        print(
-            f"{level:<12}{len(part):>8,}{part['bytes'].sum() / 1e9:>10,.3f}{uneven:>10.2f}", end=""
-        )
-        print(f"{part['busy'].mean():>13.2f}{part['busy'].max():>12.2f}", end="")
-        print(f"{part['max_queue_bytes'].max() / 1024:>15,.1f}{part['stalled'].max():>17.2f}")
+        used = part[part["packets"] > 0]
+        print(f"{level:<12}{len(part):>8,}{len(used):>8,}", end="")
+        if used.empty:
+            print()
+            continue
+        uneven = used["bytes"].max() / used["bytes"].mean()  # of the links that are used
+        print(f"{used['bytes'].sum() / 1e9:>10,.3f}{uneven:>10.2f}", end="")
+        print(f"{used['busy'].mean():>13.2f}{used['busy'].max():>12.2f}", end="")
+        print(f"{used['max_queue_bytes'].max() / 1024:>15,.1f}{part['stalled'].max():>17.2f}")
     print(f"\nmost bytes of {len(links):,} links:")
     for link in links.nlargest(args.top, "bytes").itertuples():
         print(f"  {link.src} -> {link.dst} ({link.plane}): {link.bytes / 1e6:,.2f} MB", end="")

@@ -334,7 +334,8 @@ def plot_links(result: RunResult, path: PathLike, *, dpi: int = 150) -> Path:
     For each level (kinds of the two ends of a one-way link): bytes, utilisation (busy time
     over the simulated time), highest queue, and share of the simulated time in which a link
     had something to send and no credit. A box spans the middle half of the links with its
-    median, whiskers reach from the least to the most loaded link.
+    median, whiskers reach from the least to the most loaded link. Links that carried nothing
+    are left out; the labels say how many carried something.
 
     Parameters
     ----------
@@ -359,6 +360,12 @@ def plot_links(result: RunResult, path: PathLike, *, dpi: int = 150) -> Path:
     if links.empty:
         raise ResultError(f"{result.path}: the run has no links, so there is nothing to draw")
     links["level"] = links["level"].astype(str)
+    counts = links["level"].value_counts()
+    links = links[(links["packets"] > 0) | (links["no_credit_ps"] > 0)].copy()
+    if links.empty:
+        raise ResultError(f"{result.path}: no link carried anything, so there is nothing to draw")
+    used = links["level"].value_counts()
+    idle = sorted(set(counts.index) - set(used.index))
     duration = int(result.summary.get("simulated_ps") or links["busy_ps"].max() or 1)
     links["megabytes"] = links["bytes"] / 1e6
     links["utilisation"] = 100 * links["busy_ps"] / duration
@@ -397,24 +404,25 @@ def plot_links(result: RunResult, path: PathLike, *, dpi: int = 150) -> Path:
                     median, position - 0.28, position + 0.28, _BLACK, linewidth=1.8, zorder=4
                 )
             axes.set(xlabel=label, ylim=(len(levels) - 0.5, -0.5))
-            # A little room left of zero, where the marks of idle links stand.
+            # A little room left of zero, where marks may stand.
             most = max(float(group.max()) for group in groups) or 1.0
             axes.set_xlim(-0.03 * most, 1.05 * most)
             axes.grid(visible=False, axis="y")
-            counts = links["level"].value_counts()
-            axes.set_yticks(positions, [f"{level} ({counts[level]:,})" for level in levels])
+            axes.set_yticks(
+                positions, [f"{level}: {used[level]:,} of {counts[level]:,}" for level in levels]
+            )
         handles = [
             Patch(facecolor=_SKY, edgecolor="black", label="towards the spine, or between dies"),
             Patch(facecolor=_ORANGE, hatch="///", edgecolor="black", label="towards the endpoints"),
         ]
         figure.legend(handles=handles, loc="outside lower right", ncols=2)
-        figure.suptitle(
-            f"Load of {len(links):,} one-way links by level in {_time(duration)}: median, middle "
-            "half, least to most loaded link",
-            x=0.01,
-            ha="left",
-            fontsize=10,
+        title = (
+            f"Load of the {len(links):,} one-way links that carried something, by level, in "
+            f"{_time(duration)}: median, middle half, least to most"
         )
+        if idle:
+            title += f"\nIdle: {', '.join(idle)}"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
         return _save(figure, path, dpi)
 
 
@@ -495,7 +503,7 @@ def plot_tokens(tokens: Tokens | RunResult, path: PathLike, *, dpi: int = 150) -
                 label=f"{name.replace('_', ' ')} {value.mean():.1f} %",
             )
             bottom = bottom + value
-        axes.set(xlabel="rank", ylabel="share of the simulated step (%)", ylim=(0, 100))
+        axes.set(xlabel="rank", ylabel="share of the step (%)", ylim=(0, 100))
         axes.set(xlim=(edges[0], edges[-1]))
         axes.set_title(
             "Where the step goes; communication counts only where no computation hides it"

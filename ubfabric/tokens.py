@@ -46,7 +46,8 @@ message latency of a phase
     ``a(x) - B(p, src(x))`` of each flow ``x``, counted once for each of its messages. The flow
     table does not time single messages: each (token, expert) message is seen no later than
     the last one of its flow, so this bounds every message of the flow from above and is exact
-    for its last one. Local copies (source = destination) are included.
+    for its last one. Local copies (source = destination) are included. Latencies of all
+    layers together are those of the MoE layers; an MTP layer has rows of its own.
 rank latency of a phase
     ``f(t) - s(t)`` of each dispatch or combine task: what a token of that rank and microbatch
     waits for the operator, its computing part included. It splits into ``computing``
@@ -62,7 +63,9 @@ shares of a rank's step
     ``idle`` (no task runs). Waiting therefore counts only where no computation hides it:
     it is *exposed* communication. ``overlapped`` is the share of instants with two or more
     tasks; ``communication`` the share with any operator issuing or waiting, hidden or not.
-    With extrapolation the shares are those of the simulated part.
+    Shares are extrapolated like the step: to the simulated times are added those of the
+    missing layers, in the proportions between the rank's first start in the second MoE layer
+    (the first, of two) and in the last one. From a single MoE layer they are not.
 busy time of a stream
     Sum of ``f(t) - s(t)`` by kind, and ``idle`` = the rank's simulated step minus their sum;
     tasks of one stream never overlap, so the shares of one stream sum to 1.
@@ -122,6 +125,7 @@ SHARES = (
     "other_wait",
     "idle",
 )
+_STATISTICS = ("mean", *QUANTILES, "max")
 _PS_PER_US = 1e6
 _PS_PER_MS = 1e9
 _PS_PER_S = 1e12
@@ -150,7 +154,7 @@ class Tokens:
         ``layer``, ``label``, ``completion_ps`` (E(l), -1 without combine), ``increment_ps``
         (-1 for the first), ``steady`` (the increment counts), ``duration_median_ps``,
         ``duration_max_ps``, ``straggler_spread``, ``lag_ps``, ``load_max_over_mean``.
-    latency : DataFrame, one row a layer and phase, layer -1 for all
+    latency : DataFrame, one row a layer and phase, layer -1 for all MoE layers
         ``flows``, ``messages``, ``bytes``; message latency ``message_mean_ps``, ``_p50_ps``,
         ``_p90_ps``, ``_p99_ps``, ``_max_ps``; FCT ``fct_mean_ps``, ...; ``queueing_ps``.
     paper : DataFrame, one row a compared quantity
@@ -243,14 +247,17 @@ def rebuild_tokens(result: RunResult) -> Tokens:
             "the flow table alone gives completion times"
         )
     tasks["kind"] = tasks["kind"].astype(str)
-    latency, loads, senders = _flow_latency(result)
+    moe_layers = _moe_layers(tasks, facts)
+    latency, loads, senders = _flow_latency(result, moe_layers)
     _split_communication(tasks, senders)
-    layers = _layer_table(tasks, facts, loads)
+    layers = _layer_table(tasks, facts, moe_layers, loads)
     step = _extrapolate(tasks, layers, facts)
-    shares = _share_table(tasks)
+    shares = _share_table(tasks, moe_layers, step)
     streams = _stream_table(tasks)
-    ranks = _rank_table(tasks, step["extra_ps"], facts)
-    summary = _summarise(result, facts, step, ranks, shares, layers, latency, tasks)
+    # Latencies are those of the layers that repeat; a trace without such layers has all alike.
+    alike = tasks[tasks["layer"].isin(moe_layers)] if moe_layers else tasks
+    ranks = _rank_table(tasks, alike, step["extra_ps"], facts)
+    summary = _summarise(result, facts, step, ranks, shares, layers, latency, alike)
     paper, elsewhere = _compare(facts, summary, result.trace_metadata)
     summary["paper_rows_at_other_points"] = elsewhere
     summary["paper"] = json.loads(paper.to_json(orient="records"))
@@ -309,7 +316,17 @@ def _is_time(text: str) -> bool:
     return True
 
 
-def _flow_latency(result: RunResult) -> tuple[pd.DataFrame, dict[int, float], pd.DataFrame]:
+def _moe_layers(tasks: pd.DataFrame, facts: _Facts) -> list[int]:
+    """Return the layers that repeat: an MTP layer also combines, but its label is another."""
+    combining = sorted(int(x) for x in tasks.loc[tasks["kind"] == "combine", "layer"].unique())
+    if facts.labels:
+        return [layer for layer in combining if facts.labels.get(layer) == "moe"]
+    return combining
+
+
+def _flow_latency(
+    result: RunResult, moe_layers: list[int]
+) -> tuple[pd.DataFrame, dict[int, float], pd.DataFrame]:
     """Walk the flows once.
 
     Returns
@@ -327,11 +344,11 @@ def _flow_latency(result: RunResult) -> tuple[pd.DataFrame, dict[int, float], pd
     loads: dict[int, float] = {}
     senders: list[pd.DataFrame] = []
     n_ranks = int(result.trace_metadata.get("n_ranks") or 0)
-    columns = [
+    wanted = [
         *("phase", "layer", "microbatch", "src", "dst", "messages", "bytes"),
         *("start_ps", "finish_ps", "fct_ps", "queueing_ps"),
     ]
-    for flows in result.flow_batches(columns):
+    for flows in result.flow_batches(wanted):
         layer = int(flows["layer"].iloc[0])
         n_ranks = max(n_ranks, int(flows["src"].max()) + 1, int(flows["dst"].max()) + 1)
         for phase in _phase_order(flows["phase"].cat.categories):
@@ -374,7 +391,12 @@ def _flow_latency(result: RunResult) -> tuple[pd.DataFrame, dict[int, float], pd
                 "message": message_latency,
                 "fct": fct,
             }
+            if phase == "dispatch":
+                received = np.bincount(target, messages, n_ranks)
+                loads[layer] = float(received.max() / received.mean())
             rows.append(row)
+            if moe_layers and layer not in moe_layers:
+                continue
             total = totals.setdefault(
                 phase,
                 {"layer": -1, "phase": phase, "message": Distribution(), "fct": Distribution()},
@@ -383,9 +405,6 @@ def _flow_latency(result: RunResult) -> tuple[pd.DataFrame, dict[int, float], pd
                 total[name] = total.get(name, 0) + row[name]
             total["message"].update(message_latency)
             total["fct"].update(fct)
-            if phase == "dispatch":
-                received = np.bincount(target, messages, n_ranks)
-                loads[layer] = float(received.max() / received.mean())
     records = []
     for row in [*(totals[phase] for phase in _phase_order(totals)), *rows]:
         record = {name: row[name] for name in ("layer", "phase", "flows", "messages", "bytes")}
@@ -398,7 +417,10 @@ def _flow_latency(result: RunResult) -> tuple[pd.DataFrame, dict[int, float], pd
         record["queueing_ps"] = row["queueing_ps"]
         records.append(record)
     empty = pd.DataFrame(columns=["layer", "kind", "microbatch", "rank", "last_sender_ps"])
-    return pd.DataFrame.from_records(records), loads, pd.concat(senders) if senders else empty
+    columns = ["layer", "phase", "flows", "messages", "bytes"]
+    measured = [f"{what}_{name}_ps" for what in ("message", "fct") for name in _STATISTICS]
+    latency = pd.DataFrame(records, columns=[*columns, *measured, "queueing_ps"])
+    return latency, loads, pd.concat(senders) if senders else empty
 
 
 def _phase_order(phases: Iterable[str]) -> list[str]:
@@ -424,7 +446,9 @@ def _split_communication(tasks: pd.DataFrame, senders: pd.DataFrame) -> None:
     tasks["network_ps"] = finish - began
 
 
-def _layer_table(tasks: pd.DataFrame, facts: _Facts, loads: dict[int, float]) -> pd.DataFrame:
+def _layer_table(
+    tasks: pd.DataFrame, facts: _Facts, moe_layers: list[int], loads: dict[int, float]
+) -> pd.DataFrame:
     by_rank = tasks.groupby(["layer", "rank"]).agg(
         start=("start_ps", "min"), finish=("finish_ps", "max")
     )
@@ -445,10 +469,7 @@ def _layer_table(tasks: pd.DataFrame, facts: _Facts, loads: dict[int, float]) ->
             "load_max_over_mean": [loads.get(int(layer), math.nan) for layer in median.index],
         }
     )
-    # An MTP layer also combines, but only "moe" layers repeat; without labels all count.
-    moe = (layers["completion_ps"] >= 0).to_numpy()
-    if facts.labels:
-        moe = moe & (layers["label"] == "moe").to_numpy()
+    moe = layers["layer"].isin(moe_layers).to_numpy()
     layers.insert(2, "moe", moe)
     increments = np.full(len(layers), -1, dtype=np.int64)
     places = np.flatnonzero(moe)
@@ -504,7 +525,9 @@ def _extrapolate(tasks: pd.DataFrame, layers: pd.DataFrame, facts: _Facts) -> di
     return step
 
 
-def _rank_table(tasks: pd.DataFrame, extra_ps: int, facts: _Facts) -> pd.DataFrame:
+def _rank_table(
+    tasks: pd.DataFrame, alike: pd.DataFrame, extra_ps: int, facts: _Facts
+) -> pd.DataFrame:
     spans = tasks.groupby("rank").agg(start=("start_ps", "min"), finish=("finish_ps", "max"))
     simulated = (spans["finish"] - spans["start"]).to_numpy()
     step = simulated + extra_ps
@@ -515,8 +538,8 @@ def _rank_table(tasks: pd.DataFrame, extra_ps: int, facts: _Facts) -> pd.DataFra
     if facts.batch_per_npu is not None:
         with np.errstate(divide="ignore"):
             ranks["tokens_per_s_per_npu"] = facts.batch_per_npu * _PS_PER_S / ranks["tpot_ps"]
-    for kind in _phases(tasks):
-        part = tasks[tasks["kind"] == kind]
+    for kind in _phases(alike):
+        part = alike[alike["kind"] == kind]
         times_ps = part["finish_ps"] - part["start_ps"]
         times = times_ps.groupby(part["rank"])
         ranks[f"{kind}_mean_ps"] = times.mean().reindex(spans.index).to_numpy()
@@ -543,8 +566,43 @@ def _phases(tasks: pd.DataFrame) -> list[str]:
     return _phase_order(tasks.loc[tasks["communicates"], "kind"].unique())
 
 
-def _share_table(tasks: pd.DataFrame) -> pd.DataFrame:
-    """Sweep each rank's timeline and attribute every instant to one of SHARES."""
+def _share_table(
+    tasks: pd.DataFrame, moe_layers: list[int], step: Mapping[str, Any]
+) -> pd.DataFrame:
+    """Return the shares of each rank's step, extrapolated like the step itself."""
+    ranks, rank = np.unique(tasks["rank"].to_numpy(), return_inverse=True)
+    rank = rank.reshape(-1)
+    spans = tasks.groupby("rank").agg(start=("start_ps", "min"), finish=("finish_ps", "max"))
+    times = _sweep(tasks, rank, spans["start"].to_numpy(), spans["finish"].to_numpy())
+    if step["missing"] and len(moe_layers) > 1:
+        # Between the starts of two layers a rank does the work of whole layers, streams as
+        # overlapped as ever: the first layer fills the pipeline and the last one drains it.
+        first = moe_layers[min(1, len(moe_layers) - 2)]
+        starts = tasks.groupby(["layer", "rank"])["start_ps"].min()
+        begin, end = (starts.loc[layer].reindex(ranks) for layer in (first, moe_layers[-1]))
+        steady = (begin < end).to_numpy()
+        begin, end = (x.fillna(0).to_numpy(np.int64) for x in (begin, end))
+        end = np.where(steady, end, begin)
+        one = _sweep(tasks, rank, begin, end) / np.maximum(end - begin, 1)[:, None]
+        times += step["extra_ps"] * one
+    width = len(SHARES)
+    total = times[:, :width].sum(axis=1)
+    shares = pd.DataFrame(
+        times / np.where(total > 0, total, 1)[:, None],
+        columns=[*SHARES, "overlapped", "communication"],
+    )
+    shares.insert(0, "rank", ranks)
+    return shares
+
+
+def _sweep(tasks: pd.DataFrame, rank: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Attribute every instant between ``low`` and ``high`` of each rank to one of SHARES.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_ranks, n_shares + 2), picoseconds
+        Columns SHARES, then time with two or more tasks, then time with communication.
+    """
     kind = tasks["kind"].to_numpy(str)
     start, finish = tasks["start_ps"].to_numpy(), tasks["finish_ps"].to_numpy()
     communicates = tasks["communicates"].to_numpy()
@@ -558,42 +616,37 @@ def _share_table(tasks: pd.DataFrame) -> pd.DataFrame:
     waiting[kind == "dispatch"] = column["dispatch_wait"]
     waiting[kind == "combine"] = column["combine_wait"]
 
-    ranks, rank = np.unique(tasks["rank"].to_numpy(), return_inverse=True)
-    rank = rank.reshape(-1)
     # Each interval is +1 at its start and -1 at its end in the column of what happens.
-    interval_rank = np.concatenate([rank, rank])
-    begin = np.concatenate([start, computed])
-    end = np.concatenate([computed, finish])
+    of_rank = np.concatenate([rank, rank])
+    begin = np.clip(np.concatenate([start, computed]), low[of_rank], high[of_rank])
+    end = np.clip(np.concatenate([computed, finish]), low[of_rank], high[of_rank])
     what = np.concatenate([computing, waiting])
     lasts = end > begin
-    interval_rank, begin, end, what = (x[lasts] for x in (interval_rank, begin, end, what))
-    at_rank = np.concatenate([interval_rank, interval_rank])
+    of_rank, begin, end, what = (values[lasts] for values in (of_rank, begin, end, what))
+    at_rank = np.concatenate([of_rank, of_rank])
     at_time = np.concatenate([begin, end])
-    change = np.repeat(np.array([1, -1], dtype=np.int32), len(begin))
+    change = np.repeat(np.array([1, -1], dtype=np.int8), len(begin))
     what = np.concatenate([what, what])
     order = np.lexsort((at_time, at_rank))
     at_rank, at_time = at_rank[order], at_time[order]
-    steps = np.zeros((len(order), len(SHARES)), dtype=np.int32)
+    steps = np.zeros((len(order), len(SHARES)), dtype=np.int8)
     steps[np.arange(len(order)), what[order]] = change[order]
     # All intervals of a rank are closed at its end, so counts start from zero at the next.
-    active = np.cumsum(steps, axis=0)
+    active = np.cumsum(steps, axis=0, dtype=np.int8)
     elapsed = np.diff(at_time, append=0)
     elapsed[np.flatnonzero(np.diff(at_rank, append=-1))] = 0
     running = active.sum(axis=1)
-    first = np.where(running > 0, (active > 0).argmax(axis=1), column["idle"])
-    totals = np.zeros((len(ranks), len(SHARES)))
-    np.add.at(totals, (at_rank, first), elapsed)
-    several = np.bincount(at_rank, elapsed * (running > 1), len(ranks))
-    wait_columns = [column[name] for name in ("dispatch_wait", "combine_wait", "other_wait")]
-    communicating = active[:, wait_columns].any(axis=1)
-    communication = np.bincount(at_rank, elapsed * communicating, len(ranks))
-    span = totals.sum(axis=1)
-    span[span == 0] = 1
-    shares = pd.DataFrame(totals / span[:, None], columns=list(SHARES))
-    shares.insert(0, "rank", ranks)
-    shares["overlapped"] = several / span
-    shares["communication"] = communication / span
-    return shares
+    elapsed[running == 0] = 0
+    first = (active > 0).argmax(axis=1)
+    waits = [column[name] for name in ("dispatch_wait", "combine_wait", "other_wait")]
+
+    n_ranks = len(low)
+    times = np.zeros((n_ranks, len(SHARES) + 2))
+    np.add.at(times, (at_rank, first), elapsed)
+    times[:, column["idle"]] = high - low - times.sum(axis=1)
+    times[:, -2] = np.bincount(at_rank, elapsed * (running > 1), n_ranks)
+    times[:, -1] = np.bincount(at_rank, elapsed * active[:, waits].any(axis=1), n_ranks)
+    return times
 
 
 def _stream_table(tasks: pd.DataFrame) -> pd.DataFrame:
@@ -629,7 +682,7 @@ def _summarise(
     shares: pd.DataFrame,
     layers: pd.DataFrame,
     latency: pd.DataFrame,
-    tasks: pd.DataFrame,
+    alike: pd.DataFrame,
 ) -> dict[str, Any]:
     per_step = facts.tokens_per_step
     step_ps = int(ranks["step_ps"].max())
@@ -650,7 +703,7 @@ def _summarise(
     extrapolated = step["missing"] > 0
     tpot_range = [moved(step["low_ps"]), moved(step["high_ps"])] if extrapolated else None
     median = float(ranks["step_ps"].median())
-    spread = layers["straggler_spread"].dropna()
+    spread = (layers[layers["moe"]] if layers["moe"].any() else layers)["straggler_spread"].dropna()
     summary: dict[str, Any] = {
         "schema": 1,
         "run": {
@@ -684,6 +737,7 @@ def _summarise(
         "message_latency_us": {},
         "rank_latency_us": {},
         "shares": {name: float(shares[name].mean()) for name in SHARES},
+        "shares_extrapolated": extrapolated and step["moe_layers_simulated"] > 1,
         "overlapped": float(shares["overlapped"].mean()),
         "communication": float(shares["communication"].mean()),
         "exposed_communication": float(
@@ -696,11 +750,10 @@ def _summarise(
     }
     for row in latency[latency["layer"] == -1].to_dict("records") if len(latency) else []:
         summary["message_latency_us"][str(row["phase"])] = {
-            name: float(row[f"message_{name}_ps"]) / _PS_PER_US
-            for name in ("mean", *QUANTILES, "max")
+            name: float(row[f"message_{name}_ps"]) / _PS_PER_US for name in _STATISTICS
         }
-    for kind in _phases(tasks):
-        part = tasks[tasks["kind"] == kind]
+    for kind in _phases(alike):
+        part = alike[alike["kind"] == kind]
         times = part["finish_ps"] - part["start_ps"]
         summary["rank_latency_us"][kind] = _observed(times, _PS_PER_US) | {
             name: float(part[f"{name}_ps"].mean()) / _PS_PER_US
@@ -769,7 +822,8 @@ def _compare(
             if key not in known and value not in (None, "")
         }
         where = ", ".join(_condition(key, value) for key, value in point.items())
-        if any(metadata.get(key, value) != value for key, value in point.items()):
+        here = {key: metadata.get(key, metadata.get(f"n_{key}", point[key])) for key in point}
+        if here != point:
             elsewhere.append(where)
             continue
         for key, (name, unit, scale, find) in _COMPARED.items():
@@ -901,10 +955,10 @@ def _render(tokens: Tokens) -> RenderableType:
         source = f": {row['source']}" if ".attention." in f".{row['key']}." else ""
         parts.append(Text(f"{row['key']} = {row['value']} ({row['strength']}){source}"))
 
-    table = table_of("Latency in us", *("phase", "seen by", "mean", *QUANTILES, "max"), left=_LEFT)
+    table = table_of("Latency in us", *("phase", "seen by", *_STATISTICS), left=_LEFT)
     for key, label in (("message_latency_us", "message"), ("rank_latency_us", "rank")):
         for phase, stats in s[key].items():
-            values = [f"{stats[name]:,.1f}" for name in ("mean", *QUANTILES, "max")]
+            values = [f"{stats[name]:,.1f}" for name in _STATISTICS]
             table.add_row(phase, label, *values)
     for phase, stats in s["rank_latency_us"].items():
         parts.append(
@@ -915,7 +969,9 @@ def _render(tokens: Tokens) -> RenderableType:
             )
         )
 
-    table = table_of("Where the step goes (mean over ranks)", "share", "%", left=_LEFT)
+    title = "Where the step goes (mean over ranks"
+    title += ", extrapolated like the step)" if s["shares_extrapolated"] else ")"
+    table = table_of(title, "share", "%", left=_LEFT)
     for name in SHARES:
         if s["shares"][name] > 0:
             table.add_row(name.replace("_", " "), f"{100 * s['shares'][name]:.1f}")

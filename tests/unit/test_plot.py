@@ -123,7 +123,8 @@ def test_links_are_drawn_by_level_in_the_order_a_packet_meets_them(run, figure):
     links = run.links()
     axes = figure().axes
     labels = [label.get_text() for label in axes[0].get_yticklabels()]
-    assert labels == ["die-l1 (126)", "l1-l2 (224)", "l2-l1 (224)", "l1-die (126)"]
+    numbers = {"die-l1": 126, "l1-l2": 224, "l2-l1": 224, "l1-die": 126}
+    assert labels == [f"{level}: {n} of {n}" for level, n in numbers.items()]
     assert axes[0].get_ylim()[0] > axes[0].get_ylim()[1]  # the first level on top
     for panel, column, scale in (
         (axes[0], "bytes", 1e6),
@@ -136,6 +137,26 @@ def test_links_are_drawn_by_level_in_the_order_a_packet_meets_them(run, figure):
             values = links.loc[links["level"] == level, column] / scale
             whisker = panel.lines[2 * row].get_xdata()
             assert whisker == pytest.approx([values.min(), values.max()])
+
+
+def test_idle_links_are_counted_but_not_drawn(run, figure, monkeypatch):
+    links = run.links()
+    idle = links["level"].isin(["l1-l2", "l2-l1"]) | (links["link"] % 4 == 0)
+    links.loc[idle, ["packets", "bytes", "busy_ps", "max_queue_bytes", "no_credit_ps"]] = 0
+    monkeypatch.setattr(type(run), "links", lambda self: links)
+    plots.plot_links(run, "x.png")
+    axes = figure().axes[0]
+    drawn = {
+        level: int((links.loc[~idle, "level"] == level).sum()) for level in ("die-l1", "l1-die")
+    }
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == [f"{level}: {n} of 126" for level, n in drawn.items()]
+    assert 0 < drawn["die-l1"] < 126
+    assert axes.lines[0].get_xdata()[0] > 0
+    assert "Idle: l1-l2, l2-l1" in texts(figure())
+    links.loc[:, ["packets", "no_credit_ps"]] = 0
+    with pytest.raises(ResultError, match="no link carried anything"):
+        plots.plot_links(run, "x.png")
 
 
 @pytest.mark.parametrize(

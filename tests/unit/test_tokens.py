@@ -126,6 +126,9 @@ def test_mtp_layers_and_the_head_do_not_count_as_moe_layers(tmp_path):
     tokens = rebuild(tmp_path, metadata=metadata)
     assert tokens.layers["moe"].tolist() == [True, True, False]
     assert tokens.summary["moe_layers_simulated"] == 2
+    total = tokens.latency[tokens.latency["layer"] == -1]
+    assert total["flows"].tolist() == [2 * 2 * 64] * 2  # without the MTP layer
+    assert tokens.latency["layer"].tolist() == [-1, -1, 3, 3, 4, 4, 5, 5]
     assert tokens.summary["step_ms"] == pytest.approx(0.6756 + 2 * 0.2)
 
 
@@ -213,6 +216,27 @@ def test_shares_of_the_overlapped_step(tmp_path):
     assert tokens.summary["overlapped"] == pytest.approx(5 * 75.6 / step)
     assert tokens.summary["communication"] == pytest.approx(6 * 5.6 / step)
     assert tokens.summary["exposed_communication"] == pytest.approx(5.6 / step)
+
+
+def test_shares_are_extrapolated_like_the_step(tmp_path):
+    """Between the starts of layers 4 and 5, at 200 and 400 us, attention never stops."""
+    tokens = rebuild(tmp_path, metadata=METADATA)
+    step = 675.6 + 55 * 200
+    share = tokens.summary["shares"]
+    assert tokens.summary["shares_extrapolated"] is True
+    assert share["attention"] == pytest.approx((600 + 55 * 200) / step)
+    assert share["combine_wait"] == pytest.approx(2.8 / step)
+    assert sum(share.values()) == pytest.approx(1.0)
+    # Two MoE parts of 75.6 us run within those 200 us, both beside attention.
+    assert tokens.summary["overlapped"] == pytest.approx((5 * 75.6 + 55 * 2 * 75.6) / step)
+    assert "extrapolated like the step" in tokens.to_text()
+
+
+def test_shares_of_one_layer_are_not_extrapolated(tmp_path):
+    tokens = rebuild(tmp_path, layers=(3,), metadata=METADATA)
+    assert tokens.summary["shares_extrapolated"] is False
+    assert tokens.summary["shares"]["attention"] == pytest.approx(200 / 275.6)
+    assert "extrapolated like the step" not in tokens.to_text()
 
 
 def test_shares_on_one_stream_are_plain_sums(tmp_path):
@@ -321,8 +345,11 @@ def test_the_papers_row_stands_beside_the_simulation(tmp_path):
     assert tokens.summary["paper"][0]["difference"] == pytest.approx(tpot["difference"])
 
 
-def test_rows_of_other_points_are_named_not_compared(tmp_path):
-    metadata = METADATA | {"batch_per_npu": 64, "paper_row": None, "paper_rows": [PAPER_ROW]}
+@pytest.mark.parametrize(
+    ("here", "row"), [({"batch_per_npu": 64}, {}), ({"kv_tokens": 5000}, {}), ({}, {"ranks": 320})]
+)
+def test_rows_of_other_points_are_named_not_compared(tmp_path, here, row):
+    metadata = METADATA | {"paper_row": None, "paper_rows": [PAPER_ROW | row]} | here
     tokens = rebuild(tmp_path, metadata=metadata)
     assert tokens.paper.empty
     text = " ".join(tokens.to_text().split())
@@ -416,6 +443,14 @@ def test_a_full_step_of_tasks_takes_less_than_two_seconds(tmp_path):
     assert time.process_time() - begin < 2.0
     assert tokens.summary["moe_layers_simulated"] == 58
     assert tokens.shares[list(SHARES)].sum(axis=1).to_numpy() == pytest.approx([1.0] * 320)
+
+
+def test_a_closed_loop_run_without_flows_has_empty_latency_tables(tmp_path):
+    rows = [(0, "attention", 10, 0, 10, -1, -1)]
+    tokens = rebuild_tokens(task_run(tmp_path, rows))
+    assert tokens.latency.empty and "message_p99_ps" in tokens.latency
+    assert tokens.summary["message_latency_us"] == {}
+    assert tokens.to_text()
 
 
 # Runs written row by row, for cases the synthetic run cannot make.
