@@ -283,6 +283,21 @@ def test_a_layer_does_not_depend_on_which_others_are_built():
     assert last.flows.equals(few.chunk(len(few.plans) - 2).flows)
 
 
+def test_layers_and_microbatches_are_routed_independently():
+    skew = {"gate": {"policy": "zipf", "exponent": 1.0}}
+    frames = [
+        flows for label, flows, _ in tables(small(layers=2, overrides=skew)) if label == "moe"
+    ]
+    loads = []
+    for flows in frames:
+        for _, part in flows[flows.phase == "dispatch"].groupby("microbatch"):
+            loads.append(part.groupby("dst").messages.sum().to_numpy())
+    first, second, other_layer, _ = loads
+    assert (first != second).any()
+    # Microbatches of a layer share its popularity, layers do not.
+    assert np.corrcoef(first, second)[0, 1] > 0.9 > np.corrcoef(first, other_layer)[0, 1]
+
+
 def test_sparse_and_dense_counting_of_messages_agree(monkeypatch):
     placement_step = step(SMALL)
     plan = moe_plan(placement_step)

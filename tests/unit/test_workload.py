@@ -82,6 +82,14 @@ def test_base_replaces_sourced_numbers_whole(tmp_path):
     assert load_workload(file).raw["serving"]["kv_tokens"] == 1024
 
 
+def test_base_leaves_no_note_on_a_number_it_does_not_supply(tmp_path):
+    number = "{value: 90 us, source: measured, strength: read}"
+    text = f"base: {REFERENCE}\noperators: {{attention: {{fixed: {number}}}}}\n"
+    attention = load_workload(write(tmp_path, "a.yaml", text)).raw["operators"]["attention"]
+    assert attention["fixed"] == {"value": "90 us", "source": "measured", "strength": "read"}
+    assert attention["anchor_time"]["value"] == "600 us"
+
+
 def test_gate_file_is_found_beside_the_specification(tmp_path):
     rows = "".join(f"{expert},{expert + 1}\n" for expert in range(256))
     write(tmp_path, "e.csv", "expert,tokens\n" + rows)
