@@ -57,6 +57,9 @@ class UbPlaneEngine : public UbPlane
             case DELIVER:
                 Deliver(link, event.payload, event.timePs);
                 break;
+            case SENT:
+                Sent(link, event.payload, event.timePs);
+                break;
             }
         }
     }

@@ -77,6 +77,7 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, uint32_t nLanes, 
     }
     const auto nLinks = static_cast<uint32_t>(m_links.size());
     m_noCreditPs.assign(nLinks, 0);
+    m_backlogPs.assign(nLinks, 0);
     m_lanes.resize(uint64_t{nLinks} * nLanes);
     m_firstRings.resize(m_lanes.size() * FIRST_RING);
 
@@ -205,6 +206,35 @@ UbPlane::Allocate()
     return index;
 }
 
+uint32_t
+UbPlane::SentRecord(const Packet& packet)
+{
+    uint32_t record;
+    if (m_freeSent.empty())
+    {
+        record = static_cast<uint32_t>(m_sent.size());
+        m_sent.emplace_back();
+    }
+    else
+    {
+        record = m_freeSent.back();
+        m_freeSent.pop_back();
+    }
+    m_sent[record] = {packet.flow, packet.wireBytes};
+    return record;
+}
+
+void
+UbPlane::Sent(uint32_t link, uint32_t record, int64_t nowPs)
+{
+    const auto [flow, bytes] = m_sent[record];
+    m_freeSent.push_back(record);
+    if (m_observer != nullptr)
+    {
+        m_observer->PacketSent(nowPs, m_linkNumber[link], flow, bytes);
+    }
+}
+
 void
 UbPlane::Inject(const UbInjection& injection)
 {
@@ -249,11 +279,22 @@ UbPlane::Inject(const UbInjection& injection)
         link = m_groupStart[group + 1] - m_groupStart[group] == 1 ? m_groupLink[m_groupStart[group]]
                                                                  : ChooseAtSource(group, packet);
     }
-    const bool first = m_lanes[uint64_t{link} * m_nLanes + packet.lane].nWaiting == 0;
+    // Nothing but this call puts packets into a source's port, and they leave in order: with one
+    // lane and enough credit it is known now when the packet will go, without an event.
+    Lane& lane = m_lanes[uint64_t{link} * m_nLanes + packet.lane];
+    const int64_t startPs = std::max(injection.readyPs, m_links[link].busyUntilPs);
+    if (m_links[link].nWaiting == 0 && (m_nLanes == 1 || startPs == injection.readyPs) &&
+        HasCredit(lane, packet.wireBytes, startPs))
+    {
+        m_backlogPs[link] = std::max(m_backlogPs[link], startPs - injection.readyPs);
+        Transmit(link, index, startPs);
+        return;
+    }
+    const bool first = lane.nWaiting == 0;
     Enqueue(link, 0, index);
     if (first)
     {
-        Wake(link, std::max(injection.readyPs, m_links[link].busyUntilPs));
+        Wake(link, startPs);
     }
 }
 
@@ -433,7 +474,8 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
     ++packet.hops;
     if (m_observer != nullptr)
     {
-        m_observer->PacketSent(nowPs, m_linkNumber[linkIndex], packet.flow, packet.wireBytes);
+        // by way of an event, since a source's port knows of it before its time
+        m_queue.Push(nowPs, (SENT << KIND_SHIFT) | linkIndex, SentRecord(packet));
     }
 
     const uint32_t inLink = packet.inLink;
@@ -480,7 +522,10 @@ UbPlane::ReadStats(UbLinkStats* stats) const
         out.bytes = m_links[i].bytes;
         out.busyPs = UbSerialisePs(m_links[i].bytes, m_rates[m_links[i].rateClass]);
         out.noCreditPs = m_noCreditPs[i];
-        out.maxQueueBytes = 0;
+        // at sources the bytes ahead are known by the time that they take
+        out.maxQueueBytes = static_cast<uint64_t>(static_cast<double>(m_backlogPs[i]) * 1e-12 *
+                                                  static_cast<double>(
+                                                      m_rates[m_links[i].rateClass]));
         for (uint32_t l = 0; l < m_nLanes; ++l)
         {
             out.maxQueueBytes += m_lanes[i * m_nLanes + l].maxWaitingBytes;

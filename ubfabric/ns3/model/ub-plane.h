@@ -271,6 +271,7 @@ class UbPlane
         HEAD = 0,    //!< a packet may leave the switch that its link enters
         PORT = 1,    //!< look at a link's waiting packets
         DELIVER = 2, //!< last byte at the endpoint; only while somebody listens
+        SENT = 3,    //!< a packet begins to leave; only while somebody listens
     };
 
     static constexpr uint32_t KIND_SHIFT = 30; //!< kind above, link below
@@ -457,6 +458,21 @@ class UbPlane
     void Transmit(uint32_t link, uint32_t index, int64_t nowPs);
 
     /**
+     * Keep what the observer is to be told of a packet that leaves.
+     * @param [in] packet The packet.
+     * @return Number of the record.
+     */
+    uint32_t SentRecord(const Packet& packet);
+
+    /**
+     * Tell the observer of a packet that leaves.
+     * @param [in] link The link.
+     * @param [in] record What SentRecord returned.
+     * @param [in] nowPs The time.
+     */
+    void Sent(uint32_t link, uint32_t record, int64_t nowPs);
+
+    /**
      * @param [in] link A link.
      * @param [in,out] packet A packet, whose time on the link is remembered.
      * @return The packet's time on the link.
@@ -493,6 +509,9 @@ class UbPlane
     std::vector<Switch> m_switches;     //!< switches of the plane
     std::vector<Packet> m_packets;      //!< pool of packets
     std::vector<int64_t> m_noCreditPs;  //!< by link: time waiting for credit
+    std::vector<int64_t> m_backlogPs;   //!< by link that leaves an endpoint: longest wait in line
+    std::vector<std::pair<uint32_t, uint32_t>> m_sent; //!< flow and bytes, by record
+    std::vector<uint32_t> m_freeSent;   //!< unused records
     std::vector<UbDelivery> m_outbox;   //!< deliveries for the endpoints
     std::vector<int32_t> m_table;       //!< rows of groups by destination class
     std::vector<int32_t> m_local;       //!< groups of the last hop
