@@ -429,6 +429,9 @@ def plot_links(result: RunResult, path: PathLike, *, dpi: int = 150) -> Path:
 def plot_tokens(tokens: Tokens | RunResult, path: PathLike, *, dpi: int = 150) -> Path:
     """Draw TPOT, operator latency and the shares of the step by rank.
 
+    Below, as a mean over ranks, what each stream is busy with, whether or not another stream
+    hides it; that part is not extrapolated.
+
     Parameters
     ----------
     tokens : Tokens or RunResult
@@ -454,10 +457,12 @@ def plot_tokens(tokens: Tokens | RunResult, path: PathLike, *, dpi: int = 150) -
     rank = ranks["rank"].to_numpy()
     phases = [kind for kind in summary["rank_latency_us"] if f"{kind}_p50_ps" in ranks]
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(11.0, 7.0), layout="constrained")
-        grid = figure.add_gridspec(2, 2, height_ratios=[1.0, 1.15])
-        _draw_tpot(figure.add_subplot(grid[0, 0]), rank, ranks, tokens)
-        axes = figure.add_subplot(grid[0, 1])
+        n_streams = tokens.streams["stream"].nunique()
+        low = 0.85 + 0.3 * n_streams
+        figure = Figure(figsize=(11.0, 6.8 + low), layout="constrained")
+        rows: Any = figure.subfigures(3, 1, height_ratios=[3.2, 3.6, low])
+        first, axes = rows[0].subplots(1, 2)
+        _draw_tpot(first, rank, ranks, tokens)
         looks = [(_ORANGE, "o"), (_VERMILION, "s"), (_PURPLE, "^"), (_SKY, "D")]
         for phase, (colour, marker) in zip(phases, _cycle(looks), strict=False):
             for name, line in (("p50", "-"), ("max", ":")):
@@ -482,7 +487,7 @@ def plot_tokens(tokens: Tokens | RunResult, path: PathLike, *, dpi: int = 150) -
             axes.set_ylim(top=1.35 * axes.get_ylim()[1])
             axes.legend(loc="upper left", ncols=2, fontsize=8)
 
-        axes = figure.add_subplot(grid[1, :])
+        axes = rows[1].subplots()
         bottom = np.zeros(len(tokens.shares))
         position = tokens.shares["rank"].to_numpy()
         edges = np.append(position - 0.5, position[-1] + 0.5)
@@ -505,12 +510,11 @@ def plot_tokens(tokens: Tokens | RunResult, path: PathLike, *, dpi: int = 150) -
             bottom = bottom + value
         axes.set(xlabel="rank", ylabel="share of the step (%)", ylim=(0, 100))
         axes.set(xlim=(edges[0], edges[-1]))
-        axes.set_title(
-            "Where the step goes; communication counts only where no computation hides it"
-        )
+        axes.set_title("Where the step goes; communication only where no computation hides it")
         axes.grid(visible=False)
         handles, labels = axes.get_legend_handles_labels()
         axes.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5))
+        _draw_streams(rows[2].subplots(), tokens)
         title = f"{_count(len(ranks), 'rank')}: TPOT {summary['tpot_ms']:.2f} ms"
         if summary["tokens_per_s_per_npu"] is not None:
             title += f", {summary['tokens_per_s_per_npu']:,.0f} tokens/s per NPU"
@@ -521,6 +525,47 @@ def plot_tokens(tokens: Tokens | RunResult, path: PathLike, *, dpi: int = 150) -
             )
         figure.suptitle(title, x=0.01, ha="left")
         return _save(figure, path, dpi)
+
+
+def _draw_streams(axes: Axes, tokens: Tokens) -> None:
+    """Draw what each stream is busy with, hidden or not, as a mean over ranks."""
+    streams = tokens.streams
+    n_ranks = streams["rank"].nunique()
+    mean = 100 * streams.groupby(["stream", "kind"])["share"].sum() / n_ranks
+    looks = _looks(set(streams["kind"]) - {"idle"}) | {"idle": ("#FFFFFF", "")}
+    places = sorted(int(stream) for stream in streams["stream"].unique())
+    for place, stream in enumerate(places):
+        of_stream = mean.loc[stream]
+        left = 0.0
+        for kind in (kind for kind in looks if kind in of_stream):
+            colour, hatch = looks[kind]
+            width = float(of_stream[kind])
+            axes.barh(
+                place,
+                width,
+                0.75,
+                left=left,
+                color=colour,
+                hatch=hatch,
+                edgecolor="black",
+                linewidth=0.4,
+            )
+            if width > 5:
+                axes.text(
+                    left + width / 2,
+                    place,
+                    f"{kind} {width:.0f} %",
+                    ha="center",
+                    va="center_baseline",
+                    fontsize=8,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
+                )
+            left += width
+    axes.set_yticks(range(len(places)), [f"stream {stream}" for stream in places])
+    axes.set(xlim=(0, 100), ylim=(len(places) - 0.5, -0.5))
+    axes.set(xlabel="share of the simulated part (%), mean over ranks")
+    axes.set_title("What each stream is busy with, hidden or not")
+    axes.grid(visible=False)
 
 
 def _draw_tpot(axes: Axes, rank: np.ndarray, ranks: pd.DataFrame, tokens: Tokens) -> None:

@@ -171,7 +171,11 @@ def test_direction_of_a_level(level, up):
 def test_token_shares_are_stacked_to_the_whole(run, figure):
     tokens = rebuild_tokens(run)
     plots.plot_tokens(tokens, "x.png")
-    tpot, latency, shares = figure().axes
+    tpot, latency, shares, streams = figure().axes
+    ends = [bar.get_x() + bar.get_width() for bar in streams.patches]
+    assert max(ends) == pytest.approx(100.0) and ends.count(pytest.approx(100.0)) == 2
+    attention = tokens.streams[tokens.streams["kind"] == "attention"]["share"].mean()
+    assert streams.patches[0].get_width() == pytest.approx(100 * attention)
     top = shares.patches[-1].get_data().values
     assert top == pytest.approx([100.0] * 18)
     assert shares.patches[0].get_data().values == pytest.approx(100 * tokens.shares["attention"])
