@@ -156,6 +156,8 @@ UbEndpointProcess::StartJob(uint32_t endpoint,
         flow.startPs = nowPs;
         flow.firstBytePs = UB_NEVER;
         flow.finishPs = 0;
+        flow.queueingPs = 0;
+        flow.hops = 0;
         flow.packetsLeft = flow.messages * ((flow.messageBytes + m_settings.payloadBytes - 1) /
                                             m_settings.payloadBytes);
         job.items.push_back({reference, flow.messages});

@@ -124,25 +124,10 @@ class UbPlaneEngine : public UbPlane
         }
         const bool first = lane.nWaiting == 0;
         Enqueue(out, packet.atInput, index);
-        if (first || packet.readyPs == nowPs)
-        {
-            WakeFor(out, lane, first, nowPs);
-        }
-    }
-
-    /**
-     * Arrange that an output looks at a packet that came to wait.
-     * @param [in] out The output.
-     * @param [in] lane The packet's lane.
-     * @param [in] first Whether nothing waited on the lane before.
-     * @param [in] nowPs The time.
-     */
-    void WakeFor(uint32_t out, const Lane& lane, bool first, int64_t nowPs)
-    {
         // whoever waits for credit is woken by the credit, whoever waits in line by the line
         if (first || !lane.needsCredit)
         {
-            Wake(out, std::max(nowPs, m_links[out].busyUntilPs));
+            Wake(out, std::max(packet.readyPs, link.busyUntilPs));
         }
     }
 

@@ -370,6 +370,19 @@ UbPlane::ReturnCredit(uint32_t linkIndex, Lane& lane, uint32_t bytes, int64_t ar
     }
 }
 
+uint32_t
+UbPlane::NextInput(const uint64_t* bits, uint32_t words, uint32_t from)
+{
+    uint32_t word = from / 64;
+    uint64_t candidates = bits[word] & (~uint64_t{0} << (from % 64));
+    while (candidates == 0)
+    {
+        word = word + 1 < words ? word + 1 : 0;
+        candidates = bits[word];
+    }
+    return word * 64 + static_cast<uint32_t>(__builtin_ctzll(candidates));
+}
+
 void
 UbPlane::Serve(uint32_t linkIndex, int64_t nowPs)
 {
@@ -390,26 +403,30 @@ UbPlane::Serve(uint32_t linkIndex, int64_t nowPs)
         {
             continue;
         }
-        // round robin: the next input, after the one served last, that has a packet
+        // round robin: the next input, after the one served last, that has a packet ready
         uint64_t* bits = &m_words[lane.firstWord];
-        uint32_t input = lane.lastInput + 1U < link.nInputs ? lane.lastInput + 1U : 0;
-        uint32_t word = input / 64;
-        uint64_t candidates = bits[word] & (~uint64_t{0} << (input % 64));
-        while (candidates == 0)
+        uint32_t input =
+            NextInput(bits, words, lane.lastInput + 1U < link.nInputs ? lane.lastInput + 1U : 0);
+        const uint32_t first = input;
+        bool isReady = true;
+        while (m_packets[m_queues[lane.firstQueue + input].head].readyPs > nowPs)
         {
-            word = word + 1 < words ? word + 1 : 0;
-            candidates = bits[word];
+            // its tail still comes in on a slower link; others need not wait for that
+            wakePs = std::min(wakePs, m_packets[m_queues[lane.firstQueue + input].head].readyPs);
+            input = NextInput(bits, words, input + 1 < link.nInputs ? input + 1 : 0);
+            if (input == first)
+            {
+                isReady = false;
+                break;
+            }
         }
-        input = word * 64 + static_cast<uint32_t>(__builtin_ctzll(candidates));
-
+        if (!isReady)
+        {
+            continue;
+        }
         Queue& queue = m_queues[lane.firstQueue + input];
         const uint32_t index = queue.head;
         Packet& packet = m_packets[index];
-        if (packet.readyPs > nowPs)
-        {
-            wakePs = std::min(wakePs, packet.readyPs);
-            continue;
-        }
         if (!HasCredit(lane, packet.wireBytes, nowPs))
         {
             stalled = true;

@@ -443,6 +443,15 @@ class UbPlane
     void Enqueue(uint32_t link, uint32_t input, uint32_t index);
 
     /**
+     * Find an input that has a packet waiting; there must be one.
+     * @param [in] bits Which inputs have.
+     * @param [in] words Words of bits.
+     * @param [in] from Where to begin; the search goes round.
+     * @return The input.
+     */
+    static uint32_t NextInput(const uint64_t* bits, uint32_t words, uint32_t from);
+
+    /**
      * Serve an output: send the next packet that may go, or arrange to be woken.
      * @param [in] link The output.
      * @param [in] nowPs The time.
