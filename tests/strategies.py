@@ -5,7 +5,10 @@ from __future__ import annotations
 from itertools import combinations, pairwise
 
 import networkx as nx
+from fabrics import flow, make_trace, task
 from hypothesis import strategies as st
+
+from ubfabric.trace import Trace
 
 rates = st.sampled_from([10**9, 7 * 10**9, 22_857_142_857, 28 * 10**9, 10**11])
 delays_ps = st.sampled_from([0, 1, 5_000, 50_000, 333_333])
@@ -149,3 +152,103 @@ def _add_plane(
     for name in attached:
         for target in draw(st.lists(st.sampled_from(first), min_size=1, max_size=2)):
             _add_link(draw, graph, name, target, plane, network)
+
+
+def connected_pairs(graph: nx.Graph) -> dict[str, list[tuple[int, int]]]:
+    """Return the pairs of ranks that each network connects; rank ``n`` is on the n-th die.
+
+    A rank reaches itself on the ub network.
+    """
+    dies = [name for name, kind in graph.nodes(data="kind") if kind == "die"]
+    number = {name: rank for rank, name in enumerate(dies)}
+    attached: dict[tuple[str, str], set[int]] = {}
+    pairs: dict[str, set[tuple[int, int]]] = {"ub": {(rank, rank) for rank in number.values()}}
+    for u, v, data in graph.edges(data=True):
+        ends = [number[name] for name in (u, v) if name in number]
+        if len(ends) == 2:
+            pairs.setdefault(data["network"], set()).update([tuple(ends), tuple(ends[::-1])])
+        else:
+            attached.setdefault((data["network"], data["plane"]), set()).update(ends)
+    for (network, _), ranks in attached.items():
+        among = {(a, b) for a in ranks for b in ranks if a != b}
+        pairs.setdefault(network, set()).update(among)
+    return {network: sorted(among) for network, among in sorted(pairs.items())}
+
+
+@st.composite
+def _phases(draw, graph: nx.Graph, max_flows: int) -> list[dict]:
+    """Draw the flows of one phase: distinct pairs, each on a network that connects it."""
+    connected = connected_pairs(graph)
+    payload = graph.graph["packet_payload_bytes"]
+    choices = sorted((pair, network) for network in connected for pair in connected[network])
+    chosen = draw(st.lists(st.sampled_from(choices), max_size=max_flows, unique_by=lambda c: c[0]))
+    sizes = [1, payload - 1, payload, payload + 1, 2 * payload, 3 * payload + 7]
+    return [
+        {
+            "src": src,
+            "dst": dst,
+            "network": network,
+            "messages": draw(st.integers(1, 4)),
+            "message_bytes": draw(st.sampled_from(sizes)),
+            "service_level": draw(st.integers(0, 3)),
+        }
+        for (src, dst), network in chosen
+    ]
+
+
+@st.composite
+def open_loop_traces(draw, graph: nx.Graph, max_flows: int = 15) -> Trace:
+    """Draw flows with start times on a graph's dies, without tasks."""
+    starts = st.sampled_from([0, 0, 0, 1, 100_000, 2_500_000])
+    flows = draw(_phases(graph, max_flows))
+    flows = [flow(**row, phase="open") | {"start_ps": draw(starts)} for row in flows]
+    return make_trace(flows, n_ranks=len([1 for _, k in graph.nodes(data="kind") if k == "die"]))
+
+
+@st.composite
+def closed_loop_traces(
+    draw, graph: nx.Graph, max_layers: int = 3, max_flows: int = 10
+) -> Trace:
+    """Draw a decode step in the small: compute, exchange, compute, exchange, layer by layer.
+
+    One or two microbatches on one or two streams; exchanges either in one task that sends and
+    waits, or in two. Every rank does the same tasks in the same order, so none waits forever.
+    """
+    n_ranks = len([1 for _, kind in graph.nodes(data="kind") if kind == "die"])
+    n_layers = draw(st.integers(1, max_layers))
+    n_microbatches = draw(st.integers(1, 2))
+    second_stream = draw(st.integers(0, 1))
+    split = draw(st.booleans())
+    durations = st.sampled_from([0, 1, 500_000, 3_000_000])
+    gap = draw(st.integers(1, 3))  # ids of tasks need not be dense
+    flows: list[dict] = []
+    tasks: list[dict] = []
+    last: dict[tuple[int, int], int] = {}
+    for layer in range(n_layers):
+        for microbatch in range(n_microbatches):
+            place = {"layer": layer, "microbatch": microbatch}
+            steps: list[dict] = [{"kind": "attention", "stream": 0}]
+            for phase in ("dispatch", "combine"):
+                rows = draw(_phases(graph, max_flows))
+                flows += [flow(**row, phase=phase, **place) | {"start_ps": -1} for row in rows]
+                if split:
+                    steps += [{"kind": phase, "sends": phase}, {"kind": phase, "waits": phase}]
+                else:
+                    steps += [{"kind": phase, "sends": phase, "waits": phase}]
+                steps += [{"kind": "expert"}] if phase == "dispatch" else []
+            for step in steps:
+                for rank in range(n_ranks):
+                    before = last.get((rank, microbatch))
+                    number = gap * len(tasks) + 3
+                    last[rank, microbatch] = number
+                    tasks.append(
+                        task(number, rank, duration_ps=draw(durations), **place)
+                        | {"stream": second_stream, "depends_on": [] if before is None else [before]}
+                        | step
+                    )
+    return make_trace(flows, tasks, n_ranks=n_ranks)
+
+
+def traces(graph: nx.Graph) -> st.SearchStrategy[Trace]:
+    """Return a strategy of small traces that fit a graph of :func:`topologies`."""
+    return st.one_of(open_loop_traces(graph), closed_loop_traces(graph))

@@ -10,6 +10,8 @@ from ubfabric.placement import DeploymentSpec, place_experts
 from ubfabric.trace import check_chunk, read_trace, write_trace
 from ubfabric.workload import load_workload
 
+#: Loaded once: reading YAML takes longer than building a small trace.
+SAMPLE = load_workload("decode-ep8-sample")
 few = settings(max_examples=25, deadline=None)
 GATES = st.one_of(
     st.just({"policy": "uniform"}),
@@ -66,12 +68,12 @@ def moe_chunks(trace):
 @few
 @given(workloads())
 def test_every_token_reaches_all_its_experts_and_comes_back(changes):
-    trace = generate_trace("decode-ep8-sample", overrides=changes)
+    trace = generate_trace(SAMPLE, overrides=changes)
     pairs = changes["model.top_k"] + changes["model.shared_experts"]
     tokens = {row["layer"]: row["tokens_per_microbatch"] for row in trace.metadata["layers"]}
     for _, chunk in moe_chunks(trace):
         flows = chunk.flows.to_pandas()
-        sent = flows.groupby(["phase", "microbatch", "src"]).messages.sum()
+        sent = flows.groupby(["phase", "microbatch", "src"], observed=True).messages.sum()
         assert (sent["dispatch"] == tokens[chunk.layer] * pairs).all()
         assert len(sent["dispatch"]) == trace.n_ranks * changes["serving.microbatches"]
 
@@ -79,7 +81,7 @@ def test_every_token_reaches_all_its_experts_and_comes_back(changes):
 @few
 @given(workloads())
 def test_combine_is_dispatch_transposed(changes):
-    for _, chunk in moe_chunks(generate_trace("decode-ep8-sample", overrides=changes)):
+    for _, chunk in moe_chunks(generate_trace(SAMPLE, overrides=changes)):
         flows = chunk.flows.to_pandas()
         rows = flows[["microbatch", "src", "dst", "messages"]]
         dispatch = set(rows[flows.phase == "dispatch"].itertuples(index=False, name=None))
@@ -90,7 +92,7 @@ def test_combine_is_dispatch_transposed(changes):
 @few
 @given(workloads())
 def test_generated_trace_is_sound(changes):
-    trace, known = generate_trace("decode-ep8-sample", overrides=changes), None
+    trace, known = generate_trace(SAMPLE, overrides=changes), None
     for chunk in trace.chunks():
         known = check_chunk(chunk, trace.n_ranks, known)
     assert known.tolist() == list(range(len(known)))
@@ -99,7 +101,7 @@ def test_generated_trace_is_sound(changes):
 @few
 @given(workloads())
 def test_layers_do_not_depend_on_the_order_they_are_built_in(changes):
-    workload = load_workload("decode-ep8-sample", changes)
+    workload = load_workload(SAMPLE, changes)
     forth, back = (DecodeStep(workload, workload.spec.seed, 1) for _ in range(2))
     last_first = {i: back.chunk(i) for i in reversed(range(len(back.plans)))}
     for position, chunk in enumerate(forth.chunks()):
@@ -114,7 +116,7 @@ def test_layers_do_not_depend_on_the_order_they_are_built_in(changes):
 def test_same_seed_gives_same_bytes_that_read_back_equal(tmp_path, changes, file_format):
     written = []
     for name in ("a", "b"):
-        trace = generate_trace("decode-ep8-sample", overrides=changes)
+        trace = generate_trace(SAMPLE, overrides=changes)
         folder = write_trace(trace, tmp_path / file_format / name, file_format=file_format)
         written.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert written[0] == written[1]
@@ -155,7 +157,7 @@ def test_group_limit_is_respected(groups, group_size, best, seed, data):
 @few
 @given(workloads(), st.integers(1, 20))
 def test_every_rank_loads_the_replicas_of_an_expert_within_one_of_even(changes, tokens):
-    spec = load_workload("decode-ep8-sample", changes).spec
+    spec = load_workload(SAMPLE, changes).spec
     n_ranks, n_routed = spec.deployment.ranks, spec.model.routed_experts
     rng = np.random.default_rng(changes["seed"])
     placement = place_experts(spec.deployment, rng.dirichlet(np.ones(n_routed)), spec.model.top_k)
@@ -174,7 +176,7 @@ def test_every_rank_loads_the_replicas_of_an_expert_within_one_of_even(changes, 
 @few
 @given(workloads())
 def test_every_slot_holds_one_expert_and_every_expert_has_a_slot(changes):
-    spec = load_workload("decode-ep8-sample", changes).spec
+    spec = load_workload(SAMPLE, changes).spec
     deployment: DeploymentSpec = spec.deployment
     popularity = np.random.default_rng(changes["seed"]).dirichlet(
         np.ones(spec.model.routed_experts)

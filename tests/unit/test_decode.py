@@ -10,8 +10,8 @@ from ubfabric.placement import place_experts
 from ubfabric.trace import check_trace, write_trace
 from ubfabric.workload import load_workload
 
-REFERENCE = "deepseek-r1-decode-ep320"
-SMALL = "decode-ep8-sample"
+REFERENCE = load_workload("deepseek-r1-decode-ep320")
+SMALL = load_workload("decode-ep8-sample")
 
 
 def small(**options):
@@ -127,11 +127,11 @@ def test_later_mtp_passes_run_one_token_a_request():
 
 def test_flows_carry_the_reference_message_sizes():
     flows = tables(generate_trace(REFERENCE, layers=1))[3][1]
-    sizes = flows.groupby(["phase", "microbatch"]).message_bytes.agg(["min", "max"])
+    sizes = flows.groupby(["phase", "microbatch"], observed=True).message_bytes.agg(["min", "max"])
     assert sizes.loc["dispatch"].to_numpy().tolist() == [[7_680, 7_680]] * 2
     assert sizes.loc["combine"].to_numpy().tolist() == [[14_336, 14_336]] * 2
     # 320 ranks x 48 tokens x (8 routed experts + 1 shared)
-    assert (flows.groupby(["phase", "microbatch"]).messages.sum() == 138_240).all()
+    assert (flows.groupby(["phase", "microbatch"], observed=True).messages.sum() == 138_240).all()
 
 
 def test_every_rank_sends_48_tokens_to_its_shared_replica():
