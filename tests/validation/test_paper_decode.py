@@ -11,11 +11,12 @@ import pytest
 
 import ubfabric as ub
 
-#: Batch an NPU to the allowed error of TPOT. At batch 96 attention is given, and the rest of
-#: a step (dense layers, MTP, head, launches) is derived or assumed: 10 %. At small batches
-#: the assumed fixed costs and the linear attention time weigh more: reported, not bounded
-#: closely, until operator times follow from the hardware.
-TOLERANCE = {96: 0.10, 24: 0.60, 8: 0.60}
+#: Batch an NPU to the allowed error of TPOT. At batch 96 attention is given and the rest of a
+#: step (dense layers, MTP, head, launches) is derived or assumed: 10 %. At batch 24 and 8 the
+#: step hangs on how attention and the assumed fixed costs scale down from the one anchor:
+#: measured -21 % and -9 %, bounded a little above. Closer bounds need operator times that
+#: follow from the hardware.
+TOLERANCE = {96: 0.10, 24: 0.25, 8: 0.12}
 
 
 def tokens_at(batch_per_npu, tmp_path):
