@@ -584,7 +584,7 @@ def check_chunk(
 
     Checked: sizes and durations, ranks, networks and service levels; that a flow is unique, is
     sent by exactly one task (or has a start time and is sent by none) and, unless it has a
-    start time, is waited for by a task of its destination; that task ids ascend and
+    start time, is waited for by one task of its destination; that task ids ascend and
     dependencies exist; and that the task table has no cycle. A task may wait for a phase
     without flows: it then does not wait.
 
@@ -736,11 +736,16 @@ class _ChunkCheck:
         wait_rows = np.flatnonzero(self.waits != _NO_PHASE)
         send_keys = self._keys(self.sends, tasks["microbatch"], tasks["rank"])[send_rows]
         wait_keys = self._keys(self.waits, tasks["microbatch"], tasks["rank"])[wait_rows]
-        twice = np.zeros(self.n_tasks, bool)
-        twice[send_rows[_repeats(send_keys)]] = True
-        self.reject_task(
-            "sends", twice, "one sending task for each phase, layer, microbatch and rank"
-        )
+        for column, rows, keys in (
+            ("sends", send_rows, send_keys),
+            ("waits", wait_rows, wait_keys),
+        ):
+            twice = np.zeros(self.n_tasks, bool)
+            twice[rows[_repeats(keys)]] = True
+            verb = "sending" if column == "sends" else "waiting"
+            self.reject_task(
+                column, twice, f"one {verb} task for each phase, layer, microbatch and rank"
+            )
 
         timed = flows["start_ps"] >= 0
         sender_first, n_senders, senders = _look_up(send_keys, sent)

@@ -182,6 +182,11 @@ def write_csv(folder, flows="", tasks=None):
             "0,0,x,0,1,a,,\n1,0,x,0,1,a,,\n",
             "tasks.csv: row 2: column 'sends': found 'a', allowed one sending task",
         ),
+        (
+            "a,0,0,1,1,64,-1\n",
+            "0,0,x,0,1,a,,\n1,1,x,0,1,,a,\n2,1,x,0,1,,a,\n",
+            "tasks.csv: row 3: column 'waits': found 'a', allowed one waiting task",
+        ),
         ("", "0,2,x,0,1,,,\n", "tasks.csv: row 1: column 'rank': found 2, allowed a rank from 0"),
         ("", "0,0,x,0,-3,,,\n", "column 'duration_ps': found -3, allowed 0 or more"),
         ("", "4,0,x,0,1,,,\n4,1,x,0,1,,,\n", "row 2: column 'task': found 4, allowed ids that"),
