@@ -230,7 +230,8 @@ UbFabric::HasPaused() const
 bool
 UbFabric::Reaches(uint32_t src, uint32_t dst, uint32_t network) const
 {
-    return m_endpoints->Reaches(src, dst, network);
+    // nothing reaches anything once the fabric is disposed of, while protocols say good-bye
+    return m_endpoints && m_endpoints->Reaches(src, dst, network);
 }
 
 void
@@ -370,6 +371,9 @@ UbFabric::SendFromDevice(Ptr<UbNetDevice> device,
                          uint16_t protocol)
 {
     NS_LOG_FUNCTION(this << device << destination << packet << protocol);
+    NS_ABORT_MSG_IF(device->GetLane() >= m_nLanes,
+                    "a device uses virtual lane " << uint32_t{device->GetLane()}
+                                                  << ", the fabric has " << m_nLanes);
     uint32_t handle;
     if (m_freeHandles.empty())
     {

@@ -1,7 +1,6 @@
 // SPDX-FileCopyrightText: 2026 The ubfabric authors
 // SPDX-License-Identifier: GPL-2.0-only
 
-#include "ub-path-policy.h"
 #include "ub-plane-engine.h"
 
 namespace ns3
@@ -11,7 +10,7 @@ namespace ns3
  * @ingroup ub-fabric
  * @brief All packets of a pair of endpoints take one path, given by a hash.
  */
-class UbPathFlowHash : public UbPathPolicy
+class UbPathFlowHash : public UbPathPolicyOf<UbPathFlowHash>
 {
   public:
     /**
@@ -27,12 +26,9 @@ class UbPathFlowHash : public UbPathPolicy
     }
 
     /// The part that lives in a plane.
-    struct InPlane
+    struct InPlane : UbHashedChoice
     {
-        /// @param [in] nGroups Number of groups of the plane.
-        explicit InPlane(uint32_t nGroups [[maybe_unused]])
-        {
-        }
+        using UbHashedChoice::UbHashedChoice;
 
         /**
          * @param [in] injection A packet to come.
@@ -42,26 +38,7 @@ class UbPathFlowHash : public UbPathPolicy
         {
             return static_cast<uint32_t>(injection.flowHash);
         }
-
-        /**
-         * @param [in] nLinks Number of links to choose from.
-         * @param [in] salt Differs from group to group, or hashes would polarise.
-         * @param [in] hash The flow's hash.
-         * @return The choice.
-         */
-        uint32_t Choose(uint32_t /* group */, uint32_t nLinks, uint64_t salt, uint32_t hash) const
-        {
-            return UbReduce(UbMix(salt ^ hash), nLinks);
-        }
     };
-
-    std::unique_ptr<UbPlane> MakePlane(const UbFabricArrays& arrays,
-                                       uint32_t plane,
-                                       uint32_t nLanes,
-                                       uint64_t seed) const override
-    {
-        return std::make_unique<UbPlaneEngine<UbPathFlowHash>>(arrays, plane, nLanes, seed);
-    }
 };
 
 NS_OBJECT_ENSURE_REGISTERED(UbPathFlowHash);

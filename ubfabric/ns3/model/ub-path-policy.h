@@ -17,9 +17,9 @@ namespace ns3
  * @ingroup ub-fabric
  * @brief How a switch picks among the shortest paths.
  *
- * A policy is one class in one file: it derives from this, registers a TypeId, makes a
- * UbPlaneEngine of itself, and has a nested class `InPlane`, of which each plane owns one
- * (planes share nothing):
+ * A policy is one class in one file: it derives from UbPathPolicyOf (ub-plane-engine.h),
+ * registers a TypeId, and has a nested class `InPlane`, of which each plane owns one (planes
+ * share nothing):
  *
  *  - `InPlane(uint32_t nGroups)`;
  *  - `uint32_t Hash(const UbInjection&) const`: 32 bits to remember in the packet;

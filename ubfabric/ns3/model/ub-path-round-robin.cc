@@ -1,7 +1,6 @@
 // SPDX-FileCopyrightText: 2026 The ubfabric authors
 // SPDX-License-Identifier: GPL-2.0-only
 
-#include "ub-path-policy.h"
 #include "ub-plane-engine.h"
 
 namespace ns3
@@ -11,7 +10,7 @@ namespace ns3
  * @ingroup ub-fabric
  * @brief Each switch deals its packets out over the paths in turn.
  */
-class UbPathRoundRobin : public UbPathPolicy
+class UbPathRoundRobin : public UbPathPolicyOf<UbPathRoundRobin>
 {
   public:
     /**
@@ -59,14 +58,6 @@ class UbPathRoundRobin : public UbPathPolicy
 
         std::vector<uint32_t> next; //!< last choice of each group
     };
-
-    std::unique_ptr<UbPlane> MakePlane(const UbFabricArrays& arrays,
-                                       uint32_t plane,
-                                       uint32_t nLanes,
-                                       uint64_t seed) const override
-    {
-        return std::make_unique<UbPlaneEngine<UbPathRoundRobin>>(arrays, plane, nLanes, seed);
-    }
 };
 
 NS_OBJECT_ENSURE_REGISTERED(UbPathRoundRobin);

@@ -4,6 +4,7 @@
 #ifndef UB_PLANE_ENGINE_H
 #define UB_PLANE_ENGINE_H
 
+#include "ub-path-policy.h"
 #include "ub-plane.h"
 
 namespace ns3
@@ -175,6 +176,47 @@ class UbPlaneEngine : public UbPlane
     }
 
     PlanePart m_policy; //!< the policy
+};
+
+/**
+ * @ingroup ub-fabric
+ * @brief The part of a path policy that is the same for all: what makes planes of it.
+ * @tparam Self The policy.
+ */
+template <class Self>
+class UbPathPolicyOf : public UbPathPolicy
+{
+  public:
+    std::unique_ptr<UbPlane> MakePlane(const UbFabricArrays& arrays,
+                                       uint32_t plane,
+                                       uint32_t nLanes,
+                                       uint64_t seed) const override
+    {
+        return std::make_unique<UbPlaneEngine<Self>>(arrays, plane, nLanes, seed);
+    }
+};
+
+/**
+ * @ingroup ub-fabric
+ * @brief The in-plane part of policies that choose by a hash carried in the packet.
+ */
+struct UbHashedChoice
+{
+    /// @param [in] nGroups Number of groups of the plane; a hash needs no state.
+    explicit UbHashedChoice(uint32_t nGroups [[maybe_unused]])
+    {
+    }
+
+    /**
+     * @param [in] nLinks Number of links to choose from.
+     * @param [in] salt Differs from group to group, or choices would follow each other.
+     * @param [in] hash The packet's hash.
+     * @return The choice.
+     */
+    uint32_t Choose(uint32_t /* group */, uint32_t nLinks, uint64_t salt, uint32_t hash) const
+    {
+        return UbReduce(UbMix(salt ^ hash), nLinks);
+    }
 };
 
 } // namespace ns3

@@ -91,6 +91,7 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, uint32_t nLanes, 
         const uint32_t src = arrays.linkSrc[m_linkNumber[i]];
         const uint32_t nInputs = arrays.nodeIsEndpoint[src] != 0 ? 1 : nIn[src];
         link.nInputs = static_cast<uint16_t>(nInputs);
+        link.fromEndpoint = arrays.nodeIsEndpoint[src] != 0;
         for (uint32_t l = 0; l < nLanes; ++l)
         {
             Lane& lane = m_lanes[uint64_t{i} * nLanes + l];
@@ -319,8 +320,26 @@ UbPlane::Enqueue(uint32_t linkIndex, uint32_t input, uint32_t index)
     queue.tail = index;
     ++link.nWaiting;
     ++state.nWaiting;
-    state.waitingBytes += packet.wireBytes;
-    state.maxWaitingBytes = std::max(state.maxWaitingBytes, state.waitingBytes);
+    if (packet.inLink != UB_NONE)
+    {
+        state.waitingBytes += packet.wireBytes;
+        state.maxWaitingBytes = std::max(state.maxWaitingBytes, state.waitingBytes);
+    }
+    else if (state.uncounted == UB_NONE)
+    {
+        state.uncounted = index;
+    }
+}
+
+void
+UbPlane::CountWaiting(Lane& lane, int64_t nowPs)
+{
+    while (lane.uncounted != UB_NONE && m_packets[lane.uncounted].readyPs <= nowPs)
+    {
+        lane.waitingBytes += m_packets[lane.uncounted].wireBytes;
+        lane.uncounted = m_packets[lane.uncounted].next;
+    }
+    lane.maxWaitingBytes = std::max(lane.maxWaitingBytes, lane.waitingBytes);
 }
 
 void
@@ -438,6 +457,10 @@ UbPlane::Serve(uint32_t linkIndex, int64_t nowPs)
             continue;
         }
         lane.needsCredit = false;
+        if (packet.inLink == UB_NONE)
+        {
+            CountWaiting(lane, nowPs); // the most is reached just before one leaves
+        }
         queue.head = packet.next;
         if (queue.head == UB_NONE)
         {
@@ -445,7 +468,14 @@ UbPlane::Serve(uint32_t linkIndex, int64_t nowPs)
         }
         --link.nWaiting;
         --lane.nWaiting;
-        lane.waitingBytes -= packet.wireBytes;
+        if (lane.uncounted == index)
+        {
+            lane.uncounted = packet.next; // it did not wait
+        }
+        else
+        {
+            lane.waitingBytes -= packet.wireBytes;
+        }
         lane.lastInput = static_cast<uint16_t>(input);
         link.lastLane = static_cast<uint8_t>(laneIndex);
         Transmit(linkIndex, index, nowPs);

@@ -102,16 +102,22 @@ UbSimulatorImpl::GetSystemId() const
 }
 
 int64_t
-UbSimulatorImpl::NextWindow(UbWindowedProcess*& process) const
+UbSimulatorImpl::NextWindow(UbWindowedProcess*& process, int64_t& othersPs) const
 {
     int64_t earliest = UB_NEVER;
+    othersPs = UB_NEVER;
     for (UbWindowedProcess* candidate : m_processes)
     {
         const int64_t next = candidate->NextTime();
         if (next < earliest)
         {
+            othersPs = earliest;
             earliest = next;
             process = candidate;
+        }
+        else
+        {
+            othersPs = std::min(othersPs, next);
         }
     }
     return earliest;
@@ -121,7 +127,8 @@ bool
 UbSimulatorImpl::IsFinished() const
 {
     UbWindowedProcess* process = nullptr;
-    return m_stop || (m_events->IsEmpty() && NextWindow(process) == UB_NEVER);
+    int64_t othersPs;
+    return m_stop || (m_events->IsEmpty() && NextWindow(process, othersPs) == UB_NEVER);
 }
 
 void
@@ -151,7 +158,8 @@ UbSimulatorImpl::Run()
         const int64_t ordinary =
             hasOrdinary ? static_cast<int64_t>(m_events->PeekNext().key.m_ts) : UB_NEVER;
         UbWindowedProcess* process = nullptr;
-        const int64_t window = NextWindow(process);
+        int64_t othersPs;
+        const int64_t window = NextWindow(process, othersPs);
         if (process == nullptr && !hasOrdinary)
         {
             break;
@@ -167,7 +175,9 @@ UbSimulatorImpl::Run()
             m_currentUid = EventId::UID::INVALID; // no event of this instant has run yet
         }
         m_context = Simulator::NO_CONTEXT;
-        m_now = std::max(m_now, static_cast<uint64_t>(process->RunWindow(ordinary)));
+        // no fabric runs ahead of another, or Now() would be wrong in the other's callbacks
+        const int64_t limitPs = std::min(ordinary, othersPs == UB_NEVER ? UB_NEVER : othersPs + 1);
+        m_now = std::max(m_now, static_cast<uint64_t>(process->RunWindow(limitPs)));
     }
 }
 

@@ -122,9 +122,10 @@ class UbSimulatorImpl : public SimulatorImpl
 
     /**
      * @param [out] process The process whose next event is earliest.
+     * @param [out] othersPs The time of the earliest event of the others, UB_NEVER if none.
      * @return The time of that event, UB_NEVER if there is none.
      */
-    int64_t NextWindow(UbWindowedProcess*& process) const;
+    int64_t NextWindow(UbWindowedProcess*& process, int64_t& othersPs) const;
 
     Ptr<Scheduler> m_events;                      //!< ordinary events
     std::vector<UbWindowedProcess*> m_processes;  //!< fabrics

@@ -98,7 +98,9 @@ UbTaskGraph::AddChunk(const UbChunkArrays& arrays, int64_t nowPs)
             const uint32_t origin = Find(arrays.deps[at]);
             if (origin == UB_NONE || Task(origin).state == FINISHED)
             {
-                readyPs = std::max(readyPs, origin == UB_NONE ? nowPs : Task(origin).finishPs);
+                readyPs = std::max(readyPs,
+                                   origin == UB_NONE ? FinishPs(arrays.deps[at], nowPs)
+                                                     : Task(origin).finishPs);
                 continue;
             }
             ++task.depsLeft;
@@ -179,11 +181,30 @@ UbTaskGraph::FirstUnfinishedTask() const
     return first;
 }
 
+int64_t
+UbTaskGraph::FinishPs(uint64_t number, int64_t nowPs) const
+{
+    auto found = m_finished.upper_bound(number);
+    if (found == m_finished.begin())
+    {
+        return nowPs;
+    }
+    --found;
+    const uint64_t index = number - found->first;
+    return index < found->second.size() ? found->second[index] : nowPs;
+}
+
 void
 UbTaskGraph::Retire(UbEndpointProcess::Chunk& chunk)
 {
     if (chunk.flowsLeft == 0 && chunk.tasksLeft == 0)
     {
+        std::vector<int64_t>& finished = m_finished[chunk.firstTask];
+        finished.reserve(chunk.nTasks);
+        for (uint32_t i = 0; i < chunk.nTasks; ++i)
+        {
+            finished.push_back(chunk.tasks[i].finishPs);
+        }
         chunk.isLive = false;
         m_complete.push_back(chunk.id);
     }

@@ -7,6 +7,7 @@
 #include "ub-endpoint-process.h"
 
 #include <functional>
+#include <map>
 #include <vector>
 
 namespace ns3
@@ -183,6 +184,13 @@ class UbTaskGraph
     uint32_t Find(uint64_t number) const;
 
     /**
+     * @param [in] number Number in the trace of a task that is in no chunk at work.
+     * @param [in] nowPs The time.
+     * @return When it finished; now if it was never loaded.
+     */
+    int64_t FinishPs(uint64_t number, int64_t nowPs) const;
+
+    /**
      * Retire a chunk of which nothing is left.
      * @param [in,out] chunk The chunk.
      */
@@ -194,6 +202,8 @@ class UbTaskGraph
     std::vector<uint32_t> m_freeEdges;    //!< unused edges
     std::vector<uint32_t> m_job;          //!< flows of the job being started
     std::vector<uint64_t> m_complete;     //!< complete chunks not yet taken back
+    std::map<uint64_t, std::vector<int64_t>> m_finished; //!< finish of tasks of complete chunks,
+                                                         //!< by number of the first
     std::function<void(const UbFlowRecord&, int64_t)> m_flowHook; //!< for trace sources
     uint64_t m_nChunks{0};                //!< chunks loaded so far
     uint64_t m_nDry{0};                   //!< streams that ran out of tasks
