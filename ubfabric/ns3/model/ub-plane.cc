@@ -91,7 +91,6 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, uint32_t nLanes, 
         const uint32_t src = arrays.linkSrc[m_linkNumber[i]];
         const uint32_t nInputs = arrays.nodeIsEndpoint[src] != 0 ? 1 : nIn[src];
         link.nInputs = static_cast<uint16_t>(nInputs);
-        link.fromEndpoint = arrays.nodeIsEndpoint[src] != 0;
         for (uint32_t l = 0; l < nLanes; ++l)
         {
             Lane& lane = m_lanes[uint64_t{i} * nLanes + l];
@@ -320,26 +319,8 @@ UbPlane::Enqueue(uint32_t linkIndex, uint32_t input, uint32_t index)
     queue.tail = index;
     ++link.nWaiting;
     ++state.nWaiting;
-    if (packet.inLink != UB_NONE)
-    {
-        state.waitingBytes += packet.wireBytes;
-        state.maxWaitingBytes = std::max(state.maxWaitingBytes, state.waitingBytes);
-    }
-    else if (state.uncounted == UB_NONE)
-    {
-        state.uncounted = index;
-    }
-}
-
-void
-UbPlane::CountWaiting(Lane& lane, int64_t nowPs)
-{
-    while (lane.uncounted != UB_NONE && m_packets[lane.uncounted].readyPs <= nowPs)
-    {
-        lane.waitingBytes += m_packets[lane.uncounted].wireBytes;
-        lane.uncounted = m_packets[lane.uncounted].next;
-    }
-    lane.maxWaitingBytes = std::max(lane.maxWaitingBytes, lane.waitingBytes);
+    state.waitingBytes += packet.wireBytes;
+    state.maxWaitingBytes = std::max(state.maxWaitingBytes, state.waitingBytes);
 }
 
 void
@@ -457,10 +438,6 @@ UbPlane::Serve(uint32_t linkIndex, int64_t nowPs)
             continue;
         }
         lane.needsCredit = false;
-        if (packet.inLink == UB_NONE)
-        {
-            CountWaiting(lane, nowPs); // the most is reached just before one leaves
-        }
         queue.head = packet.next;
         if (queue.head == UB_NONE)
         {

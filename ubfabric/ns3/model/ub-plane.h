@@ -314,7 +314,6 @@ class UbPlane
         uint16_t nInputs{1};         //!< inputs of the node that it leaves
         uint16_t rateClass{0};       //!< which rate
         uint8_t lastLane{0};         //!< lane served last
-        bool fromEndpoint{false};    //!< whether it leaves an endpoint
     };
 
     static_assert(sizeof(Link) == 64, "a link is one cache line");
@@ -342,7 +341,6 @@ class UbPlane
         uint32_t firstWord{0};     //!< first bitmap word of this lane
         uint16_t lastInput{0};     //!< input served last
         bool needsCredit{false};   //!< wake the link when a credit is on its way
-        uint32_t uncounted{UB_NONE}; //!< at a source: first packet not in waitingBytes yet
     };
 
     static_assert(sizeof(Lane) == 64, "a lane is one cache line");
@@ -445,14 +443,6 @@ class UbPlane
     void Enqueue(uint32_t link, uint32_t input, uint32_t index);
 
     /**
-     * Count the bytes that wait at a source. Endpoints hand packets over ahead of the plane's
-     * time, so a packet counts from when it is ready, whatever the windows of the run.
-     * @param [in,out] lane The lane.
-     * @param [in] nowPs The time.
-     */
-    void CountWaiting(Lane& lane, int64_t nowPs);
-
-    /**
      * Find an input that has a packet waiting; there must be one.
      * @param [in] bits Which inputs have.
      * @param [in] words Words of bits.
@@ -460,14 +450,6 @@ class UbPlane
      * @return The input.
      */
     static uint32_t NextInput(const uint64_t* bits, uint32_t words, uint32_t from);
-
-    /**
-     * Bring an endpoint's waiting bytes up to date. Endpoints run ahead of planes by a window,
-     * so packets are in the queue before they are ready; the statistics must not show it.
-     * @param [in,out] lane The lane.
-     * @param [in] nowPs The time; a packet that became ready just now has not waited.
-     */
-    void CountWaiting(Lane& lane, int64_t nowPs);
 
     /**
      * Serve an output: send the next packet that may go, or arrange to be woken.
