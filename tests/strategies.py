@@ -206,9 +206,7 @@ def open_loop_traces(draw, graph: nx.Graph, max_flows: int = 15) -> Trace:
 
 
 @st.composite
-def closed_loop_traces(
-    draw, graph: nx.Graph, max_layers: int = 3, max_flows: int = 10
-) -> Trace:
+def closed_loop_traces(draw, graph: nx.Graph, max_layers: int = 3, max_flows: int = 10) -> Trace:
     """Draw a decode step in the small: compute, exchange, compute, exchange, layer by layer.
 
     One or two microbatches on one or two streams; exchanges either in one task that sends and
@@ -243,7 +241,10 @@ def closed_loop_traces(
                     last[rank, microbatch] = number
                     tasks.append(
                         task(number, rank, duration_ps=draw(durations), **place)
-                        | {"stream": second_stream, "depends_on": [] if before is None else [before]}
+                        | {
+                            "stream": second_stream,
+                            "depends_on": [] if before is None else [before],
+                        }
                         | step
                     )
     return make_trace(flows, tasks, n_ranks=n_ranks)

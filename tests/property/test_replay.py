@@ -16,8 +16,13 @@ from ubfabric import _bridge
 from ubfabric.replay import PATH_POLICIES, PLANE_POLICIES
 from ubfabric.trace import Trace
 
-some = settings(max_examples=40, deadline=None)
-few = settings(max_examples=25, deadline=None)
+
+def examples(count: int) -> settings:
+    """Return settings for so many examples, or for those of the profile that explores."""
+    return settings() if settings().max_examples > 100 else settings(max_examples=count)
+
+
+some, few = examples(25), examples(12)
 
 options = st.fixed_dictionaries(
     {
@@ -129,7 +134,9 @@ def least_path_ps(graph: nx.MultiGraph, network: str, src: str, dst: str) -> tup
     """Return (least latency of the heads, highest rate of the last link) between endpoints."""
     best_latency, best_rate = [], []
     direct = [
-        data for data in (graph.get_edge_data(src, dst) or {}).values() if data["network"] == network
+        data
+        for data in (graph.get_edge_data(src, dst) or {}).values()
+        if data["network"] == network
     ]
     if direct:
         return min(d["delay_ps"] for d in direct), max(d["bandwidth_bytes_per_s"] for d in direct)
@@ -453,7 +460,7 @@ def test_the_strategies_reach_what_they_are_meant_to():
     """Contention, stalls, copies, direct links, several packets a message, closed loop."""
     seen = set()
 
-    @settings(max_examples=60, deadline=None, database=None)
+    @settings(max_examples=60, database=None)
     @given(cases())
     def look(case):
         graph, trace, how = case
@@ -477,4 +484,3 @@ def test_the_strategies_reach_what_they_are_meant_to():
 
     look()
     assert len(seen) == 10, seen
-
