@@ -44,7 +44,7 @@ test-slow: $(VENV)/.installed-test
 	$(BIN)/pytest -m slow
 
 bench: $(VENV)/.installed-test
-	$(BIN)/pytest -m benchmark
+	$(BIN)/pytest -m benchmark -s
 
 test-cpp: $(VENV)/.installed
 	$(BIN)/cmake --build $(BUILD_DIR) --target ub-fabric-test-runner
