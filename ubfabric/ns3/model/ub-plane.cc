@@ -77,8 +77,8 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, uint32_t nLanes, 
     }
     const auto nLinks = static_cast<uint32_t>(m_links.size());
     m_noCreditPs.assign(nLinks, 0);
-    m_backlogPs.assign(nLinks, 0);
     m_lanes.resize(uint64_t{nLinks} * nLanes);
+    m_sourceQueues.resize(m_lanes.size());
     m_firstRings.resize(m_lanes.size() * FIRST_RING);
 
     // queues: an output has one for each lane and input of its node
@@ -286,7 +286,7 @@ UbPlane::Inject(const UbInjection& injection)
     if (m_links[link].nWaiting == 0 && (m_nLanes == 1 || startPs == injection.readyPs) &&
         HasCredit(lane, packet.wireBytes, startPs))
     {
-        m_backlogPs[link] = std::max(m_backlogPs[link], startPs - injection.readyPs);
+        m_links[link].lastLane = packet.lane;
         Transmit(link, index, startPs);
         return;
     }
@@ -319,8 +319,33 @@ UbPlane::Enqueue(uint32_t linkIndex, uint32_t input, uint32_t index)
     queue.tail = index;
     ++link.nWaiting;
     ++state.nWaiting;
-    state.waitingBytes += packet.wireBytes;
-    state.maxWaitingBytes = std::max(state.maxWaitingBytes, state.waitingBytes);
+    if (packet.inLink != UB_NONE)
+    {
+        state.waitingBytes += packet.wireBytes;
+        state.maxWaitingBytes = std::max(state.maxWaitingBytes, state.waitingBytes);
+    }
+}
+
+void
+UbPlane::CountAtSource(SourceQueue& queue, int64_t readyPs, int64_t startPs, uint32_t bytes)
+{
+    while (queue.first < queue.waiting.size() && queue.waiting[queue.first].startPs <= readyPs)
+    {
+        queue.bytes -= queue.waiting[queue.first].bytes;
+        ++queue.first;
+    }
+    if (2 * queue.first >= queue.waiting.size())
+    {
+        queue.waiting.erase(queue.waiting.begin(),
+                            queue.waiting.begin() + static_cast<std::ptrdiff_t>(queue.first));
+        queue.first = 0;
+    }
+    if (startPs > readyPs)
+    {
+        queue.waiting.push_back({startPs, bytes});
+        queue.bytes += bytes;
+        queue.maxBytes = std::max(queue.maxBytes, queue.bytes);
+    }
 }
 
 void
@@ -445,14 +470,7 @@ UbPlane::Serve(uint32_t linkIndex, int64_t nowPs)
         }
         --link.nWaiting;
         --lane.nWaiting;
-        if (lane.uncounted == index)
-        {
-            lane.uncounted = packet.next; // it did not wait
-        }
-        else
-        {
-            lane.waitingBytes -= packet.wireBytes;
-        }
+        lane.waitingBytes -= packet.inLink != UB_NONE ? packet.wireBytes : 0;
         lane.lastInput = static_cast<uint16_t>(input);
         link.lastLane = static_cast<uint8_t>(laneIndex);
         Transmit(linkIndex, index, nowPs);
@@ -509,6 +527,13 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
         Lane& inLane = m_lanes[uint64_t{inLink} * m_nLanes + packet.lane];
         ReturnCredit(inLink, inLane, packet.wireBytes, endPs + inLane.delayPs);
     }
+    else
+    {
+        CountAtSource(m_sourceQueues[uint64_t{linkIndex} * m_nLanes + packet.lane],
+                      packet.readyPs,
+                      nowPs,
+                      packet.wireBytes);
+    }
     if (link.dstSwitch != UB_NONE)
     {
         packet.inLink = linkIndex;
@@ -546,13 +571,11 @@ UbPlane::ReadStats(UbLinkStats* stats) const
         out.bytes = m_links[i].bytes;
         out.busyPs = UbSerialisePs(m_links[i].bytes, m_rates[m_links[i].rateClass]);
         out.noCreditPs = m_noCreditPs[i];
-        // at sources the bytes ahead are known by the time that they take
-        out.maxQueueBytes = static_cast<uint64_t>(static_cast<double>(m_backlogPs[i]) * 1e-12 *
-                                                  static_cast<double>(
-                                                      m_rates[m_links[i].rateClass]));
+        out.maxQueueBytes = 0;
         for (uint32_t l = 0; l < m_nLanes; ++l)
         {
-            out.maxQueueBytes += m_lanes[i * m_nLanes + l].maxWaitingBytes;
+            const size_t lane = i * m_nLanes + l;
+            out.maxQueueBytes += m_lanes[lane].maxWaitingBytes + m_sourceQueues[lane].maxBytes;
         }
     }
 }

@@ -352,6 +352,22 @@ class UbPlane
         uint32_t tail{UB_NONE}; //!< last packet
     };
 
+    /// A packet that waited at its source.
+    struct Waiting
+    {
+        int64_t startPs; //!< when it left
+        uint32_t bytes;  //!< bytes on the wire
+    };
+
+    /// What waited at a source, found out afterwards; see CountAtSource.
+    struct SourceQueue
+    {
+        std::vector<Waiting> waiting; //!< packets that wait when the last one counted was ready
+        size_t first{0};              //!< first of them
+        uint64_t bytes{0};            //!< their bytes
+        uint64_t maxBytes{0};         //!< most bytes that waited
+    };
+
     /// A switch.
     struct Switch
     {
@@ -443,6 +459,17 @@ class UbPlane
     void Enqueue(uint32_t link, uint32_t input, uint32_t index);
 
     /**
+     * Count what waited in the port of a source, when a packet's start is known. Endpoints hand
+     * packets over ahead of the plane's time, so what is in the queue depends on the windows of
+     * the run; when packets were ready and when they left does not.
+     * @param [in,out] queue The queue of the lane.
+     * @param [in] readyPs When the packet was ready.
+     * @param [in] startPs When it leaves.
+     * @param [in] bytes Its bytes on the wire.
+     */
+    static void CountAtSource(SourceQueue& queue, int64_t readyPs, int64_t startPs, uint32_t bytes);
+
+    /**
      * Find an input that has a packet waiting; there must be one.
      * @param [in] bits Which inputs have.
      * @param [in] words Words of bits.
@@ -518,7 +545,7 @@ class UbPlane
     std::vector<Switch> m_switches;     //!< switches of the plane
     std::vector<Packet> m_packets;      //!< pool of packets
     std::vector<int64_t> m_noCreditPs;  //!< by link: time waiting for credit
-    std::vector<int64_t> m_backlogPs;   //!< by link that leaves an endpoint: longest wait in line
+    std::vector<SourceQueue> m_sourceQueues; //!< [link][lane], used where links leave endpoints
     std::vector<std::pair<uint32_t, uint32_t>> m_sent; //!< flow and bytes, by record
     std::vector<uint32_t> m_freeSent;   //!< unused records
     std::vector<UbDelivery> m_outbox;   //!< deliveries for the endpoints

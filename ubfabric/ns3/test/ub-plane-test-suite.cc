@@ -164,12 +164,14 @@ class UbMultiPacketMessageTestCase : public UbTestCase
         // when the last packet's first byte leaves the source
         int64_t lastOut = issue;
         int64_t queueing = 0;
+        uint32_t waiting = 0;
         const int64_t full = UbTestWirePs(payload + HEADER_BYTES, linkRate);
         if (m_limit == LINK)
         {
             lastOut += nFull * full;
             // packet i waits for i others at the source, and nowhere else
             queueing = nFull * (nFull + 1) / 2 * full;
+            waiting = (nFull - 1) * (payload + HEADER_BYTES) + rest + HEADER_BYTES;
         }
         else if (m_limit == ENGINE)
         {
@@ -186,6 +188,12 @@ class UbMultiPacketMessageTestCase : public UbTestCase
                               "finish");
         NS_TEST_ASSERT_MSG_EQ(flow.queueingPs, queueing, "queueing");
         NS_TEST_ASSERT_MSG_EQ(fabric->GetPacketsSent(), nFull + 1, "packets");
+        std::vector<UbLinkStats> stats;
+        fabric->ReadLinkStats(stats);
+        // if the link is slowest, all but the first wait at once
+        NS_TEST_ASSERT_MSG_EQ(stats[0].maxQueueBytes,
+                              waiting,
+                              "most bytes that waited at the source");
         NS_TEST_ASSERT_MSG_EQ(fabric->GetBytesDelivered(), nFull * payload + rest, "bytes");
         NS_TEST_ASSERT_MSG_EQ(fabric->Leftover(), "", "left over");
     }
