@@ -51,6 +51,14 @@ PLANE_POLICIES = {
 _SLICE_PACKET_HOPS = 1_000_000
 #: Most flows of one chunk; the engine keeps their number in 26 bits.
 _MAX_FLOWS = 1 << 26
+#: Most packets of one flow; the engine counts them down in 32 bits.
+_MAX_PACKETS = (1 << 32) - 1
+#: Further limits of the engine, which would end the process if they were exceeded.
+_MAX_ENGINES = 64
+_MAX_PLANES = 64
+_MAX_PAYLOAD_BYTES = 60_000
+_MAX_HEADER_BYTES = 5_000
+_MAX_PORTS = (1 << 16) - 1
 
 
 @dataclass(frozen=True)
@@ -141,11 +149,12 @@ def replay(
     >>> result = ub.replay(ub.cloudmatrix384(), trace, "runs/demo")         # doctest: +SKIP
     """
     check_run_target(out, overwrite=overwrite)
+    arrays = compile_fabric(graph)
     config = _configure(
         graph, trace, payload_bytes, plane_policy, path_policy, n_virtual_lanes, seed
     )
-    arrays = compile_fabric(graph)
     rank_nodes = _rank_nodes(graph, trace)
+    _check_limits(arrays)
     _check_buffers(arrays, config)
     started = time.perf_counter()
     with (
@@ -186,11 +195,8 @@ def _configure(
             raise SpecError(f"{key}: found {value!r}, allowed {', '.join(table)}")
     if not 1 <= n_virtual_lanes <= 16:
         raise SpecError(f"n_virtual_lanes: found {n_virtual_lanes}, allowed 1 to 16")
-    name = graph.graph.get("name", "topology")
-    for key in ("packet_payload_bytes", "packet_header_bytes", "max_payload_bytes"):
-        if key not in graph.graph:
-            raise TopologyError(f"{name}: graph attribute {key!r} is missing")
-    largest = int(graph.graph["max_payload_bytes"])
+    name = graph.graph["name"]
+    largest = min(int(graph.graph["max_payload_bytes"]), _MAX_PAYLOAD_BYTES)
     payload = int(graph.graph["packet_payload_bytes"] if payload_bytes is None else payload_bytes)
     if not 1 <= payload <= largest:
         raise SpecError(f"payload_bytes: found {payload}, {name} allows 1 to {largest}")
@@ -198,6 +204,10 @@ def _configure(
     if not 0 <= chosen < 1 << 64:
         raise SpecError(f"seed: found {chosen}, allowed 0 to 2**64 - 1")
     header = int(graph.graph["packet_header_bytes"])
+    if header > _MAX_HEADER_BYTES:
+        raise TopologyError(
+            f"{name}: graph: packet_header_bytes is {header}; allowed up to {_MAX_HEADER_BYTES}"
+        )
     return ReplayConfig(payload, header, plane_policy, path_policy, n_virtual_lanes, chosen)
 
 
@@ -207,6 +217,21 @@ def _rank_nodes(graph: nx.Graph, trace: Trace) -> list[str]:
     if listed:
         return place_ranks(graph, {"policy": "listed", "nodes": listed}, trace.n_ranks)
     return place_ranks(graph, trace.metadata.get("rank_placement") or "packed", trace.n_ranks)
+
+
+def _check_limits(arrays: FabricArrays) -> None:
+    """Refuse a fabric that is too large for the numbers that the engine keeps."""
+    if arrays.n_planes > _MAX_PLANES:
+        raise TopologyError(f"found {arrays.n_planes} planes; allowed up to {_MAX_PLANES}")
+    for values, what, limit in (
+        (arrays.node_issue_engines, "issue_engines is", _MAX_ENGINES),
+        (np.bincount(arrays.link_dst, minlength=arrays.n_nodes), "links:", _MAX_PORTS),
+    ):
+        node = int(np.argmax(values))
+        if values[node] > limit:
+            raise TopologyError(
+                f"node {arrays.node_names[node]!r}: {what} {values[node]}; allowed up to {limit}"
+            )
 
 
 def _check_buffers(arrays: FabricArrays, config: ReplayConfig) -> None:
@@ -268,6 +293,7 @@ class _Session:
         self.loaded: dict[int, _Loaded] = {}
         self.done: set[int] = set()
         self.known_tasks = np.empty(0, np.int64)
+        self.known_streams = np.empty(0, np.uint32)
         self.n_written = 0
         self.n_layers = 0
         self.reach = _Reach(arrays, rank_nodes, self.rank_node)
@@ -377,10 +403,30 @@ class _Session:
                 "runs that far ahead of another"
             )
         self.loaded[number] = _Loaded(layers, flows, tasks)
+        self._check_new_streams(layers[0], tasks)
 
-    def _records(
-        self, chunk: TraceChunk
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _check_new_streams(self, chunk: TraceChunk, tasks: np.ndarray) -> None:
+        """Refuse a stream that begins in this layer and could have begun before it was loaded.
+
+        A layer is loaded when a stream runs out of tasks. A stream that had none so far does
+        not call for them, and would begin late.
+        """
+        streams, first = np.unique(tasks["stream"], return_index=True)
+        first = first[~np.isin(streams, self.known_streams)]
+        self.known_streams = np.union1d(self.known_streams, streams)
+        started = tasks["start_ps"][first] >= 0
+        late = first[started & (tasks["ready_ps"][first] < tasks["start_ps"][first])]
+        if len(late):
+            row = int(late.min())
+            rank = chunk.tasks["rank"][row].as_py()
+            stream = chunk.tasks["stream"][row].as_py()
+            raise TraceError(
+                f"{chunk.tasks_file}: row {chunk.first_task_row + row + 1}: stream {stream} of "
+                f"rank {rank} has its first task in layer {chunk.layer} and could begin it before "
+                "that layer is needed; give the stream a task, of no duration, in the first layer"
+            )
+
+    def _records(self, chunk: TraceChunk) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return a layer's flow and task records and its dependencies."""
         table, config = chunk.flows, self.config
         src = table["src"].to_numpy()
@@ -392,6 +438,13 @@ class _Session:
         flows["dst"] = self.rank_node[dst]
         flows["messages"] = table["messages"].to_numpy()
         flows["message_bytes"] = table["message_bytes"].to_numpy()
+        packets = _packets(flows, config.payload_bytes)
+        if len(packets) and packets.max() > _MAX_PACKETS:
+            row = int(np.argmax(packets > _MAX_PACKETS))
+            raise TraceError(
+                f"{chunk.flows_file}: row {chunk.first_flow_row + row + 1}: found "
+                f"{packets[row]} packets of {config.payload_bytes} B, allowed {_MAX_PACKETS}"
+            )
         flows["start_ps"] = table["start_ps"].to_numpy()
         flows["network"] = network
         flows["lane"] = table["service_level"].to_numpy() % config.n_virtual_lanes
@@ -483,6 +536,13 @@ def _codes(column: pa.ChunkedArray, names: tuple[str, ...]) -> np.ndarray:
     return np.concatenate(codes)
 
 
+def _packets(flows: np.ndarray, payload_bytes: int) -> np.ndarray:
+    """Return the number of packets of each flow; a packet never spans messages."""
+    each: np.ndarray = -(-flows["message_bytes"].astype(np.int64) // payload_bytes)
+    packets: np.ndarray = flows["messages"].astype(np.int64) * each
+    return packets
+
+
 def _flows_table(asked: pa.Table, flows: np.ndarray, payload_bytes: int) -> pa.Table:
     messages = flows["messages"].astype(np.int64)
     size = flows["message_bytes"].astype(np.int64)
@@ -490,7 +550,7 @@ def _flows_table(asked: pa.Table, flows: np.ndarray, payload_bytes: int) -> pa.T
     columns = {name: asked[name] for name in [*kept, "messages", "message_bytes"]}
     columns |= {
         "bytes": messages * size,
-        "packets": messages * -(-size // payload_bytes),
+        "packets": _packets(flows, payload_bytes),
         "start_ps": flows["start_ps"],
         "first_byte_ps": flows["first_byte_ps"],
         "finish_ps": flows["finish_ps"],
