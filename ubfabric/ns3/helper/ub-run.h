@@ -4,7 +4,9 @@
 #ifndef UB_RUN_H
 #define UB_RUN_H
 
+#include "ns3/string.h" // values of attributes, for those who set them from another language
 #include "ns3/ub-fabric.h"
+#include "ns3/uinteger.h"
 
 #include <cstdint>
 #include <string>
