@@ -109,7 +109,11 @@ class UbEventQueueFarTestCase : public TestCase
         // buckets of 64 ps, 2^14 of them: the ring ends at 1,048,576 ps
         UbEventQueue queue(6);
         const int64_t second = 1'000'000'000'000;
-        const std::vector<Entry> far{{second, 2, 0}, {second, 0, 0}, {1'048'576, 0, 0}, {1'048'575, 0, 0}, {second * 1000, 7, 7}};
+        const std::vector<Entry> far{{second, 2, 0},
+                                     {second, 0, 0},
+                                     {1'048'576, 0, 0},
+                                     {1'048'575, 0, 0},
+                                     {second * 1000, 7, 7}};
         for (const Entry& entry : far)
         {
             Push(queue, entry);
@@ -243,8 +247,8 @@ class UbEventQueueRandomTestCase : public TestCase
                 reference.insert(entry);
                 continue;
             }
-            const int64_t limit = random() % 4 == 0 ? now + static_cast<int64_t>(random() % 100'000)
-                                                    : UB_NEVER;
+            const int64_t limit =
+                random() % 4 == 0 ? now + static_cast<int64_t>(random() % 100'000) : UB_NEVER;
             const int64_t next = reference.empty() ? UB_NEVER : std::get<0>(*reference.begin());
             if (random() % 2 == 0)
             {

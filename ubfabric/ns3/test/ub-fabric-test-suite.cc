@@ -46,8 +46,8 @@ LonePs(uint32_t nSwitches, uint32_t payloadBytes)
 /// Two levels of switches: endpoints on leaves, each leaf on each spine.
 struct LeafSpine
 {
-    std::vector<uint32_t> left;       //!< endpoints of the first leaf
-    std::vector<uint32_t> right;      //!< endpoints of the second leaf
+    std::vector<uint32_t> left;        //!< endpoints of the first leaf
+    std::vector<uint32_t> right;       //!< endpoints of the second leaf
     std::vector<uint32_t> leftUplinks; //!< links from the first leaf to the spines
 
     /**
@@ -444,8 +444,8 @@ class UbDirectLinkTestCase : public UbTestCase
         chunk.AddFlow(a, a, 1, 4096, 30'000'000);
         chunk.AddFlow(d, a, 1, 4096, 40'000'000);
         RunChunk(fabric, chunk);
-        const int64_t direct = 77 + 500 + UbTestWirePs(4096 + HEADER_BYTES, 200'000'000'000) +
-                               RECEIVE_PS;
+        const int64_t direct =
+            77 + 500 + UbTestWirePs(4096 + HEADER_BYTES, 200'000'000'000) + RECEIVE_PS;
         const int64_t expected[] = {direct,
                                     direct,
                                     77 + LonePs(1, 4096),
@@ -1002,7 +1002,8 @@ class UbTwoFabricsTestCase : public UbTestCase
             }
             auto helper = MakeHelper();
             UbTestChain chain;
-            chain.endpoint.receiveLatency = NanoSeconds(i == 0 ? 5000 : 1); // long windows, short ones
+            chain.endpoint.receiveLatency =
+                NanoSeconds(i == 0 ? 5000 : 1); // long windows, short ones
             chain.forwardPs += i;
             chain.Build(helper);
             fabric[i] = helper.Build();
@@ -1070,8 +1071,7 @@ class UbFabricTestSuite : public TestSuite
         {
             for (const uint32_t nLanes : {1U, 3U})
             {
-                AddTestCase(new UbConservationTestCase(policy, nLanes),
-                            TestCase::Duration::QUICK);
+                AddTestCase(new UbConservationTestCase(policy, nLanes), TestCase::Duration::QUICK);
             }
         }
         AddTestCase(new UbStopAfterTestCase, TestCase::Duration::QUICK);

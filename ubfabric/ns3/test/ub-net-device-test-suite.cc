@@ -79,7 +79,11 @@ class UbDeviceTestCase : public UbTestCase
             for (const uint32_t endpoint : m_endpoints)
             {
                 // planes differ, so that packets on several of them would overtake each other
-                helper.Connect(endpoint, hub, plane, UbTestRate(RATE), NanoSeconds(10 + 90 * plane));
+                helper.Connect(endpoint,
+                               hub,
+                               plane,
+                               UbTestRate(RATE),
+                               NanoSeconds(10 + 90 * plane));
             }
         }
         m_fabric = helper.Build();
@@ -87,10 +91,9 @@ class UbDeviceTestCase : public UbTestCase
         m_devices = helper.Install(m_fabric, m_nodes, m_endpoints);
         for (uint32_t i = 0; i < nEndpoints; ++i)
         {
-            m_nodes.Get(i)->RegisterProtocolHandler(
-                MakeCallback(&UbDeviceTestCase::Receive, this),
-                PROTOCOL,
-                m_devices.Get(i));
+            m_nodes.Get(i)->RegisterProtocolHandler(MakeCallback(&UbDeviceTestCase::Receive, this),
+                                                    PROTOCOL,
+                                                    m_devices.Get(i));
             m_devices.Get(i)->TraceConnectWithoutContext(
                 "MacTxDrop",
                 MakeCallback(&UbDeviceTestCase::Drop, this));
@@ -149,15 +152,15 @@ class UbDeviceTestCase : public UbTestCase
         UbTestCase::DoTeardown();
     }
 
-    Ptr<UbFabric> m_fabric;             //!< the fabric
-    NodeContainer m_nodes;              //!< a node for each endpoint
-    NetDeviceContainer m_devices;       //!< its device
-    std::vector<uint32_t> m_endpoints;  //!< number of the endpoint in the fabric
-    std::vector<Received> m_received;   //!< what nodes received
-    uint32_t m_nDropped{0};             //!< packets that devices refused
-    uint32_t m_nSent{0};                //!< packets that devices took
-    uint32_t m_nArrived{0};             //!< packets that devices received
-    uint32_t m_lane{0};                 //!< virtual lane of the devices
+    Ptr<UbFabric> m_fabric;            //!< the fabric
+    NodeContainer m_nodes;             //!< a node for each endpoint
+    NetDeviceContainer m_devices;      //!< its device
+    std::vector<uint32_t> m_endpoints; //!< number of the endpoint in the fabric
+    std::vector<Received> m_received;  //!< what nodes received
+    uint32_t m_nDropped{0};            //!< packets that devices refused
+    uint32_t m_nSent{0};               //!< packets that devices took
+    uint32_t m_nArrived{0};            //!< packets that devices received
+    uint32_t m_lane{0};                //!< virtual lane of the devices
 
   private:
     /**

@@ -126,10 +126,11 @@ class UbMultiPacketMessageTestCase : public UbTestCase
 
     /// @param [in] limit What is slowest.
     explicit UbMultiPacketMessageTestCase(Limit limit)
-        : UbTestCase(std::string("a message of several packets takes the closed form, limited by ") +
-                     (limit == LINK     ? "the link"
-                      : limit == ENGINE ? "the engine"
-                                        : "the egress of the endpoint")),
+        : UbTestCase(
+              std::string("a message of several packets takes the closed form, limited by ") +
+              (limit == LINK     ? "the link"
+               : limit == ENGINE ? "the engine"
+                                 : "the egress of the endpoint")),
           m_limit(limit)
     {
     }
@@ -138,7 +139,8 @@ class UbMultiPacketMessageTestCase : public UbTestCase
     void DoRun() override
     {
         constexpr uint64_t linkRate = 28'000'000'000;
-        constexpr uint64_t slowRate = 3'000'000'001; // even the short packet takes longer than the link
+        constexpr uint64_t slowRate =
+            3'000'000'001; // even the short packet takes longer than the link
         constexpr uint32_t payload = 512;
         constexpr uint32_t rest = 100;
         constexpr uint32_t nFull = 7;
@@ -453,8 +455,9 @@ class UbIncastTestCase : public UbTestCase
         std::vector<UbLinkStats> stats;
         fabric->ReadLinkStats(stats);
         const UbLinkStats& port = stats[chain.LastLink()];
-        NS_TEST_ASSERT_MSG_EQ(port.packets, nPackets, "packets on the last link");
-        NS_TEST_ASSERT_MSG_EQ(port.bytes, nPackets * (4096 + HEADER_BYTES), "bytes on it");
+        const auto packets = static_cast<uint64_t>(nPackets);
+        NS_TEST_ASSERT_MSG_EQ(port.packets, packets, "packets on the last link");
+        NS_TEST_ASSERT_MSG_EQ(port.bytes, packets * (4096 + HEADER_BYTES), "bytes on it");
         NS_TEST_ASSERT_MSG_EQ(port.busyPs, ideal, "time busy");
         NS_TEST_ASSERT_MSG_EQ(port.noCreditPs, 0, "it never lacks credit");
         NS_TEST_ASSERT_MSG_LT_OR_EQ(port.maxQueueBytes,

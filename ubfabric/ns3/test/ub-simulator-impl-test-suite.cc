@@ -152,7 +152,7 @@ class UbOrdinaryEventsTestCase : public UbTestCase
         NS_TEST_ASSERT_MSG_EQ(ours, expected, "the logs differ");
     }
 
-    std::ostringstream m_log;  //!< what happened
+    std::ostringstream m_log;   //!< what happened
     std::vector<EventId> m_ids; //!< the events of the script
 };
 
@@ -329,7 +329,9 @@ class UbTraceTimeTestCase : public UbTestCase
         for (uint32_t i = 0; i < sorted.size(); ++i)
         {
             NS_TEST_ASSERT_MSG_EQ(m_seen[i].first, sorted[i].first, "callback");
-            NS_TEST_ASSERT_MSG_EQ(m_seen[i].second, sorted[i].second, "time of " << sorted[i].first);
+            NS_TEST_ASSERT_MSG_EQ(m_seen[i].second,
+                                  sorted[i].second,
+                                  "time of " << sorted[i].first);
         }
         NS_TEST_ASSERT_MSG_EQ(fabric->Leftover(), "", "left over");
     }

@@ -363,8 +363,7 @@ class UbLateChunksTestCase : public UbTestCase
                 const uint64_t base = nTasks;
                 AddLayer(chunks.back(), loaded, first, nTasks, base);
                 ++loaded;
-                const int64_t id =
-                    fabric->AddChunk(chunks.back().Arrays(base, loaded == N_LAYERS));
+                const int64_t id = fabric->AddChunk(chunks.back().Arrays(base, loaded == N_LAYERS));
                 NS_TEST_EXPECT_MSG_EQ(id, loaded - 1, "number of the chunk");
             } while (loaded < N_LAYERS && fabric->NeedsChunk());
             Simulator::Run();
@@ -386,12 +385,9 @@ class UbLateChunksTestCase : public UbTestCase
         {
             for (const UbTaskRecord& task : chunk.tasks)
             {
-                times.insert(times.end(),
-                             {task.readyPs,
-                              task.startPs,
-                              task.finishPs,
-                              task.issuedPs,
-                              task.arrivedPs});
+                times.insert(
+                    times.end(),
+                    {task.readyPs, task.startPs, task.finishPs, task.issuedPs, task.arrivedPs});
             }
         }
         fabric->Dispose();

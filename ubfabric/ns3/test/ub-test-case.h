@@ -253,15 +253,15 @@ class UbTestChunk
  */
 struct UbTestChain
 {
-    uint32_t nSwitches{1};                 //!< switches in a row
-    uint32_t nSources{1};                  //!< endpoints at the first switch
-    uint32_t nDestinations{1};             //!< endpoints at the last switch
+    uint32_t nSwitches{1};                  //!< switches in a row
+    uint32_t nSources{1};                   //!< endpoints at the first switch
+    uint32_t nDestinations{1};              //!< endpoints at the last switch
     uint64_t rateBytesPerS{28'000'000'000}; //!< rate of all cables but those below
-    uint64_t lastRateBytesPerS{0};         //!< rate of the first destination's cable, 0: the same
-    int64_t delayPs{10'000};               //!< delay of each cable
-    int64_t forwardPs{200'000};            //!< of each switch
-    uint32_t bufferBytes{65536};           //!< of each switch
-    UbEndpointParameters endpoint;         //!< of each endpoint
+    uint64_t lastRateBytesPerS{0};          //!< rate of the first destination's cable, 0: the same
+    int64_t delayPs{10'000};                //!< delay of each cable
+    int64_t forwardPs{200'000};             //!< of each switch
+    uint32_t bufferBytes{65536};            //!< of each switch
+    UbEndpointParameters endpoint;          //!< of each endpoint
 
     std::vector<uint32_t> sources;      //!< endpoints, after Build()
     std::vector<uint32_t> switches;     //!< switches, after Build()
