@@ -24,6 +24,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 BUILD_DIR := build/venv
+TEST_RUNNER := $(BUILD_DIR)/ubfabric/ns3/ub-fabric-test-runner
 
 # The same list as [build-system] requires in pyproject.toml (a test compares them).
 # Installed once into .venv, since isolated builds would fetch and compile the ns3
@@ -46,9 +47,14 @@ test-slow: $(VENV)/.installed-test
 bench: $(VENV)/.installed-test
 	$(BIN)/pytest -m benchmark -s
 
+# One process a suite, as ns-3 wants it: it has one clock a process.
 test-cpp: $(VENV)/.installed
 	$(BIN)/cmake --build $(BUILD_DIR) --target ub-fabric-test-runner
-	$(BUILD_DIR)/ubfabric/ns3/ub-fabric-test-runner --verbose
+	@suites=$$($(TEST_RUNNER) --list); [[ -n $$suites ]]; failed=; \
+	for suite in $$suites; do \
+	  $(TEST_RUNNER) --suite=$$suite || failed="$$failed $$suite"; \
+	done; \
+	if [[ -n $$failed ]]; then echo "failed C++ suites:$$failed" >&2; exit 1; fi
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
