@@ -375,8 +375,14 @@ UbPlane::GrowRing(Lane& lane)
 }
 
 void
-UbPlane::ReturnCredit(uint32_t linkIndex, Lane& lane, uint32_t bytes, int64_t arrivalPs)
+UbPlane::ReturnCredit(uint32_t linkIndex,
+                      Lane& lane,
+                      uint32_t bytes,
+                      int64_t arrivalPs,
+                      int64_t nowPs)
 {
+    // take in what has come by now: the ring stays as short as the cable
+    CollectCredits(lane, nowPs);
     if (lane.ringCount > lane.ringMask)
     {
         GrowRing(lane);
@@ -525,7 +531,7 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
     {
         // the buffer is free when the tail has left; the news travels back over the cable
         Lane& inLane = m_lanes[uint64_t{inLink} * m_nLanes + packet.lane];
-        ReturnCredit(inLink, inLane, packet.wireBytes, endPs + inLane.delayPs);
+        ReturnCredit(inLink, inLane, packet.wireBytes, endPs + inLane.delayPs, nowPs);
     }
     else
     {
@@ -546,7 +552,7 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
     }
     // the endpoint takes the packet at the rate of the link and needs no buffer for longer
     const int64_t tailPs = endPs + lane.delayPs;
-    ReturnCredit(linkIndex, lane, packet.wireBytes, tailPs + lane.delayPs);
+    ReturnCredit(linkIndex, lane, packet.wireBytes, tailPs + lane.delayPs, nowPs);
     m_outbox.push_back({tailPs,
                         nowPs + lane.delayPs,
                         packet.waitedPs,

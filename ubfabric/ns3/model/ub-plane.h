@@ -424,8 +424,13 @@ class UbPlane
      * @param [in,out] lane The lane.
      * @param [in] bytes The bytes.
      * @param [in] arrivalPs When the start of the link knows.
+     * @param [in] nowPs The time.
      */
-    void ReturnCredit(uint32_t link, Lane& lane, uint32_t bytes, int64_t arrivalPs);
+    void ReturnCredit(uint32_t link,
+                      Lane& lane,
+                      uint32_t bytes,
+                      int64_t arrivalPs,
+                      int64_t nowPs);
 
     /**
      * Take in the credits that have arrived.
