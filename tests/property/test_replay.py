@@ -460,9 +460,11 @@ def test_the_strategies_reach_what_they_are_meant_to():
     """Contention, stalls, copies, direct links, several packets a message, closed loop."""
     seen = set()
 
-    @settings(max_examples=60, database=None)
+    @settings(max_examples=200, database=None)
     @given(cases())
     def look(case):
+        if len(seen) == 10:
+            return
         graph, trace, how = case
         result = run(graph, trace, **how)
         seen.update(
