@@ -36,7 +36,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find ubfabric topologies traffi
 .PHONY: run test test-cpp test-slow bench lint install clean
 
 run: $(VENV)/.installed
-	$(BIN)/ubfabric run
+	$(BIN)/ubfabric run --overwrite
 
 test: $(VENV)/.installed-test test-cpp
 	$(BIN)/pytest

@@ -18,6 +18,8 @@ plotting library; they come with the first replay and the first picture.
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 #: Where each public name lives.
@@ -138,3 +140,19 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
+
+
+class _Package(ModuleType):
+    """The package, in which public names win over modules of the same name.
+
+    Importing ``ubfabric.replay`` binds the module to the package's attribute ``replay``;
+    users call ``ubfabric.replay()``, whatever was imported before.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and name in _HOMES:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -65,3 +65,21 @@ def test_package_under_test_has_its_library():
 
 def test_package_states_that_it_is_typed():
     assert any((Path(folder) / "py.typed").is_file() for folder in ubfabric.__path__)
+
+
+def test_public_names_win_over_modules_of_the_same_name(python):
+    """``import ubfabric.replay`` binds the module where users expect the function."""
+    code = """
+import types
+import ubfabric
+names = ubfabric.__all__
+before = {name: getattr(ubfabric, name) for name in names}
+import ubfabric.replay, ubfabric.trace, ubfabric.describe
+assert {name: getattr(ubfabric, name) for name in names} == before
+assert not any(isinstance(value, types.ModuleType) for value in before.values())
+assert isinstance(ubfabric.trace, types.ModuleType)
+print(callable(ubfabric.replay))
+"""
+    assert python(code) == "True\n"
+    # The other order: the module comes first.
+    assert python("import ubfabric.replay; print(callable(ubfabric.replay))") == "True\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from functools import lru_cache
 
 import networkx as nx
@@ -298,7 +299,7 @@ def test_slices_of_a_run_do_not_show(case, hops):
     graph, trace, how = case
     whole = run(graph, trace, **how)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ubfabric.replay._SLICE_PACKET_HOPS", hops)
+        patch.setattr(sys.modules["ubfabric.replay"], "_SLICE_PACKET_HOPS", hops)
         sliced = run(graph, trace, **how)
     assert whole.files == sliced.files
     assert whole.summary["simulated_ps"] == sliced.summary["simulated_ps"]
@@ -316,7 +317,7 @@ def test_loading_layer_by_layer_or_all_at_once_is_the_same(case):
             yield chunks
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ubfabric.replay._Session._batches", at_once)
+        patch.setattr(sys.modules["ubfabric.replay"]._Session, "_batches", at_once)
         whole = run(graph, trace, **how)
     assert layered.files == whole.files
 
