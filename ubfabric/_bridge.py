@@ -381,10 +381,11 @@ class Engine:
             Number of the chunk from 0, None if too many chunks are at work.
         """
         arrays = (flows, tasks, send_order, dep_start, deps, open_order)
-        expected = (FLOW_RECORD, TASK_RECORD, np.uint32, np.uint64, np.uint64, np.uint32)
+        expected: list[np.dtype[Any]] = [FLOW_RECORD, TASK_RECORD]
+        expected += [np.dtype(name) for name in ("uint32", "uint64", "uint64", "uint32")]
         for values, dtype in zip(arrays, expected, strict=True):
             if values.dtype != dtype or not values.flags.c_contiguous:
-                raise TypeError(f"expected a contiguous array of {np.dtype(dtype)}")
+                raise TypeError(f"expected a contiguous array of {dtype}")
         address = [values.ctypes.data for values in arrays]
         number = int(
             self._run.AddChunk(

@@ -243,9 +243,7 @@ def tokens(
 
 @app.command()
 def plot(
-    kind: Annotated[
-        str, typer.Argument(help="fct, timeline, links or tokens.", metavar="KIND")
-    ],
+    kind: Annotated[str, typer.Argument(help="fct, timeline, links or tokens.", metavar="KIND")],
     run: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .png or .pdf.")],
 ) -> None:

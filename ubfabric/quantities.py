@@ -8,7 +8,7 @@ picoseconds, size integer bytes, rate integer bytes per second.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 
@@ -154,7 +154,7 @@ def unwrap(value: Any) -> Any:
     return value["value"]
 
 
-def _quantity(parse):
+def _quantity(parse: Callable[[Any], int]) -> BeforeValidator:
     def validate(value: Any) -> int:
         value = unwrap(value)
         return parse(value)

@@ -105,9 +105,7 @@ ORDERS = {
 
 
 @needs_stock_loader
-@pytest.mark.parametrize(
-    "order", ["ns first", pytest.param("ours first", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("order", ["ns first", pytest.param("ours first", marks=pytest.mark.slow)])
 def test_udp_echo_and_tcp_bulk_send_run_beside_a_replay(order, tmp_path):
     script = SCRIPT.format(
         imports=ORDERS[order],

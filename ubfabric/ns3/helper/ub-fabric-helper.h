@@ -104,25 +104,25 @@ class UbFabricHelper
                                const std::vector<uint32_t>& endpoints);
 
   private:
-    ObjectFactory m_fabricFactory;              //!< makes the fabric
-    ObjectFactory m_deviceFactory;              //!< makes devices
+    ObjectFactory m_fabricFactory;                      //!< makes the fabric
+    ObjectFactory m_deviceFactory;                      //!< makes devices
     std::map<Ptr<UbFabric>, Ptr<UbChannel>> m_channels; //!< one channel a fabric
 
-    std::vector<uint8_t> m_isEndpoint;          //!< by node
-    std::vector<int64_t> m_forwardPs;           //!< by node
-    std::vector<int64_t> m_bufferBytes;         //!< by node
-    std::vector<uint32_t> m_engines;            //!< by node
-    std::vector<int64_t> m_issuePs;             //!< by node
-    std::vector<uint64_t> m_engineRate;         //!< by node
-    std::vector<uint64_t> m_egressRate;         //!< by node
-    std::vector<int64_t> m_receivePs;           //!< by node
-    std::vector<uint64_t> m_copyRate;           //!< by node
-    std::vector<uint32_t> m_linkSrc;            //!< by link
-    std::vector<uint32_t> m_linkDst;            //!< by link
-    std::vector<uint32_t> m_linkPlane;          //!< by link
-    std::vector<uint64_t> m_linkRate;           //!< by link
-    std::vector<int64_t> m_linkDelay;           //!< by link
-    std::vector<uint32_t> m_network;            //!< by plane
+    std::vector<uint8_t> m_isEndpoint;  //!< by node
+    std::vector<int64_t> m_forwardPs;   //!< by node
+    std::vector<int64_t> m_bufferBytes; //!< by node
+    std::vector<uint32_t> m_engines;    //!< by node
+    std::vector<int64_t> m_issuePs;     //!< by node
+    std::vector<uint64_t> m_engineRate; //!< by node
+    std::vector<uint64_t> m_egressRate; //!< by node
+    std::vector<int64_t> m_receivePs;   //!< by node
+    std::vector<uint64_t> m_copyRate;   //!< by node
+    std::vector<uint32_t> m_linkSrc;    //!< by link
+    std::vector<uint32_t> m_linkDst;    //!< by link
+    std::vector<uint32_t> m_linkPlane;  //!< by link
+    std::vector<uint64_t> m_linkRate;   //!< by link
+    std::vector<int64_t> m_linkDelay;   //!< by link
+    std::vector<uint32_t> m_network;    //!< by plane
 };
 
 } // namespace ns3

@@ -246,10 +246,10 @@ UbEndpointProcess::SendPacket(UbInjection& injection, uint32_t network, int64_t 
         return;
     }
     injection.directLink = UB_NONE;
-    uint64_t planes = network < m_networkPlanes.size()
-                          ? m_networkPlanes[network] & endpoint.planes &
-                                m_endpoints[injection.dstEndpoint].planes
-                          : 0;
+    uint64_t planes =
+        network < m_networkPlanes.size()
+            ? m_networkPlanes[network] & endpoint.planes & m_endpoints[injection.dstEndpoint].planes
+            : 0;
     if (planes == 0)
     {
         NS_FATAL_ERROR("no plane of network " << network << " leads from node "
@@ -259,13 +259,11 @@ UbEndpointProcess::SendPacket(UbInjection& injection, uint32_t network, int64_t 
     const auto nPlanes = static_cast<uint32_t>(__builtin_popcountll(planes));
     if (nPlanes > 1)
     {
-        const uint32_t choice =
-            injection.ordered
-                ? UbReduce(UbMix(~injection.flowHash), nPlanes)
-                : m_policy->Choose(injection.srcEndpoint,
-                                   nPlanes,
-                                   injection.flowHash,
-                                   injection.packetHash);
+        const uint32_t choice = injection.ordered ? UbReduce(UbMix(~injection.flowHash), nPlanes)
+                                                  : m_policy->Choose(injection.srcEndpoint,
+                                                                     nPlanes,
+                                                                     injection.flowHash,
+                                                                     injection.packetHash);
         for (uint32_t i = 0; i < choice; ++i)
         {
             planes &= planes - 1;

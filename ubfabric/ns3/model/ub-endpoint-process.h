@@ -55,19 +55,19 @@ class UbEndpointProcess
     /// Tasks and flows that were loaded together, usually a layer.
     struct Chunk
     {
-        UbFlowRecord* flows{nullptr};          //!< the caller's flows
-        UbTaskRecord* tasks{nullptr};          //!< the caller's tasks
-        const uint32_t* sendOrder{nullptr};    //!< the caller's flows by sending task
-        const uint32_t* openOrder{nullptr};    //!< the caller's open-loop flows by start
-        uint32_t nFlows{0};                    //!< number of flows
-        uint32_t nTasks{0};                    //!< number of tasks
-        uint32_t nOpen{0};                     //!< number of open-loop flows
-        uint32_t openNext{0};                  //!< next open-loop flow to start
-        uint32_t flowsLeft{0};                 //!< flows not yet seen by their receiver
-        uint32_t tasksLeft{0};                 //!< tasks not yet finished
-        uint64_t firstTask{0};                 //!< number of its first task in the trace
-        uint64_t id{0};                        //!< number of the chunk
-        bool isLive{false};                    //!< at work
+        UbFlowRecord* flows{nullptr};       //!< the caller's flows
+        UbTaskRecord* tasks{nullptr};       //!< the caller's tasks
+        const uint32_t* sendOrder{nullptr}; //!< the caller's flows by sending task
+        const uint32_t* openOrder{nullptr}; //!< the caller's open-loop flows by start
+        uint32_t nFlows{0};                 //!< number of flows
+        uint32_t nTasks{0};                 //!< number of tasks
+        uint32_t nOpen{0};                  //!< number of open-loop flows
+        uint32_t openNext{0};               //!< next open-loop flow to start
+        uint32_t flowsLeft{0};              //!< flows not yet seen by their receiver
+        uint32_t tasksLeft{0};              //!< tasks not yet finished
+        uint64_t firstTask{0};              //!< number of its first task in the trace
+        uint64_t id{0};                     //!< number of the chunk
+        bool isLive{false};                 //!< at work
     };
 
     /**
@@ -179,9 +179,8 @@ class UbEndpointProcess
     {
         if ((reference & UB_DEVICE_FLOW) == 0)
         {
-            __builtin_prefetch(
-                &m_chunks[reference >> FLOW_BITS].flows[reference & (MAX_FLOWS - 1)],
-                1);
+            __builtin_prefetch(&m_chunks[reference >> FLOW_BITS].flows[reference & (MAX_FLOWS - 1)],
+                               1);
         }
     }
 
@@ -320,18 +319,18 @@ class UbEndpointProcess
     /// An endpoint.
     struct Endpoint
     {
-        int64_t issueCostPs{0};         //!< cost of each message
-        int64_t receiveLatencyPs{0};    //!< last byte in to seen
-        uint64_t engineBytesPerS{0};    //!< rate of an engine
-        uint64_t egressBytesPerS{0};    //!< rate into all ports
-        uint64_t copyBytesPerS{0};      //!< rate to itself
-        int64_t egressFreePs{0};        //!< when the egress can take the next packet
-        uint64_t planes{0};             //!< planes that reach it, a bit each
-        uint64_t packets{0};            //!< packets sent, for the packet hash
-        uint64_t idle{0};               //!< idle engines, a bit each
-        uint32_t firstEngine{0};        //!< its engines
-        uint32_t nextJob{0};            //!< whose turn it is
-        std::vector<uint32_t> jobs;     //!< jobs with messages to issue
+        int64_t issueCostPs{0};      //!< cost of each message
+        int64_t receiveLatencyPs{0}; //!< last byte in to seen
+        uint64_t engineBytesPerS{0}; //!< rate of an engine
+        uint64_t egressBytesPerS{0}; //!< rate into all ports
+        uint64_t copyBytesPerS{0};   //!< rate to itself
+        int64_t egressFreePs{0};     //!< when the egress can take the next packet
+        uint64_t planes{0};          //!< planes that reach it, a bit each
+        uint64_t packets{0};         //!< packets sent, for the packet hash
+        uint64_t idle{0};            //!< idle engines, a bit each
+        uint32_t firstEngine{0};     //!< its engines
+        uint32_t nextJob{0};         //!< whose turn it is
+        std::vector<uint32_t> jobs;  //!< jobs with messages to issue
     };
 
     /// A direct link to another endpoint.
@@ -382,26 +381,26 @@ class UbEndpointProcess
      */
     const Direct* FindDirect(uint32_t src, uint32_t dst, uint32_t network) const;
 
-    UbEndpointSettings m_settings;                       //!< attributes
-    std::vector<std::unique_ptr<UbPlane>>& m_planes;     //!< the planes
-    Ptr<UbPlanePolicy> m_policy;                         //!< picks the plane of a packet
-    UbTaskGraph* m_tasks{nullptr};                       //!< the tasks
-    UbEventQueue m_queue;                                //!< events
-    std::vector<Endpoint> m_endpoints;                   //!< by node number
-    std::vector<Engine> m_engines;                       //!< all engines
-    std::vector<Job> m_jobs;                             //!< pool of jobs
-    std::vector<uint32_t> m_freeJobs;                    //!< unused jobs
-    std::vector<uint64_t> m_networkPlanes;               //!< planes of a network, a bit each
-    std::vector<uint32_t> m_planeNetwork;                //!< network of a plane
-    std::vector<uint32_t> m_directStart;                 //!< start of a node's direct links
-    std::vector<Direct> m_direct;                        //!< direct links
-    std::array<Chunk, MAX_CHUNKS> m_chunks;              //!< chunks by slot
-    int64_t m_lookaheadPs{UB_NEVER};                     //!< smallest receive latency
-    int64_t m_lastPs{0};                                 //!< time of the last event
-    uint64_t m_packetsSent{0};                           //!< packets sent
-    uint64_t m_bytesSent{0};                             //!< payload bytes sent
-    uint64_t m_bytesDelivered{0};                        //!< payload bytes arrived
-    uint64_t m_eventCount{0};                            //!< events processed
+    UbEndpointSettings m_settings;                   //!< attributes
+    std::vector<std::unique_ptr<UbPlane>>& m_planes; //!< the planes
+    Ptr<UbPlanePolicy> m_policy;                     //!< picks the plane of a packet
+    UbTaskGraph* m_tasks{nullptr};                   //!< the tasks
+    UbEventQueue m_queue;                            //!< events
+    std::vector<Endpoint> m_endpoints;               //!< by node number
+    std::vector<Engine> m_engines;                   //!< all engines
+    std::vector<Job> m_jobs;                         //!< pool of jobs
+    std::vector<uint32_t> m_freeJobs;                //!< unused jobs
+    std::vector<uint64_t> m_networkPlanes;           //!< planes of a network, a bit each
+    std::vector<uint32_t> m_planeNetwork;            //!< network of a plane
+    std::vector<uint32_t> m_directStart;             //!< start of a node's direct links
+    std::vector<Direct> m_direct;                    //!< direct links
+    std::array<Chunk, MAX_CHUNKS> m_chunks;          //!< chunks by slot
+    int64_t m_lookaheadPs{UB_NEVER};                 //!< smallest receive latency
+    int64_t m_lastPs{0};                             //!< time of the last event
+    uint64_t m_packetsSent{0};                       //!< packets sent
+    uint64_t m_bytesSent{0};                         //!< payload bytes sent
+    uint64_t m_bytesDelivered{0};                    //!< payload bytes arrived
+    uint64_t m_eventCount{0};                        //!< events processed
 };
 
 } // namespace ns3

@@ -176,8 +176,7 @@ class UbEventQueue
          */
         bool operator<(const Open& other) const
         {
-            return sortable != other.sortable ? sortable < other.sortable
-                                              : payload < other.payload;
+            return sortable != other.sortable ? sortable < other.sortable : payload < other.payload;
         }
     };
 
@@ -256,10 +255,10 @@ class UbEventQueue
         {
             if (m_openBucket - m_base >= static_cast<int64_t>(N_BUCKETS))
             {
-                m_far.push({(m_openBucket << m_shift) +
-                                static_cast<int64_t>(m_open[i].sortable >> 32),
-                            static_cast<uint32_t>(m_open[i].sortable),
-                            m_open[i].payload});
+                m_far.push(
+                    {(m_openBucket << m_shift) + static_cast<int64_t>(m_open[i].sortable >> 32),
+                     static_cast<uint32_t>(m_open[i].sortable),
+                     m_open[i].payload});
                 continue;
             }
             Link(m_openBucket, m_open[i].sortable, m_open[i].payload);
@@ -349,17 +348,17 @@ class UbEventQueue
         return true;
     }
 
-    uint32_t m_shift;                          //!< log2 of the width of a bucket
-    int64_t m_base{0};                         //!< bucket of the event popped last
-    int64_t m_openBucket{NONE_OPEN};           //!< the bucket in m_open
-    size_t m_head{0};                          //!< next event of m_open
-    uint64_t m_size{0};                        //!< events held
-    uint32_t m_free{NIL};                      //!< free nodes
-    std::vector<Open> m_open;                  //!< events of the open bucket, sorted
-    std::vector<Node> m_nodes;                 //!< pool of nodes
-    std::vector<uint32_t> m_heads;             //!< list of each bucket
-    std::vector<uint64_t> m_bits;              //!< which buckets hold events
-    uint64_t m_summary[N_BUCKETS / 4096]{};    //!< which words of m_bits are not zero
+    uint32_t m_shift;                       //!< log2 of the width of a bucket
+    int64_t m_base{0};                      //!< bucket of the event popped last
+    int64_t m_openBucket{NONE_OPEN};        //!< the bucket in m_open
+    size_t m_head{0};                       //!< next event of m_open
+    uint64_t m_size{0};                     //!< events held
+    uint32_t m_free{NIL};                   //!< free nodes
+    std::vector<Open> m_open;               //!< events of the open bucket, sorted
+    std::vector<Node> m_nodes;              //!< pool of nodes
+    std::vector<uint32_t> m_heads;          //!< list of each bucket
+    std::vector<uint64_t> m_bits;           //!< which buckets hold events
+    uint64_t m_summary[N_BUCKETS / 4096]{}; //!< which words of m_bits are not zero
     std::priority_queue<Event, std::vector<Event>, Later> m_far; //!< beyond the ring
 };
 

@@ -25,30 +25,30 @@ namespace ns3
  */
 struct UbFabricArrays
 {
-    uint32_t nNodes{0};                            //!< number of nodes
-    const uint8_t* nodeIsEndpoint{nullptr};        //!< 1 for endpoints, 0 for switches
-    const int64_t* nodeForwardLatencyPs{nullptr};  //!< switch: head in to head out
-    const int64_t* nodeBufferBytes{nullptr};       //!< input buffer a port and virtual lane
-    const uint32_t* nodeIssueEngines{nullptr};     //!< endpoint: engines issuing messages
-    const int64_t* nodeIssueCostPs{nullptr};       //!< endpoint: cost of each message
-    const uint64_t* nodeEngineBytesPerS{nullptr};  //!< endpoint: rate of one engine, 0: no limit
-    const uint64_t* nodeEgressBytesPerS{nullptr};  //!< endpoint: rate into all ports, 0: no limit
-    const int64_t* nodeReceiveLatencyPs{nullptr};  //!< endpoint: last byte in to seen by the rank
-    const uint64_t* nodeCopyBytesPerS{nullptr};    //!< endpoint: rate to itself, 0: no limit
+    uint32_t nNodes{0};                           //!< number of nodes
+    const uint8_t* nodeIsEndpoint{nullptr};       //!< 1 for endpoints, 0 for switches
+    const int64_t* nodeForwardLatencyPs{nullptr}; //!< switch: head in to head out
+    const int64_t* nodeBufferBytes{nullptr};      //!< input buffer a port and virtual lane
+    const uint32_t* nodeIssueEngines{nullptr};    //!< endpoint: engines issuing messages
+    const int64_t* nodeIssueCostPs{nullptr};      //!< endpoint: cost of each message
+    const uint64_t* nodeEngineBytesPerS{nullptr}; //!< endpoint: rate of one engine, 0: no limit
+    const uint64_t* nodeEgressBytesPerS{nullptr}; //!< endpoint: rate into all ports, 0: no limit
+    const int64_t* nodeReceiveLatencyPs{nullptr}; //!< endpoint: last byte in to seen by the rank
+    const uint64_t* nodeCopyBytesPerS{nullptr};   //!< endpoint: rate to itself, 0: no limit
 
-    uint32_t nLinks{0};                       //!< number of links
-    const uint32_t* linkSrc{nullptr};         //!< node a link leaves
-    const uint32_t* linkDst{nullptr};         //!< node a link enters
-    const uint32_t* linkPlane{nullptr};       //!< plane of a link
-    const uint64_t* linkBytesPerS{nullptr};   //!< rate of a link
-    const int64_t* linkDelayPs{nullptr};      //!< propagation delay of a link
+    uint32_t nLinks{0};                     //!< number of links
+    const uint32_t* linkSrc{nullptr};       //!< node a link leaves
+    const uint32_t* linkDst{nullptr};       //!< node a link enters
+    const uint32_t* linkPlane{nullptr};     //!< plane of a link
+    const uint64_t* linkBytesPerS{nullptr}; //!< rate of a link
+    const int64_t* linkDelayPs{nullptr};    //!< propagation delay of a link
 
-    uint32_t nPlanes{0};                     //!< number of planes
-    const uint32_t* planeNetwork{nullptr};   //!< network of a plane: 0 ub, 1 rdma, 2 vpc
-    const uint32_t* planeNClasses{nullptr};  //!< destination classes of a plane
-    const int32_t* endpointClass{nullptr};   //!< [plane][node], -1: not attached
-    const int32_t* endpointSlot{nullptr};    //!< [plane][node] index within the class
-    const int64_t* endpointOut{nullptr};     //!< [plane][node] -1 none; <= -2 group; >= 0 row
+    uint32_t nPlanes{0};                    //!< number of planes
+    const uint32_t* planeNetwork{nullptr};  //!< network of a plane: 0 ub, 1 rdma, 2 vpc
+    const uint32_t* planeNClasses{nullptr}; //!< destination classes of a plane
+    const int32_t* endpointClass{nullptr};  //!< [plane][node], -1: not attached
+    const int32_t* endpointSlot{nullptr};   //!< [plane][node] index within the class
+    const int64_t* endpointOut{nullptr};    //!< [plane][node] -1 none; <= -2 group; >= 0 row
 
     const int64_t* switchRow{nullptr};   //!< [node] start of a switch's row in `table`
     uint64_t nTable{0};                  //!< length of `table`

@@ -150,10 +150,9 @@ UbFabric::Build(const UbFabricArrays& arrays)
                     "a packet has 65,535 bytes on the wire at most");
     for (uint32_t link = 0; link < arrays.nLinks; ++link)
     {
-        NS_ABORT_MSG_IF(arrays.nodeBufferBytes[arrays.linkDst[link]] <
-                            int64_t{m_payloadBytes} + m_headerBytes,
-                        "the buffer of node " << arrays.linkDst[link]
-                                              << " is smaller than a packet");
+        NS_ABORT_MSG_IF(
+            arrays.nodeBufferBytes[arrays.linkDst[link]] < int64_t{m_payloadBytes} + m_headerBytes,
+            "the buffer of node " << arrays.linkDst[link] << " is smaller than a packet");
         NS_ABORT_MSG_IF(arrays.linkBytesPerS[link] == 0, "link " << link << " has no rate");
     }
     for (uint32_t node = 0; node < arrays.nNodes; ++node)
@@ -281,8 +280,8 @@ UbFabric::RunWindow(int64_t limitPs)
     UpdateObservers();
     const int64_t firstPs = NextTime();
     const int64_t widthPs = m_isObserved ? 1 : m_endpoints->LookaheadPs();
-    const int64_t endPs = firstPs > UB_NEVER - widthPs ? limitPs
-                                                       : std::min(limitPs, firstPs + widthPs);
+    const int64_t endPs =
+        firstPs > UB_NEVER - widthPs ? limitPs : std::min(limitPs, firstPs + widthPs);
     // endpoints first: what they send within the window reaches the planes in time
     const int64_t reachedPs = m_endpoints->RunBefore(endPs);
     int64_t lastPs = std::max(firstPs, m_endpoints->LastPs());

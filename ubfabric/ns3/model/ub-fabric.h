@@ -196,30 +196,30 @@ class UbFabric : public Object, public UbWindowedProcess
      */
     void ReceiveAtDevice(uint32_t handle);
 
-    uint32_t m_payloadBytes{0};  //!< attribute
-    uint32_t m_headerBytes{0};   //!< attribute
-    uint32_t m_nLanes{0};        //!< attribute
-    uint64_t m_seed{0};          //!< attribute
-    std::string m_pathPolicy;    //!< attribute
-    std::string m_planePolicy;   //!< attribute
+    uint32_t m_payloadBytes{0}; //!< attribute
+    uint32_t m_headerBytes{0};  //!< attribute
+    uint32_t m_nLanes{0};       //!< attribute
+    uint64_t m_seed{0};         //!< attribute
+    std::string m_pathPolicy;   //!< attribute
+    std::string m_planePolicy;  //!< attribute
 
-    uint32_t m_nNodes{0};                               //!< number of nodes
-    uint32_t m_nLinks{0};                               //!< number of links
-    std::vector<std::unique_ptr<UbPlane>> m_planes;     //!< the planes
-    std::unique_ptr<UbEndpointProcess> m_endpoints;     //!< the endpoints
-    std::unique_ptr<UbTaskGraph> m_tasks;               //!< the tasks
-    std::unique_ptr<Observer> m_observer;               //!< for trace sources
-    bool m_isObserved{false};                           //!< whether somebody listens
-    std::vector<DevicePacket> m_devicePackets;          //!< packets of devices by handle
-    std::vector<uint32_t> m_freeHandles;                //!< unused handles
-    Ptr<UbSimulatorImpl> m_impl;                        //!< the simulator, if it knows windows
-    EventId m_step;                                     //!< pending step, if it does not
-    uint64_t m_stopAtHops{0};                           //!< stop after this many packet-hops
-    bool m_hasPaused{false};                            //!< stopped the last run
+    uint32_t m_nNodes{0};                           //!< number of nodes
+    uint32_t m_nLinks{0};                           //!< number of links
+    std::vector<std::unique_ptr<UbPlane>> m_planes; //!< the planes
+    std::unique_ptr<UbEndpointProcess> m_endpoints; //!< the endpoints
+    std::unique_ptr<UbTaskGraph> m_tasks;           //!< the tasks
+    std::unique_ptr<Observer> m_observer;           //!< for trace sources
+    bool m_isObserved{false};                       //!< whether somebody listens
+    std::vector<DevicePacket> m_devicePackets;      //!< packets of devices by handle
+    std::vector<uint32_t> m_freeHandles;            //!< unused handles
+    Ptr<UbSimulatorImpl> m_impl;                    //!< the simulator, if it knows windows
+    EventId m_step;                                 //!< pending step, if it does not
+    uint64_t m_stopAtHops{0};                       //!< stop after this many packet-hops
+    bool m_hasPaused{false};                        //!< stopped the last run
 
-    TracedCallback<uint32_t, uint32_t, uint32_t> m_packetSent;      //!< trace source
-    TracedCallback<uint32_t, uint32_t, uint32_t> m_packetDelivered; //!< trace source
-    TracedCallback<uint32_t> m_creditStall;                         //!< trace source
+    TracedCallback<uint32_t, uint32_t, uint32_t> m_packetSent;         //!< trace source
+    TracedCallback<uint32_t, uint32_t, uint32_t> m_packetDelivered;    //!< trace source
+    TracedCallback<uint32_t> m_creditStall;                            //!< trace source
     TracedCallback<uint32_t, uint32_t, uint64_t, Time> m_flowFinished; //!< trace source
 };
 

@@ -192,8 +192,7 @@ UbNetDevice::Send(Ptr<Packet> packet, const Address& dest, uint16_t protocolNumb
         return true;
     }
     const Ptr<UbNetDevice> other = m_channel->Find(address);
-    if (!other || other == this ||
-        !fabric->Reaches(m_endpoint, other->GetEndpoint(), m_network))
+    if (!other || other == this || !fabric->Reaches(m_endpoint, other->GetEndpoint(), m_network))
     {
         m_macTxDrop(packet);
         return false;

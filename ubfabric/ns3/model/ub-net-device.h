@@ -104,10 +104,7 @@ class UbNetDevice : public NetDevice
      * @param [in] from The sender.
      * @param [in] to Whom it was sent to.
      */
-    void Receive(Ptr<Packet> packet,
-                 uint16_t protocol,
-                 Ptr<UbNetDevice> from,
-                 Ptr<UbNetDevice> to);
+    void Receive(Ptr<Packet> packet, uint16_t protocol, Ptr<UbNetDevice> from, Ptr<UbNetDevice> to);
 
     // inherited from NetDevice
     void SetIfIndex(const uint32_t index) override;
@@ -142,19 +139,19 @@ class UbNetDevice : public NetDevice
     void DoDispose() override;
 
   private:
-    Ptr<UbChannel> m_channel;               //!< the fabric's channel
-    Ptr<Node> m_node;                       //!< the node it is on
-    Mac48Address m_address;                 //!< its address
-    uint32_t m_endpoint{UB_NONE};           //!< endpoint in the fabric
-    uint32_t m_ifIndex{0};                  //!< interface number
-    uint16_t m_mtu{0};                      //!< attribute
-    uint32_t m_network{0};                  //!< attribute
-    uint8_t m_lane{0};                      //!< attribute
-    NetDevice::ReceiveCallback m_receive;   //!< whom to give packets
-    PromiscReceiveCallback m_promiscuous;   //!< whom to show packets
-    TracedCallback<> m_linkChange;          //!< links of a fabric stay up, kept for the interface
-    TracedCallback<Ptr<const Packet>> m_macTx; //!< trace source
-    TracedCallback<Ptr<const Packet>> m_macRx; //!< trace source
+    Ptr<UbChannel> m_channel;             //!< the fabric's channel
+    Ptr<Node> m_node;                     //!< the node it is on
+    Mac48Address m_address;               //!< its address
+    uint32_t m_endpoint{UB_NONE};         //!< endpoint in the fabric
+    uint32_t m_ifIndex{0};                //!< interface number
+    uint16_t m_mtu{0};                    //!< attribute
+    uint32_t m_network{0};                //!< attribute
+    uint8_t m_lane{0};                    //!< attribute
+    NetDevice::ReceiveCallback m_receive; //!< whom to give packets
+    PromiscReceiveCallback m_promiscuous; //!< whom to show packets
+    TracedCallback<> m_linkChange;        //!< links of a fabric stay up, kept for the interface
+    TracedCallback<Ptr<const Packet>> m_macTx;     //!< trace source
+    TracedCallback<Ptr<const Packet>> m_macRx;     //!< trace source
     TracedCallback<Ptr<const Packet>> m_macTxDrop; //!< trace source
 };
 

@@ -11,8 +11,7 @@ NS_OBJECT_ENSURE_REGISTERED(UbPathPolicy);
 TypeId
 UbPathPolicy::GetTypeId()
 {
-    static TypeId tid =
-        TypeId("ns3::UbPathPolicy").SetParent<Object>().SetGroupName("UbFabric");
+    static TypeId tid = TypeId("ns3::UbPathPolicy").SetParent<Object>().SetGroupName("UbFabric");
     return tid;
 }
 

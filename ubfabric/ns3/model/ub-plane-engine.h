@@ -143,10 +143,7 @@ class UbPlaneEngine : public UbPlane
         Packet& packet = At(index);
         if (m_observer != nullptr)
         {
-            m_observer->PacketDelivered(nowPs,
-                                        FabricLink(link),
-                                        packet.flow,
-                                        packet.payloadBytes);
+            m_observer->PacketDelivered(nowPs, FabricLink(link), packet.flow, packet.payloadBytes);
         }
         Free(index);
     }

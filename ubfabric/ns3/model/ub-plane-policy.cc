@@ -11,8 +11,7 @@ NS_OBJECT_ENSURE_REGISTERED(UbPlanePolicy);
 TypeId
 UbPlanePolicy::GetTypeId()
 {
-    static TypeId tid =
-        TypeId("ns3::UbPlanePolicy").SetParent<Object>().SetGroupName("UbFabric");
+    static TypeId tid = TypeId("ns3::UbPlanePolicy").SetParent<Object>().SetGroupName("UbFabric");
     return tid;
 }
 

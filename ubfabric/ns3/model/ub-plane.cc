@@ -104,14 +104,15 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, uint32_t nLanes, 
             nWords += (nInputs + 63) / 64;
         }
         // a busy link has about two events for each packet of some kilobytes
-        eventsPerPs += 2.0 / static_cast<double>(std::max<int64_t>(
-                                 UbSerialisePs(4096, m_rates[link.rateClass]),
-                                 1));
+        eventsPerPs +=
+            2.0 /
+            static_cast<double>(std::max<int64_t>(UbSerialisePs(4096, m_rates[link.rateClass]), 1));
     }
     m_queues.resize(nQueues);
     m_words.assign(nWords, 0);
     uint32_t shift = 6;
-    while (shift < 20 && eventsPerPs * static_cast<double>(uint64_t{2} << shift) < EVENTS_PER_BUCKET)
+    while (shift < 20 &&
+           eventsPerPs * static_cast<double>(uint64_t{2} << shift) < EVENTS_PER_BUCKET)
     {
         ++shift;
     }
@@ -250,8 +251,8 @@ UbPlane::Inject(const UbInjection& injection)
     packet.wireBytes = static_cast<uint16_t>(injection.wireBytes);
     packet.payloadBytes = static_cast<uint16_t>(injection.payloadBytes);
     packet.serialisePs = 0;
-    packet.hash = injection.ordered ? static_cast<uint32_t>(injection.flowHash)
-                                    : PathHash(injection);
+    packet.hash =
+        injection.ordered ? static_cast<uint32_t>(injection.flowHash) : PathHash(injection);
     packet.rateClass = NO_RATE;
     packet.lane = injection.lane;
     packet.hops = 0;
@@ -273,11 +274,11 @@ UbPlane::Inject(const UbInjection& injection)
         else
         {
             const int32_t entry = m_table[out + packet.dstClass];
-            group = static_cast<uint32_t>(entry >= 0 ? entry
-                                                     : m_local[-(entry + 2) + packet.dstSlot]);
+            group =
+                static_cast<uint32_t>(entry >= 0 ? entry : m_local[-(entry + 2) + packet.dstSlot]);
         }
         link = m_groupStart[group + 1] - m_groupStart[group] == 1 ? m_groupLink[m_groupStart[group]]
-                                                                 : ChooseAtSource(group, packet);
+                                                                  : ChooseAtSource(group, packet);
     }
     // Nothing but this call puts packets into a source's port, and they leave in order: with one
     // lane and enough credit it is known now when the packet will go, without an event.

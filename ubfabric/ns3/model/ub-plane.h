@@ -328,19 +328,19 @@ class UbPlane
     /// A virtual lane of a link. One cache line.
     struct alignas(64) Lane
     {
-        int64_t credit{0};         //!< bytes free in the buffer at the end, as known here
-        int64_t delayPs{0};        //!< propagation on the link, either way
-        Credit* ring{nullptr};     //!< credits on their way back, by time
-        uint32_t ringMask{0};      //!< its length, a power of two, less one
-        uint32_t ringHead{0};      //!< first credit on its way back
-        uint32_t ringCount{0};     //!< credits on their way back
-        uint32_t waitingBytes{0};  //!< bytes waiting to leave on the lane
+        int64_t credit{0};           //!< bytes free in the buffer at the end, as known here
+        int64_t delayPs{0};          //!< propagation on the link, either way
+        Credit* ring{nullptr};       //!< credits on their way back, by time
+        uint32_t ringMask{0};        //!< its length, a power of two, less one
+        uint32_t ringHead{0};        //!< first credit on its way back
+        uint32_t ringCount{0};       //!< credits on their way back
+        uint32_t waitingBytes{0};    //!< bytes waiting to leave on the lane
         uint32_t maxWaitingBytes{0}; //!< most bytes that waited
-        uint32_t nWaiting{0};      //!< packets waiting to leave on the lane
-        uint32_t firstQueue{0};    //!< first queue (input) of this lane
-        uint32_t firstWord{0};     //!< first bitmap word of this lane
-        uint16_t lastInput{0};     //!< input served last
-        bool needsCredit{false};   //!< wake the link when a credit is on its way
+        uint32_t nWaiting{0};        //!< packets waiting to leave on the lane
+        uint32_t firstQueue{0};      //!< first queue (input) of this lane
+        uint32_t firstWord{0};       //!< first bitmap word of this lane
+        uint16_t lastInput{0};       //!< input served last
+        bool needsCredit{false};     //!< wake the link when a credit is on its way
     };
 
     static_assert(sizeof(Lane) == 64, "a lane is one cache line");
@@ -426,11 +426,7 @@ class UbPlane
      * @param [in] arrivalPs When the start of the link knows.
      * @param [in] nowPs The time.
      */
-    void ReturnCredit(uint32_t link,
-                      Lane& lane,
-                      uint32_t bytes,
-                      int64_t arrivalPs,
-                      int64_t nowPs);
+    void ReturnCredit(uint32_t link, Lane& lane, uint32_t bytes, int64_t arrivalPs, int64_t nowPs);
 
     /**
      * Take in the credits that have arrived.
@@ -542,28 +538,28 @@ class UbPlane
      */
     virtual uint32_t ChooseAtSource(uint32_t group, const Packet& packet) = 0;
 
-    UbEventQueue m_queue;               //!< events
-    std::vector<Link> m_links;          //!< links of the plane
-    std::vector<Lane> m_lanes;          //!< [link][lane]
-    std::vector<Queue> m_queues;        //!< packets waiting, by output, lane and input
-    std::vector<uint64_t> m_words;      //!< which queues hold packets
-    std::vector<Switch> m_switches;     //!< switches of the plane
-    std::vector<Packet> m_packets;      //!< pool of packets
-    std::vector<int64_t> m_noCreditPs;  //!< by link: time waiting for credit
+    UbEventQueue m_queue;                    //!< events
+    std::vector<Link> m_links;               //!< links of the plane
+    std::vector<Lane> m_lanes;               //!< [link][lane]
+    std::vector<Queue> m_queues;             //!< packets waiting, by output, lane and input
+    std::vector<uint64_t> m_words;           //!< which queues hold packets
+    std::vector<Switch> m_switches;          //!< switches of the plane
+    std::vector<Packet> m_packets;           //!< pool of packets
+    std::vector<int64_t> m_noCreditPs;       //!< by link: time waiting for credit
     std::vector<SourceQueue> m_sourceQueues; //!< [link][lane], used where links leave endpoints
     std::vector<std::pair<uint32_t, uint32_t>> m_sent; //!< flow and bytes, by record
-    std::vector<uint32_t> m_freeSent;   //!< unused records
-    std::vector<UbDelivery> m_outbox;   //!< deliveries for the endpoints
-    std::vector<int32_t> m_table;       //!< rows of groups by destination class
-    std::vector<int32_t> m_local;       //!< groups of the last hop
-    std::vector<uint32_t> m_groupStart; //!< start of each group in m_groupLink
-    std::vector<uint32_t> m_groupLink;  //!< links of the groups
-    std::vector<uint64_t> m_rates;      //!< rate of each rate class, bytes per second
-    uint32_t m_nLanes;                  //!< virtual lanes of each port
-    uint64_t m_seed;                    //!< seed of the hashes
-    uint64_t m_packetHops{0};           //!< packets times links crossed
-    uint64_t m_eventCount{0};           //!< events processed
-    int64_t m_lastPs{0};                //!< time of the last event
+    std::vector<uint32_t> m_freeSent;                  //!< unused records
+    std::vector<UbDelivery> m_outbox;                  //!< deliveries for the endpoints
+    std::vector<int32_t> m_table;                      //!< rows of groups by destination class
+    std::vector<int32_t> m_local;                      //!< groups of the last hop
+    std::vector<uint32_t> m_groupStart;                //!< start of each group in m_groupLink
+    std::vector<uint32_t> m_groupLink;                 //!< links of the groups
+    std::vector<uint64_t> m_rates;        //!< rate of each rate class, bytes per second
+    uint32_t m_nLanes;                    //!< virtual lanes of each port
+    uint64_t m_seed;                      //!< seed of the hashes
+    uint64_t m_packetHops{0};             //!< packets times links crossed
+    uint64_t m_eventCount{0};             //!< events processed
+    int64_t m_lastPs{0};                  //!< time of the last event
     UbPlaneObserver* m_observer{nullptr}; //!< who watches
 
   private:
@@ -578,16 +574,16 @@ class UbPlane
      */
     void GrowRing(Lane& lane);
 
-    std::vector<Credit> m_firstRings;      //!< rings as they are at first, all lanes
+    std::vector<Credit> m_firstRings;                   //!< rings as they are at first, all lanes
     std::vector<std::unique_ptr<Credit[]>> m_moreRings; //!< rings that grew
-    std::vector<uint32_t> m_linkNumber;    //!< number of a link in the fabric
-    std::vector<uint32_t> m_directLocal;   //!< number in the plane of a direct link, by link
-    std::vector<int64_t> m_capacity;       //!< credit of a lane of each link when idle
-    std::vector<int32_t> m_endpointClass;  //!< class of each node, -1: not attached
-    std::vector<int32_t> m_endpointSlot;   //!< slot of each node
-    std::vector<int64_t> m_endpointOut;    //!< way out of each node: group or row
-    uint32_t m_freePacket{UB_NONE};        //!< free packets
-    uint64_t m_packetsInside{0};           //!< packets in the plane
+    std::vector<uint32_t> m_linkNumber;                 //!< number of a link in the fabric
+    std::vector<uint32_t> m_directLocal;  //!< number in the plane of a direct link, by link
+    std::vector<int64_t> m_capacity;      //!< credit of a lane of each link when idle
+    std::vector<int32_t> m_endpointClass; //!< class of each node, -1: not attached
+    std::vector<int32_t> m_endpointSlot;  //!< slot of each node
+    std::vector<int64_t> m_endpointOut;   //!< way out of each node: group or row
+    uint32_t m_freePacket{UB_NONE};       //!< free packets
+    uint64_t m_packetsInside{0};          //!< packets in the plane
 };
 
 } // namespace ns3

@@ -42,22 +42,22 @@ static_assert(sizeof(UbFlowRecord) == 64, "the layout is shared with NumPy");
  */
 struct UbTaskRecord
 {
-    int64_t durationPs;   //!< in: time before it sends
-    int64_t readyPs;      //!< out: all tasks it depends on have finished
-    int64_t startPs;      //!< out: begins on its stream
-    int64_t finishPs;     //!< out: duration over, flows issued, awaited flows seen; -1 before
-    int64_t issuedPs;     //!< out: last message of its own issued, -1 if it sends nothing
-    int64_t arrivedPs;    //!< out: last awaited flow seen, -1 if it waits for nothing
-    uint32_t endpoint;    //!< in: node number of its rank's die
-    uint32_t stream;      //!< in: number of its stream, over all ranks
-    uint32_t depsLeft;    //!< work: tasks it still waits for
-    uint32_t flowsLeft;   //!< in: flows it waits for
-    uint32_t sendFirst;   //!< in: first of its flows in the chunk's send order
-    uint32_t sendCount;   //!< in: number of flows it sends
-    uint32_t next;        //!< work: next task of its stream
-    uint32_t successor;   //!< work: first of the tasks that depend on it
-    uint32_t state;       //!< work: see UbTaskGraph
-    uint32_t reserved;    //!< fills the line
+    int64_t durationPs; //!< in: time before it sends
+    int64_t readyPs;    //!< out: all tasks it depends on have finished
+    int64_t startPs;    //!< out: begins on its stream
+    int64_t finishPs;   //!< out: duration over, flows issued, awaited flows seen; -1 before
+    int64_t issuedPs;   //!< out: last message of its own issued, -1 if it sends nothing
+    int64_t arrivedPs;  //!< out: last awaited flow seen, -1 if it waits for nothing
+    uint32_t endpoint;  //!< in: node number of its rank's die
+    uint32_t stream;    //!< in: number of its stream, over all ranks
+    uint32_t depsLeft;  //!< work: tasks it still waits for
+    uint32_t flowsLeft; //!< in: flows it waits for
+    uint32_t sendFirst; //!< in: first of its flows in the chunk's send order
+    uint32_t sendCount; //!< in: number of flows it sends
+    uint32_t next;      //!< work: next task of its stream
+    uint32_t successor; //!< work: first of the tasks that depend on it
+    uint32_t state;     //!< work: see UbTaskGraph
+    uint32_t reserved;  //!< fills the line
 };
 
 static_assert(sizeof(UbTaskRecord) == 88, "the layout is shared with NumPy");

@@ -129,11 +129,10 @@ UbTaskGraph::AddChunk(const UbChunkArrays& arrays, int64_t nowPs)
     }
     if (arrays.nOpen > 0)
     {
-        m_endpoints.Push(
-            std::max(nowPs, arrays.flows[arrays.openOrder[0]].startPs),
-            UbEndpointProcess::OPEN_FLOW,
-            0,
-            slot);
+        m_endpoints.Push(std::max(nowPs, arrays.flows[arrays.openOrder[0]].startPs),
+                         UbEndpointProcess::OPEN_FLOW,
+                         0,
+                         slot);
     }
     Retire(chunk);
     return static_cast<int64_t>(id);
@@ -273,8 +272,7 @@ UbTaskGraph::FlowSeen(uint32_t reference, int64_t nowPs)
     --chunk.flowsLeft;
     if (flow.waitTask != UB_NONE)
     {
-        const uint32_t waiter =
-            (reference - UbEndpointProcess::IndexOf(reference)) | flow.waitTask;
+        const uint32_t waiter = (reference - UbEndpointProcess::IndexOf(reference)) | flow.waitTask;
         UbTaskRecord& task = Task(waiter);
         --task.flowsLeft;
         task.arrivedPs = nowPs;

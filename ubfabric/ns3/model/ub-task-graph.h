@@ -21,17 +21,17 @@ namespace ns3
  */
 struct UbChunkArrays
 {
-    UbFlowRecord* flows{nullptr};        //!< the flows
-    uint32_t nFlows{0};                  //!< number of flows
-    UbTaskRecord* tasks{nullptr};        //!< the tasks, in the order of their streams
-    uint32_t nTasks{0};                  //!< number of tasks
-    uint64_t firstTask{0};               //!< number of the first task in the trace
-    const uint32_t* sendOrder{nullptr};  //!< flows grouped by sending task
-    const uint64_t* depStart{nullptr};   //!< [nTasks + 1] start of a task's entries in `deps`
-    const uint64_t* deps{nullptr};       //!< numbers in the trace of the tasks depended on
-    const uint32_t* openOrder{nullptr};  //!< open-loop flows in order of their start
-    uint32_t nOpen{0};                   //!< number of open-loop flows
-    bool isLast{true};                   //!< whether no chunk follows
+    UbFlowRecord* flows{nullptr};       //!< the flows
+    uint32_t nFlows{0};                 //!< number of flows
+    UbTaskRecord* tasks{nullptr};       //!< the tasks, in the order of their streams
+    uint32_t nTasks{0};                 //!< number of tasks
+    uint64_t firstTask{0};              //!< number of the first task in the trace
+    const uint32_t* sendOrder{nullptr}; //!< flows grouped by sending task
+    const uint64_t* depStart{nullptr};  //!< [nTasks + 1] start of a task's entries in `deps`
+    const uint64_t* deps{nullptr};      //!< numbers in the trace of the tasks depended on
+    const uint32_t* openOrder{nullptr}; //!< open-loop flows in order of their start
+    uint32_t nOpen{0};                  //!< number of open-loop flows
+    bool isLast{true};                  //!< whether no chunk follows
 };
 
 /**
@@ -196,18 +196,18 @@ class UbTaskGraph
      */
     void Retire(UbEndpointProcess::Chunk& chunk);
 
-    UbEndpointProcess& m_endpoints;       //!< the endpoints
-    std::vector<Stream> m_streams;        //!< all streams
-    std::vector<Edge> m_edges;            //!< pool of edges
-    std::vector<uint32_t> m_freeEdges;    //!< unused edges
-    std::vector<uint32_t> m_job;          //!< flows of the job being started
-    std::vector<uint64_t> m_complete;     //!< complete chunks not yet taken back
+    UbEndpointProcess& m_endpoints;                      //!< the endpoints
+    std::vector<Stream> m_streams;                       //!< all streams
+    std::vector<Edge> m_edges;                           //!< pool of edges
+    std::vector<uint32_t> m_freeEdges;                   //!< unused edges
+    std::vector<uint32_t> m_job;                         //!< flows of the job being started
+    std::vector<uint64_t> m_complete;                    //!< complete chunks not yet taken back
     std::map<uint64_t, std::vector<int64_t>> m_finished; //!< finish of tasks of complete chunks,
                                                          //!< by number of the first
     std::function<void(const UbFlowRecord&, int64_t)> m_flowHook; //!< for trace sources
-    uint64_t m_nChunks{0};                //!< chunks loaded so far
-    uint64_t m_nDry{0};                   //!< streams that ran out of tasks
-    bool m_isLast{true};                  //!< whether no chunk follows
+    uint64_t m_nChunks{0};                                        //!< chunks loaded so far
+    uint64_t m_nDry{0};                                           //!< streams that ran out of tasks
+    bool m_isLast{true};                                          //!< whether no chunk follows
 };
 
 } // namespace ns3
