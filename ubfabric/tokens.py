@@ -438,7 +438,8 @@ def _split_communication(tasks: pd.DataFrame, senders: pd.DataFrame) -> None:
     keys = ["layer", "kind", "microbatch", "rank"]
     # The flow table does not say which task waited: the one whose kind is the phase's name.
     last = tasks[keys].merge(senders.astype({"kind": str}), on=keys, how="left")
-    last_sender = last["last_sender_ps"].fillna(-1).to_numpy(np.int64)
+    # Without any sender the column holds objects, which pandas 2 fills with a warning.
+    last_sender = pd.to_numeric(last["last_sender_ps"]).fillna(-1).to_numpy(np.int64)
     began = np.where(waits, np.clip(last_sender, computed, finish), computed)
     tasks["communicates"] = sends | waits
     tasks["computing_ps"] = computed - start

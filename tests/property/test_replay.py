@@ -117,7 +117,7 @@ def test_buffers_and_queues_stay_within_bounds(case):
     graph, trace, how = case
     result = run(graph, trace, **how)
     lanes = how["n_virtual_lanes"]
-    in_degree = result.links.groupby("dst").size()
+    in_degree = result.links.groupby("dst", observed=True).size()
     for link in result.links.itertuples():
         source = graph.nodes[link.src]
         assert link.no_credit_ps >= 0
