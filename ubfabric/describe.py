@@ -16,7 +16,7 @@ import numpy as np
 
 from ubfabric.quantities import provenance
 from ubfabric.routing import UNREACHED, Plane, compile_planes
-from ubfabric.topology import NETWORKS
+from ubfabric.specs import NETWORKS
 
 BISECTION_DEFINITION = (
     "largest rate at which the endpoints of the first half of the servers can send to those of "

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ubfabric import _bridge
 from ubfabric.errors import SpecError, TopologyError
 from ubfabric.routing import FabricArrays
-from ubfabric.trace import NETWORKS
+from ubfabric.specs import NETWORKS
 
 
 class Devices(NamedTuple):

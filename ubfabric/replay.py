@@ -20,6 +20,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pyarrow as pa
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -33,7 +34,8 @@ from ubfabric.errors import SimulationError, SpecError, TopologyError, TraceErro
 from ubfabric.placement import place_ranks
 from ubfabric.results import RunResult, RunWriter, check_run_target
 from ubfabric.routing import FabricArrays, compile_fabric
-from ubfabric.trace import NETWORKS, Trace, TraceChunk, check_chunk, link_flows
+from ubfabric.specs import NETWORKS
+from ubfabric.trace import Trace, TraceChunk, check_chunk, link_flows
 
 #: How a switch picks among the shortest paths, by name.
 PATH_POLICIES = {
@@ -249,8 +251,6 @@ def _check_buffers(arrays: FabricArrays, config: ReplayConfig) -> None:
 
 def _progress_bar(wanted: bool | None) -> Progress:
     shown = sys.stderr.isatty() if wanted is None else wanted
-    from rich.console import Console
-
     return Progress(
         TextColumn("replay"),
         BarColumn(),

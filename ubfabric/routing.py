@@ -14,7 +14,8 @@ import networkx as nx
 import numpy as np
 
 from ubfabric.errors import TopologyError
-from ubfabric.topology import NETWORKS, check_topology
+from ubfabric.specs import NETWORKS
+from ubfabric.topology import check_topology
 
 #: Distance of a switch that does not reach a class.
 UNREACHED = np.iinfo(np.uint16).max

@@ -16,6 +16,9 @@ from ruamel.yaml.error import YAMLError
 
 from ubfabric.errors import SpecError
 
+#: Networks a plane belongs to and a flow names; the engine knows them by this order.
+NETWORKS = ("ub", "rdma", "vpc")
+
 
 class Spec(BaseModel):
     """Base of all specifications: unknown keys are errors, values do not change."""

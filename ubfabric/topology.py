@@ -20,13 +20,12 @@ from pydantic import Field, model_validator
 
 from ubfabric.errors import SpecError, TopologyError
 from ubfabric.quantities import Bytes, BytesPerSecond, Count, Picoseconds
-from ubfabric.specs import Spec, load_yaml, validate_spec
+from ubfabric.specs import NETWORKS, Spec, load_yaml, validate_spec
 
 #: Version of the graph's attributes, kept in ``graph.graph["schema"]``.
 SCHEMA = 1
 
 NODE_KINDS = ("die", "cpu", "l1", "l2", "l3", "rdma", "vpc")
-NETWORKS = ("ub", "rdma", "vpc")
 
 #: Attributes of the graph itself: name to (type, meaning).
 GRAPH_ATTRIBUTES: dict[str, tuple[type, str]] = {

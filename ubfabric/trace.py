@@ -27,11 +27,10 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from ubfabric.errors import TraceError
+from ubfabric.specs import NETWORKS
 
 #: Version of the two tables; a reader refuses any other.
 TRACE_SCHEMA = 1
-#: Networks that may carry a flow.
-NETWORKS = ("ub", "rdma", "vpc")
 #: Highest service level; the UB network header has four bits for it.
 MAX_SERVICE_LEVEL = 15
 

@@ -3,7 +3,6 @@
 
 #include "ub-run.h"
 
-#include "ns3/config.h"
 #include "ns3/global-value.h"
 #include "ns3/simulator.h"
 #include "ns3/string.h"

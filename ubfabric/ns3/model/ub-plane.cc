@@ -3,8 +3,6 @@
 
 #include "ub-plane.h"
 
-#include "ns3/fatal-error.h"
-
 #include <algorithm>
 #include <sstream>
 #include <unordered_map>
