@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import threading
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,7 +198,8 @@ FLOW_RECORD = np.dtype(
         ("packets_left", np.uint32),
         ("network", np.uint8),
         ("lane", np.uint8),
-        ("hops", np.uint16),
+        ("hops", np.uint8),
+        ("operation", np.uint8),
     ]
 )
 
@@ -268,14 +270,9 @@ class Engine:
     ----------
     arrays : FabricArrays
         The fabric.
-    payload_bytes, header_bytes : int
-        Most payload of a packet, and what headers add to it on the wire.
-    n_virtual_lanes : int
-        Virtual lanes of each port, 1 to 16.
-    seed : int
-        Seed of all hashes and random choices.
-    path_policy, plane_policy : str
-        TypeIds, such as ``ns3::UbPathRoundRobin``.
+    attributes : mapping of str to str or int
+        Attributes of the C++ ``UbFabric`` by name, such as ``{"PayloadBytes": 4096,
+        "PathPolicy": "ns3::UbPathRoundRobin"}``; those left out keep their default.
 
     Raises
     ------
@@ -286,13 +283,7 @@ class Engine:
     def __init__(
         self,
         arrays: FabricArrays,
-        *,
-        payload_bytes: int,
-        header_bytes: int,
-        n_virtual_lanes: int,
-        seed: int,
-        path_policy: str,
-        plane_policy: str,
+        attributes: Mapping[str, str | int],
     ) -> None:
         global _engine_alive
         namespace = load()
@@ -318,9 +309,9 @@ class Engine:
                 # and it refuses an array longer than the first that this member ever pointed
                 # to, whatever object: it is shown one element, and so takes the address only
                 setattr(cpp, pointer, keep[-1][:1])
-            self._run.Build(
-                cpp, payload_bytes, header_bytes, n_virtual_lanes, seed, path_policy, plane_policy
-            )
+            for name, value in attributes.items():
+                self._run.SetAttribute(name, str(value))
+            self._run.Build(cpp)
         except BaseException:
             self.close()
             raise

@@ -163,12 +163,14 @@ def replay(
         RunWriter(out, overwrite=overwrite) as writer,
         _bridge.Engine(
             arrays,
-            payload_bytes=config.payload_bytes,
-            header_bytes=config.header_bytes,
-            n_virtual_lanes=config.n_virtual_lanes,
-            seed=config.seed,
-            path_policy=PATH_POLICIES[config.path_policy],
-            plane_policy=PLANE_POLICIES[config.plane_policy],
+            {
+                "PayloadBytes": config.payload_bytes,
+                "HeaderBytes": config.header_bytes,
+                "NumVirtualLanes": config.n_virtual_lanes,
+                "Seed": config.seed,
+                "PathPolicy": PATH_POLICIES[config.path_policy],
+                "PlanePolicy": PLANE_POLICIES[config.plane_policy],
+            },
         ) as engine,
     ):
         if attach is not None:

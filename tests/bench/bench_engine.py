@@ -115,12 +115,7 @@ def run_engine(case: Case) -> dict[str, Any]:
     tasks["send_first"] = np.cumsum(tasks["send_count"]) - tasks["send_count"]
     with _bridge.Engine(
         case.arrays,
-        payload_bytes=case.payload_bytes,
-        header_bytes=case.header_bytes,
-        n_virtual_lanes=1,
-        seed=1,
-        path_policy="ns3::UbPathRoundRobin",
-        plane_policy="ns3::UbPlaneRoundRobin",
+        {"PayloadBytes": case.payload_bytes, "HeaderBytes": case.header_bytes, "Seed": 1},
     ) as engine:
         engine.add_chunk(
             flows,

@@ -6,7 +6,6 @@
 #include "ns3/global-value.h"
 #include "ns3/simulator.h"
 #include "ns3/string.h"
-#include "ns3/uinteger.h"
 
 namespace ns3
 {
@@ -32,6 +31,7 @@ UbRun::UbRun()
 {
     // no effect if a simulator is at work already: the fabric then runs step by step
     GlobalValue::Bind("SimulatorImplementationType", StringValue("ns3::UbSimulatorImpl"));
+    m_fabric = CreateObject<UbFabric>();
 }
 
 UbRun::~UbRun()
@@ -45,21 +45,14 @@ UbRun::~UbRun()
 }
 
 void
-UbRun::Build(const UbFabricArrays& arrays,
-             uint32_t payloadBytes,
-             uint32_t headerBytes,
-             uint32_t nLanes,
-             uint64_t seed,
-             const std::string& pathPolicy,
-             const std::string& planePolicy)
+UbRun::SetAttribute(const std::string& name, const std::string& value)
 {
-    m_fabric = CreateObject<UbFabric>();
-    m_fabric->SetAttribute("PayloadBytes", UintegerValue(payloadBytes));
-    m_fabric->SetAttribute("HeaderBytes", UintegerValue(headerBytes));
-    m_fabric->SetAttribute("NumVirtualLanes", UintegerValue(nLanes));
-    m_fabric->SetAttribute("Seed", UintegerValue(seed));
-    m_fabric->SetAttribute("PathPolicy", StringValue(pathPolicy));
-    m_fabric->SetAttribute("PlanePolicy", StringValue(planePolicy));
+    m_fabric->SetAttribute(name, StringValue(value));
+}
+
+void
+UbRun::Build(const UbFabricArrays& arrays)
+{
     m_fabric->Build(arrays);
 }
 

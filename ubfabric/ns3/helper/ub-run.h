@@ -34,22 +34,17 @@ class UbRun
     UbRun& operator=(const UbRun&) = delete;
 
     /**
+     * Set an attribute of the fabric, before it is built.
+     * @param [in] name Its name.
+     * @param [in] value Its value, as ns-3 reads it from text.
+     */
+    void SetAttribute(const std::string& name, const std::string& value);
+
+    /**
      * Build the fabric.
      * @param [in] arrays What to build.
-     * @param [in] payloadBytes Attribute PayloadBytes.
-     * @param [in] headerBytes Attribute HeaderBytes.
-     * @param [in] nLanes Attribute NumVirtualLanes.
-     * @param [in] seed Attribute Seed.
-     * @param [in] pathPolicy Attribute PathPolicy.
-     * @param [in] planePolicy Attribute PlanePolicy.
      */
-    void Build(const UbFabricArrays& arrays,
-               uint32_t payloadBytes,
-               uint32_t headerBytes,
-               uint32_t nLanes,
-               uint64_t seed,
-               const std::string& pathPolicy,
-               const std::string& planePolicy);
+    void Build(const UbFabricArrays& arrays);
 
     /**
      * @return The fabric.

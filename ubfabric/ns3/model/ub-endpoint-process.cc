@@ -288,8 +288,12 @@ UbEndpointProcess::Emit(uint32_t endpointIndex, uint32_t engineIndex, int64_t no
                  nowPs,
                  0,
                  engine.flow,
-                 payload,
-                 0});
+                 0,
+                 static_cast<uint16_t>(payload),
+                 0,
+                 0,
+                 0,
+                 false});
     }
     else
     {
@@ -337,7 +341,7 @@ UbEndpointProcess::Account(const UbDelivery& delivery)
     flow.firstBytePs = std::min(flow.firstBytePs, delivery.headPs);
     flow.finishPs = std::max(flow.finishPs, delivery.tailPs);
     flow.queueingPs += delivery.waitedPs;
-    flow.hops = std::max(flow.hops, static_cast<uint16_t>(delivery.hops));
+    flow.hops = std::max(flow.hops, delivery.hops);
     if (--flow.packetsLeft == 0)
     {
         flow.finishPs += m_endpoints[flow.dst].receiveLatencyPs;

@@ -157,7 +157,7 @@ class UbPlaneEngine : public UbPlane
     uint32_t Pick(uint32_t group, uint32_t nLinks, const Packet& packet)
     {
         const uint64_t salt = m_seed ^ (uint64_t{group} << 32);
-        return packet.ordered ? UbReduce(UbMix(salt ^ packet.hash), nLinks)
+        return (packet.bits & ORDERED) != 0 ? UbReduce(UbMix(salt ^ packet.hash), nLinks)
                               : m_policy.Choose(group, nLinks, salt, packet.hash);
     }
 

@@ -243,6 +243,7 @@ UbPlane::Inject(const UbInjection& injection)
     packet.waitedPs = 0;
     packet.next = UB_NONE;
     packet.flow = injection.flow;
+    packet.tag = injection.tag;
     packet.dstClass = static_cast<uint32_t>(m_endpointClass[injection.dstEndpoint]);
     packet.dstSlot = static_cast<uint16_t>(m_endpointSlot[injection.dstEndpoint]);
     packet.inLink = UB_NONE;
@@ -254,7 +255,8 @@ UbPlane::Inject(const UbInjection& injection)
     packet.rateClass = NO_RATE;
     packet.lane = injection.lane;
     packet.hops = 0;
-    packet.ordered = injection.ordered ? 1 : 0;
+    packet.bits = static_cast<uint8_t>(injection.congestion | (injection.ordered ? ORDERED : 0));
+    packet.hint = injection.hint;
 
     uint32_t link;
     if (injection.directLink != UB_NONE)
@@ -556,8 +558,12 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
                         nowPs + lane.delayPs,
                         packet.waitedPs,
                         packet.flow,
+                        packet.tag,
                         packet.payloadBytes,
-                        packet.hops});
+                        packet.hops,
+                        static_cast<uint8_t>(packet.bits & ~ORDERED),
+                        packet.hint,
+                        false});
     if (m_observer != nullptr)
     {
         m_queue.Push(tailPs, (DELIVER << KIND_SHIFT) | linkIndex, index);

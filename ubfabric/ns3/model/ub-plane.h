@@ -83,6 +83,7 @@ struct UbInjection
     uint32_t srcEndpoint;  //!< node number of the source
     uint32_t dstEndpoint;  //!< node number of the destination
     uint32_t directLink;   //!< the direct link to take, or UB_NONE
+    uint32_t tag;          //!< the transport's own; comes out as it went in
     uint32_t wireBytes;    //!< bytes on the wire
     uint32_t payloadBytes; //!< bytes of the message
     uint64_t flowHash;     //!< the same for all packets of a flow
@@ -90,6 +91,16 @@ struct UbInjection
     int64_t readyPs;       //!< not sent before
     uint8_t lane;          //!< virtual lane
     bool ordered;          //!< keep to the path of the flow hash whatever the path policy
+    uint8_t congestion;    //!< see UbCongestionBits
+    uint8_t hint;          //!< window growth asked for, in units of the congestion control
+};
+
+/// What a packet says of congestion; switches change it on the way.
+enum UbCongestionBits : uint8_t
+{
+    UB_CONGESTION_CAPABLE = 1, //!< switches may mark the packet
+    UB_CONGESTION_MARKED = 2,  //!< a switch found its queue too long (FECN, the C bit of CAQM)
+    UB_CONGESTION_GROW = 4,    //!< the sender asks for growth (the I bit of CAQM)
 };
 
 /// What a plane hands back for one packet that reached its endpoint.
@@ -99,8 +110,12 @@ struct UbDelivery
     int64_t headPs;        //!< first byte at the endpoint's port
     int64_t waitedPs;      //!< time spent waiting in ports
     uint32_t flow;         //!< the flow, or UB_DEVICE_FLOW and a handle
-    uint32_t payloadBytes; //!< bytes of the message
-    uint32_t hops;         //!< links crossed
+    uint32_t tag;          //!< the transport's own, from the injection
+    uint16_t payloadBytes; //!< bytes of the message
+    uint8_t hops;          //!< links crossed
+    uint8_t congestion;    //!< see UbCongestionBits
+    uint8_t hint;          //!< window growth granted
+    bool isLost;           //!< died with a link or a switch at tailPs; its source does not know
 };
 
 /// What a link did in a run.
@@ -275,15 +290,17 @@ class UbPlane
     };
 
     static constexpr uint32_t KIND_SHIFT = 30; //!< kind above, link below
+    static constexpr uint8_t ORDERED = 128;    //!< bit of a packet that keeps to the path of its hash
 
     /// A packet; one cache line. Sizes are 16 bits wide: UbFabric checks them.
     struct alignas(64) Packet
     {
         int64_t readyPs;       //!< not sent before
         int64_t waitedPs;      //!< time spent waiting in ports so far
-        int64_t serialisePs;   //!< time on a link of class rateClass
+        uint32_t serialisePs;  //!< time on a link of class rateClass
         uint32_t next;         //!< next packet of the same queue
         uint32_t flow;         //!< the flow, or UB_DEVICE_FLOW and a handle
+        uint32_t tag;          //!< the transport's own
         uint32_t dstClass;     //!< class of the destination
         uint32_t inLink;       //!< link whose input buffer holds the packet, UB_NONE at the source
         uint32_t atSwitch;     //!< switch that inLink enters
@@ -295,7 +312,8 @@ class UbPlane
         uint16_t rateClass;    //!< rate class that serialisePs is for
         uint8_t lane;          //!< virtual lane
         uint8_t hops;          //!< links crossed
-        uint8_t ordered;       //!< keep to the path of the hash
+        uint8_t bits;          //!< congestion bits, and ORDERED
+        uint8_t hint;          //!< window growth asked for
     };
 
     static_assert(sizeof(Packet) == 64, "a packet is one cache line");
@@ -519,7 +537,8 @@ class UbPlane
         if (packet.rateClass != link.rateClass)
         {
             packet.rateClass = link.rateClass;
-            packet.serialisePs = UbSerialisePs(packet.wireBytes, m_rates[link.rateClass]);
+            packet.serialisePs =
+                static_cast<uint32_t>(UbSerialisePs(packet.wireBytes, m_rates[link.rateClass]));
         }
         return packet.serialisePs;
     }

@@ -9,6 +9,13 @@
 namespace ns3
 {
 
+/// What a flow does with the memory of its other end.
+enum UbOperation : uint8_t
+{
+    UB_WRITE = 0, //!< the bytes go from src to dst
+    UB_READ = 1,  //!< src asks, the bytes come from dst to src
+};
+
 /**
  * @ingroup ub-fabric
  * @brief A flow as it crosses between Python and C++: one row of a structured array.
@@ -31,7 +38,8 @@ struct UbFlowRecord
     uint32_t packetsLeft;  //!< in: 0; counts down while packets are under way
     uint8_t network;       //!< in: 0 ub, 1 rdma, 2 vpc
     uint8_t lane;          //!< in: virtual lane
-    uint16_t hops;         //!< out: links crossed, 0 for a copy within the endpoint
+    uint8_t hops;          //!< out: links crossed, 0 for a copy within the endpoint
+    uint8_t operation;     //!< in: 0 the source writes, 1 the source reads; see UbOperation
 };
 
 static_assert(sizeof(UbFlowRecord) == 64, "the layout is shared with NumPy");
