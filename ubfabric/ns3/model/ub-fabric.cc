@@ -47,6 +47,16 @@ class UbFabric::Observer : public UbPlaneObserver
         m_fabric.m_creditStall(link);
     }
 
+    void Retried(int64_t /* nowPs */, uint32_t link, uint32_t flow) override
+    {
+        m_fabric.m_retried(link, flow);
+    }
+
+    void LinkChanged(int64_t /* nowPs */, uint32_t link, uint64_t bytesPerS) override
+    {
+        m_fabric.m_linkChanged(link, bytesPerS);
+    }
+
   private:
     UbFabric& m_fabric; //!< whose trace sources to fire
 };
@@ -103,6 +113,14 @@ UbFabric::GetTypeId()
                             "A link has packets and no credit to send them.",
                             MakeTraceSourceAccessor(&UbFabric::m_creditStall),
                             "ns3::UbFabric::LinkTracedCallback")
+            .AddTraceSource("PacketRetried",
+                            "A bit error spoilt a packet; the link will send it again.",
+                            MakeTraceSourceAccessor(&UbFabric::m_retried),
+                            "ns3::UbFabric::RetryTracedCallback")
+            .AddTraceSource("LinkChanged",
+                            "A link went down, came back, or has another rate.",
+                            MakeTraceSourceAccessor(&UbFabric::m_linkChanged),
+                            "ns3::UbFabric::ChangeTracedCallback")
             .AddTraceSource("FlowFinished",
                             "A flow's last byte is seen by its receiver.",
                             MakeTraceSourceAccessor(&UbFabric::m_flowFinished),
@@ -170,9 +188,12 @@ UbFabric::Build(const UbFabricArrays& arrays)
     ObjectFactory pathFactory;
     pathFactory.SetTypeId(m_pathPolicy);
     const auto path = pathFactory.Create<UbPathPolicy>();
+    UbPlaneSettings settings;
+    settings.nLanes = m_nLanes;
+    settings.seed = m_seed;
     for (uint32_t plane = 0; plane < arrays.nPlanes; ++plane)
     {
-        m_planes.push_back(path->MakePlane(arrays, plane, m_nLanes, m_seed));
+        m_planes.push_back(path->MakePlane(arrays, plane, settings));
     }
     ObjectFactory planeFactory;
     planeFactory.SetTypeId(m_planePolicy);
@@ -237,7 +258,8 @@ void
 UbFabric::UpdateObservers()
 {
     const bool isObserved = !m_packetSent.IsEmpty() || !m_packetDelivered.IsEmpty() ||
-                            !m_creditStall.IsEmpty() || !m_flowFinished.IsEmpty();
+                            !m_creditStall.IsEmpty() || !m_retried.IsEmpty() ||
+                            !m_linkChanged.IsEmpty() || !m_flowFinished.IsEmpty();
     if (isObserved == m_isObserved)
     {
         return;

@@ -150,6 +150,18 @@ class UbFabric : public Object, public UbWindowedProcess
      */
     typedef void (*LinkTracedCallback)(uint32_t link);
     /**
+     * TracedCallback signature of packets that are sent again.
+     * @param [in] link The link.
+     * @param [in] flow The flow within the engine; its top bit marks a device's packet.
+     */
+    typedef void (*RetryTracedCallback)(uint32_t link, uint32_t flow);
+    /**
+     * TracedCallback signature of links that change.
+     * @param [in] link The link.
+     * @param [in] bytesPerS Its rate from now on, 0 when it is down.
+     */
+    typedef void (*ChangeTracedCallback)(uint32_t link, uint64_t bytesPerS);
+    /**
      * TracedCallback signature of flows.
      * @param [in] src Source endpoint.
      * @param [in] dst Destination endpoint.
@@ -219,6 +231,8 @@ class UbFabric : public Object, public UbWindowedProcess
 
     TracedCallback<uint32_t, uint32_t, uint32_t> m_packetSent;         //!< trace source
     TracedCallback<uint32_t, uint32_t, uint32_t> m_packetDelivered;    //!< trace source
+    TracedCallback<uint32_t, uint32_t> m_retried;     //!< a packet is sent again
+    TracedCallback<uint32_t, uint64_t> m_linkChanged; //!< a link changed
     TracedCallback<uint32_t> m_creditStall;                            //!< trace source
     TracedCallback<uint32_t, uint32_t, uint64_t, Time> m_flowFinished; //!< trace source
 };
