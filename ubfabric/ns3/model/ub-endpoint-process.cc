@@ -238,6 +238,7 @@ UbEndpointProcess::SendPacket(UbInjection& injection, uint32_t network, int64_t 
         injection.readyPs + UbSerialisePs(injection.wireBytes, endpoint.egressBytesPerS);
     const uint64_t pair = (uint64_t{injection.srcEndpoint} << 32) | injection.dstEndpoint;
     injection.flowHash = UbMix(m_settings.seed ^ UbMix(pair));
+    injection.loadBalance = static_cast<uint8_t>(endpoint.packets);
     injection.packetHash = UbMix(injection.flowHash ^ UbMix(endpoint.packets++));
     if (const Direct* direct = FindDirect(injection.srcEndpoint, injection.dstEndpoint, network))
     {
@@ -250,6 +251,17 @@ UbEndpointProcess::SendPacket(UbInjection& injection, uint32_t network, int64_t 
         network < m_networkPlanes.size()
             ? m_networkPlanes[network] & endpoint.planes & m_endpoints[injection.dstEndpoint].planes
             : 0;
+    if (m_checksRoutes)
+    {
+        for (uint64_t left = planes; left != 0; left &= left - 1)
+        {
+            const auto plane = static_cast<uint32_t>(__builtin_ctzll(left));
+            if (!m_planes[plane]->HasRoute(injection.srcEndpoint, injection.dstEndpoint))
+            {
+                planes &= ~(uint64_t{1} << plane);
+            }
+        }
+    }
     if (planes == 0)
     {
         NS_FATAL_ERROR("no plane of network " << network << " leads from node "
@@ -259,11 +271,21 @@ UbEndpointProcess::SendPacket(UbInjection& injection, uint32_t network, int64_t 
     const auto nPlanes = static_cast<uint32_t>(__builtin_popcountll(planes));
     if (nPlanes > 1)
     {
-        const uint32_t choice = injection.ordered ? UbReduce(UbMix(~injection.flowHash), nPlanes)
-                                                  : m_policy->Choose(injection.srcEndpoint,
-                                                                     nPlanes,
-                                                                     injection.flowHash,
-                                                                     injection.packetHash);
+        const bool looksAtPorts = m_policy->LooksAtPorts() && !injection.ordered;
+        std::array<int64_t, MAX_PLANES> backlogPs;
+        uint32_t at = 0;
+        for (uint64_t left = looksAtPorts ? planes : 0; left != 0; left &= left - 1)
+        {
+            const auto plane = static_cast<uint32_t>(__builtin_ctzll(left));
+            backlogPs[at++] = m_planes[plane]->BacklogPs(injection.srcEndpoint, nowPs);
+        }
+        const uint32_t choice = injection.ordered
+                                    ? UbReduce(UbMix(~injection.flowHash), nPlanes)
+                                    : m_policy->Choose(injection.srcEndpoint,
+                                                       nPlanes,
+                                                       injection.flowHash,
+                                                       injection.packetHash,
+                                                       looksAtPorts ? backlogPs.data() : nullptr);
         for (uint32_t i = 0; i < choice; ++i)
         {
             planes &= planes - 1;

@@ -228,6 +228,12 @@ class UbEndpointProcess
      */
     bool Reaches(uint32_t src, uint32_t dst, uint32_t network) const;
 
+    /// Routes change in the course of the run: look for one before each packet.
+    void CheckRoutes()
+    {
+        m_checksRoutes = true;
+    }
+
     /**
      * @return Smallest time between an arrival on a plane and what an endpoint does about it.
      */
@@ -395,6 +401,7 @@ class UbEndpointProcess
     std::vector<uint32_t> m_directStart;             //!< start of a node's direct links
     std::vector<Direct> m_direct;                    //!< direct links
     std::array<Chunk, MAX_CHUNKS> m_chunks;          //!< chunks by slot
+    bool m_checksRoutes{false};                      //!< routes change in the course of the run
     int64_t m_lookaheadPs{UB_NEVER};                 //!< smallest receive latency
     int64_t m_lastPs{0};                             //!< time of the last event
     uint64_t m_packetsSent{0};                       //!< packets sent

@@ -1190,12 +1190,18 @@ UbPlane::ScheduleLoss(int64_t timePs, uint32_t node, bool isDead)
 }
 
 void
-UbPlane::ScheduleRoutes(int64_t timePs, const UbFabricArrays& arrays)
+UbPlane::PrepareRoutes(const UbFabricArrays& arrays)
 {
-    Change change;
-    change.timePs = timePs;
-    change.routes = std::make_unique<Routes>(MakeRoutes(arrays));
-    Schedule(std::move(change));
+    m_comingRoutes.push_back(MakeRoutes(arrays));
+}
+
+void
+UbPlane::UseRoutes(int64_t nowPs)
+{
+    Take(std::move(m_comingRoutes.front()));
+    m_comingRoutes.pop_front();
+    ResetPolicy(static_cast<uint32_t>(m_routes.groupStart.size() - 1));
+    Reroute(nowPs);
 }
 
 void
@@ -1248,13 +1254,6 @@ UbPlane::Apply(uint32_t index, int64_t nowPs)
                 }
             }
         }
-    }
-    if (change.routes)
-    {
-        Take(std::move(*change.routes));
-        change.routes.reset();
-        ResetPolicy(static_cast<uint32_t>(m_routes.groupStart.size() - 1));
-        Reroute(nowPs);
     }
 }
 

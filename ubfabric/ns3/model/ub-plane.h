@@ -7,6 +7,7 @@
 #include "ub-event-queue.h"
 #include "ub-fabric-arrays.h"
 
+#include <deque>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -144,6 +145,7 @@ struct UbInjection
     uint64_t packetHash;   //!< differs from packet to packet
     int64_t readyPs;       //!< not sent before
     uint8_t lane;          //!< virtual lane
+    uint8_t loadBalance;   //!< UB's load-balance factor, counted up by the source
     bool ordered;          //!< keep to the path of the flow hash whatever the path policy
     uint8_t congestion;    //!< see UbCongestionBits
     uint8_t hint;          //!< window growth asked for, in units of the congestion control
@@ -344,11 +346,17 @@ class UbPlane
     }
 
     /**
-     * Let routes change at a time to come; before the first packet only, in order of time.
-     * @param [in] timePs The time.
-     * @param [in] arrays The fabric as it is then, with the same nodes, links and planes.
+     * Make routes that the plane may take on later.
+     * @param [in] arrays The fabric as it will be, with the same nodes, links and planes.
      */
-    void ScheduleRoutes(int64_t timePs, const UbFabricArrays& arrays);
+    void PrepareRoutes(const UbFabricArrays& arrays);
+
+    /**
+     * Take on the routes that were prepared first, and find packets that wait for dead links a
+     * new way. The plane must stand exactly at the time.
+     * @param [in] nowPs The time.
+     */
+    void UseRoutes(int64_t nowPs);
 
     /**
      * @param [in] src An endpoint.
@@ -449,7 +457,7 @@ class UbPlane
     /// Kinds of events; at one instant arrivals come before departures.
     enum EventKind : uint32_t
     {
-        CHANGE = 0,   //!< links, switches or routes change
+        CHANGE = 0,   //!< links or switches change
         HEAD = 1,     //!< a packet may leave the switch that its link enters
         PORT = 2,     //!< look at a link's waiting packets
         ALLOCATE = 3, //!< match inputs and outputs of a switch
@@ -642,7 +650,6 @@ class UbPlane
         uint32_t link{UB_NONE};                   //!< a link takes on its next state
         uint32_t chip{UB_NONE};                   //!< a switch dies or comes back
         bool isDead{false};                       //!< it dies, and loses what it holds
-        std::unique_ptr<Routes> routes;           //!< new routes
     };
 
     /**
@@ -1096,6 +1103,7 @@ class UbPlane
     std::vector<double> m_sinkShare;        //!< by link: rate of writes over the rate of the link
     std::unordered_map<uint32_t, Watch> m_watches; //!< watched links
     std::vector<Change> m_changes;          //!< what changes in the course of the run
+    std::deque<Routes> m_comingRoutes;      //!< routes to take on
     std::vector<std::pair<uint32_t, int64_t>> m_broken; //!< links that gave up, and when
     std::vector<std::pair<uint32_t, Candidate>> m_matching; //!< outputs being matched
     std::vector<size_t> m_accepted;         //!< of which these have their match
