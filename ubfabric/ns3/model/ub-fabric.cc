@@ -563,7 +563,7 @@ UbFabric::CatchUp(int64_t nextPs)
     }
 }
 
-void
+bool
 UbFabric::Watch(int64_t nowPs)
 {
     const uint64_t hops = GetPacketHops();
@@ -576,14 +576,16 @@ UbFabric::Watch(int64_t nowPs)
     {
         m_watchedHops = hops;
         m_movedPs = nowPs;
-        return;
+        return false;
     }
-    if (nowPs - m_movedPs > m_watchdog.GetTimeStep())
+    if (nowPs - m_movedPs <= m_watchdog.GetTimeStep())
     {
-        m_isStalled = true;
-        m_hasPaused = true;
-        Simulator::Stop();
+        return false;
     }
+    m_isStalled = true;
+    m_hasPaused = true;
+    Simulator::Stop();
+    return true;
 }
 
 int64_t
@@ -615,6 +617,10 @@ UbFabric::RunWindow(int64_t limitPs)
 {
     UpdateObservers();
     const int64_t firstPs = NextTime();
+    if (m_watchdog.IsStrictlyPositive() && Watch(firstPs))
+    {
+        return firstPs;
+    }
     CatchUp(firstPs);
     const int64_t widthPs = m_isObserved || m_sendsByBacklog ? 1 : m_endpoints->LookaheadPs();
     int64_t endPs = firstPs > UB_NEVER - widthPs ? limitPs : std::min(limitPs, firstPs + widthPs);
@@ -641,10 +647,6 @@ UbFabric::RunWindow(int64_t limitPs)
     {
         m_hasPaused = true;
         Simulator::Stop();
-    }
-    if (m_watchdog.IsStrictlyPositive())
-    {
-        Watch(firstPs);
     }
     if (m_tasks->NeedsChunk() || (m_stopAtHops != 0 && GetPacketHops() >= m_stopAtHops))
     {
@@ -825,6 +827,17 @@ UbFabric::GetPacketHops() const
         hops += plane->PacketHops();
     }
     return hops;
+}
+
+uint64_t
+UbFabric::GetPacketsLost() const
+{
+    uint64_t lost = 0;
+    for (const auto& plane : m_planes)
+    {
+        lost += plane->PacketsLost();
+    }
+    return lost;
 }
 
 uint64_t

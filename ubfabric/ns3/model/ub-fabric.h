@@ -179,6 +179,8 @@ class UbFabric : public Object, public UbWindowedProcess
     uint32_t GetNLinks() const;
     /// @return Packets times links crossed so far.
     uint64_t GetPacketHops() const;
+    /// @return Packets lost so far with dead switches or for want of a route.
+    uint64_t GetPacketsLost() const;
     /// @return Packets sent so far.
     uint64_t GetPacketsSent() const;
     /// @return Payload bytes of flows handed to the fabric so far.
@@ -284,10 +286,11 @@ class UbFabric : public Object, public UbWindowedProcess
     void CatchUp(int64_t nextPs);
 
     /**
-     * See whether packets move.
+     * See whether packets move; stop the run if they do not.
      * @param [in] nowPs The time.
+     * @return Whether the run was stopped.
      */
-    void Watch(int64_t nowPs);
+    bool Watch(int64_t nowPs);
 
     uint32_t m_payloadBytes{0};        //!< attribute
     uint32_t m_headerBytes{0};         //!< attribute

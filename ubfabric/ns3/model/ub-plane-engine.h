@@ -158,7 +158,7 @@ class UbPlaneEngine : public UbPlane
         // whoever waits for credit is woken by the credit, whoever waits in line by the line
         if (first || !lane.needsCredit)
         {
-            Wake(out, std::max(packet.readyPs, link.busyUntilPs));
+            Wake(out, std::max({nowPs, packet.readyPs, link.busyUntilPs}));
         }
     }
 
