@@ -62,7 +62,7 @@ class FabricBuilder:
             name="by-hand",
             schema=1,
             packet_payload_bytes=payload,
-            packet_header_bytes=header,
+            transports={name: {"header_bytes": header} for name in ("ub", "rdma", "vpc")},
             max_payload_bytes=max(payload, 10_000),
         )
 

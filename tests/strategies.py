@@ -43,7 +43,7 @@ def topologies(
         name="random",
         schema=1,
         packet_payload_bytes=payload,
-        packet_header_bytes=header,
+        transports={name: {"header_bytes": header} for name in ("ub", "rdma")},
         max_payload_bytes=payload + draw(st.integers(0, 4_096)),
     )
     endpoints = [f"die-{n}" for n in range(draw(st.integers(2, max_endpoints)))]

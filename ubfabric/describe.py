@@ -76,6 +76,9 @@ def describe_topology(graph: nx.Graph) -> dict[str, Any]:
     Two paths that differ only in which of several parallel links they take count as two.
     """
     arrays, planes = compile_planes(graph)
+    # Rates below are those of the cables, before forward error correction takes its share.
+    cables = [int(rate) for _, _, rate in graph.edges(data="bandwidth_bytes_per_s")]
+    arrays["link_rate_bytes_per_s"] = np.repeat(np.array(cables, np.uint64), 2)
     data = [attributes for _, attributes in graph.nodes(data=True)]
     kinds = np.array([item["kind"] for item in data])
     servers = np.array([item["server"] for item in data], np.int64)

@@ -14,8 +14,9 @@ import networkx as nx
 import numpy as np
 
 from ubfabric.errors import TopologyError
+from ubfabric.fabric_settings import link_layer
 from ubfabric.specs import NETWORKS
-from ubfabric.topology import check_topology
+from ubfabric.topology import check_topology, endpoint_defaults
 
 #: Distance of a switch that does not reach a class.
 UNREACHED = np.iinfo(np.uint16).max
@@ -45,9 +46,19 @@ class FabricArrays:
     node_egress_bytes_per_s : uint64[n_nodes]
     node_receive_latency_ps : int64[n_nodes]
     node_copy_bytes_per_s : uint64[n_nodes]
+    node_memory_write_ppm : uint32[n_nodes]
+        Share of a link's rate at which a port takes writes into memory, parts per million.
+    node_memory_read_latency_ps : int64[n_nodes]
+    node_acknowledge_latency_ps : int64[n_nodes]
     link_src, link_dst, link_plane : uint32[n_links]
     link_rate_bytes_per_s : uint64[n_links]
+        What forward error correction leaves of a UB link to or from a switch, rounded down;
+        the bandwidth itself on all other links.
     link_delay_ps : int64[n_links]
+    link_bit_error_rate : float64[n_links]
+    link_lanes : uint32[n_links]
+    link_reverse : uint32[n_links]
+        The other direction of the same cable.
     plane_names : list of str
     plane_network : uint32[n_planes]
         0 for ub, 1 for rdma, 2 for vpc.
@@ -85,11 +96,17 @@ class FabricArrays:
     node_egress_bytes_per_s: np.ndarray
     node_receive_latency_ps: np.ndarray
     node_copy_bytes_per_s: np.ndarray
+    node_memory_write_ppm: np.ndarray
+    node_memory_read_latency_ps: np.ndarray
+    node_acknowledge_latency_ps: np.ndarray
     link_src: np.ndarray
     link_dst: np.ndarray
     link_plane: np.ndarray
     link_rate_bytes_per_s: np.ndarray
     link_delay_ps: np.ndarray
+    link_bit_error_rate: np.ndarray
+    link_lanes: np.ndarray
+    link_reverse: np.ndarray
     plane_names: list[str]
     plane_network: np.ndarray
     plane_n_classes: np.ndarray
@@ -206,6 +223,12 @@ def _node_arrays(graph: nx.Graph) -> dict:
         values = (item[name] if role is None or item["role"] == role else 0 for item in data)
         return np.fromiter(values, dtype=dtype, count=len(data))
 
+    nothing: dict[str, int] = {}
+    optional = [endpoint_defaults(item) if item["role"] == "endpoint" else nothing for item in data]
+
+    def optional_column(name: str, dtype: type) -> np.ndarray:
+        return np.fromiter((item.get(name, 0) for item in optional), dtype, count=len(data))
+
     return {
         "node_names": list(graph),
         "node_is_endpoint": np.fromiter(
@@ -219,6 +242,9 @@ def _node_arrays(graph: nx.Graph) -> dict:
         "node_egress_bytes_per_s": column("egress_bytes_per_s", np.uint64, "endpoint"),
         "node_receive_latency_ps": column("receive_latency_ps", np.int64, "endpoint"),
         "node_copy_bytes_per_s": column("copy_bytes_per_s", np.uint64, "endpoint"),
+        "node_memory_write_ppm": optional_column("memory_write_share_ppm", np.uint32),
+        "node_memory_read_latency_ps": optional_column("memory_read_latency_ps", np.int64),
+        "node_acknowledge_latency_ps": optional_column("acknowledge_latency_ps", np.int64),
     }
 
 
@@ -231,6 +257,11 @@ def _link_arrays(graph: nx.Graph) -> dict:
     plane = np.empty(n_edges, np.uint32)
     rate = np.empty(n_edges, np.uint64)
     delay = np.empty(n_edges, np.int64)
+    error_rate = np.empty(n_edges, np.float64)
+    lanes = np.empty(n_edges, np.uint32)
+    is_endpoint = {node: role == "endpoint" for node, role in graph.nodes(data="role")}
+    layer = link_layer(graph)
+    data_symbols, total_symbols = layer["fec_data_symbols"], layer["fec_total_symbols"]
     for edge, (u, v, data) in enumerate(graph.edges(data=True)):
         name = data["plane"]
         if name not in plane_of:
@@ -238,14 +269,22 @@ def _link_arrays(graph: nx.Graph) -> dict:
             network_of.append(NETWORKS.index(data["network"]))
         ends[edge] = position[u], position[v]
         plane[edge] = plane_of[name]
-        rate[edge] = data["bandwidth_bytes_per_s"]
+        bytes_per_s = int(data["bandwidth_bytes_per_s"])
+        if data["network"] == "ub" and not (is_endpoint[u] and is_endpoint[v]):
+            bytes_per_s = max(1, bytes_per_s * data_symbols // total_symbols)
+        rate[edge] = bytes_per_s
         delay[edge] = data["delay_ps"]
+        error_rate[edge] = data.get("bit_error_rate", 0.0)
+        lanes[edge] = data["lanes"]
     return {
         "link_src": ends.reshape(-1).copy(),
         "link_dst": ends[:, ::-1].reshape(-1).copy(),
         "link_plane": np.repeat(plane, 2),
         "link_rate_bytes_per_s": np.repeat(rate, 2),
         "link_delay_ps": np.repeat(delay, 2),
+        "link_bit_error_rate": np.repeat(error_rate, 2),
+        "link_lanes": np.repeat(lanes, 2),
+        "link_reverse": (np.arange(2 * n_edges) ^ 1).astype(np.uint32),
         "plane_names": list(plane_of),
         "plane_network": np.array(network_of, np.uint32),
     }

@@ -24,7 +24,7 @@ def hand_made(*edges: tuple[str, str] | tuple[str, str, str]) -> nx.MultiGraph:
         name="hand-made",
         schema=1,
         packet_payload_bytes=512,
-        packet_header_bytes=28,
+        transports={"ub": {"header_bytes": 28}},
         max_payload_bytes=4096,
     )
     common = {"server": -1, "rack": -1, "npu": -1, "n_ports": 8, "buffer_bytes": 4096}
@@ -123,6 +123,9 @@ def test_node_arrays_carry_the_attributes(machine):
     assert machine.node_egress_bytes_per_s[[die, chip]].tolist() == [196 * 10**9, 0]
     assert machine.node_receive_latency_ps[[die, chip]].tolist() == [500_000, 0]
     assert machine.node_copy_bytes_per_s[[die, chip]].tolist() == [800 * 10**9, 0]
+    assert machine.node_memory_write_ppm[[die, chip]].tolist() == [10**6, 0]
+    assert machine.node_memory_read_latency_ps[[die, chip]].tolist() == [300_000, 0]
+    assert machine.node_acknowledge_latency_ps[[die, chip]].tolist() == [100_000, 0]
 
 
 def test_arrays_have_the_agreed_types_and_are_contiguous(machine):
@@ -136,11 +139,17 @@ def test_arrays_have_the_agreed_types_and_are_contiguous(machine):
         "node_egress_bytes_per_s": np.uint64,
         "node_receive_latency_ps": np.int64,
         "node_copy_bytes_per_s": np.uint64,
+        "node_memory_write_ppm": np.uint32,
+        "node_memory_read_latency_ps": np.int64,
+        "node_acknowledge_latency_ps": np.int64,
         "link_src": np.uint32,
         "link_dst": np.uint32,
         "link_plane": np.uint32,
         "link_rate_bytes_per_s": np.uint64,
         "link_delay_ps": np.int64,
+        "link_bit_error_rate": np.float64,
+        "link_lanes": np.uint32,
+        "link_reverse": np.uint32,
         "plane_network": np.uint32,
         "plane_n_classes": np.uint32,
         "endpoint_class": np.int32,
