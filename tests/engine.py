@@ -78,7 +78,8 @@ def drive(
             record[name] = endpoints[value] if name in ("src", "dst") else value
     records["send_task"] = records["wait_task"] = _bridge.NONE
     payload = graph.graph["packet_payload_bytes"] if payload_bytes is None else payload_bytes
-    basic = {"PayloadBytes": payload, "HeaderBytes": header_bytes}
+    transport = f"ns3::UbPosted[HeaderBytes={header_bytes}]"
+    basic = {"PayloadBytes": payload, "UbTransport": transport}
     with _bridge.Engine(arrays, basic | dict(attributes or {})) as engine:
         if prepare is not None:
             prepare(engine, arrays)

@@ -9,9 +9,13 @@
 #include "ub-plane-policy.h"
 #include "ub-plane.h"
 #include "ub-records.h"
+#include "ub-transport.h"
+#include "ub-wire-format.h"
 
 #include <array>
 #include <memory>
+#include <set>
+#include <tuple>
 #include <vector>
 
 namespace ns3
@@ -22,9 +26,22 @@ class UbTaskGraph;
 /// What the endpoints need to know of the fabric's attributes.
 struct UbEndpointSettings
 {
-    uint32_t payloadBytes; //!< most bytes of a message in one packet
-    uint32_t headerBytes;  //!< bytes added to each packet on the wire
-    uint64_t seed;         //!< seed of the hashes
+    uint64_t seed{1};           //!< seed of the hashes
+    bool overlapsIssue{false};  //!< an engine prepares a message while it streams another
+    UbWireFormat format;        //!< flits of network 0
+    std::array<Ptr<UbTransport>, UB_NETWORKS> transports; //!< by network, not yet attached
+    std::array<Ptr<UbCongestionControl>, UB_NETWORKS> congestion; //!< by network, or nullptr
+    uint32_t payloadBytes{4096}; //!< most bytes of a message in one packet
+};
+
+/// A packet that could not be brought to its destination.
+struct UbEndpointError
+{
+    uint32_t src{UB_NONE};  //!< its source, UB_NONE while there is no error
+    uint32_t dst{UB_NONE};  //!< its destination
+    uint32_t network{0};    //!< its network
+    int64_t timePs{0};      //!< when no way was found first, or when the source gave up
+    bool hasWay{false};     //!< there was a way, and no answer
 };
 
 /**
@@ -38,12 +55,16 @@ struct UbEndpointSettings
  * An endpoint issues messages as vector cores write remote memory: each engine takes the next
  * message, spends the issue cost on it, and streams it out packet by packet at the engine's
  * rate; all engines of an endpoint share its egress rate. The next message is taken round robin
- * over the flows of a job, and round robin over the jobs.
+ * over the flows of a job, and round robin over the jobs. Flows marked UB_BY_SDMA are issued in
+ * the same way by other engines, with a start-up cost and a rate of their own.
+ *
+ * How packets are made of messages, and what is answered, is the transport's (UbTransport), one
+ * for each network. For one that answers nothing (UbPosted) packets are sent and counted here.
  */
-class UbEndpointProcess
+class UbEndpointProcess : public UbTransportHost
 {
   public:
-    /// Largest number of engines of an endpoint.
+    /// Largest number of engines of an endpoint, SDMA engines included.
     static constexpr uint32_t MAX_ENGINES = 64;
     /// Largest number of planes of a fabric.
     static constexpr uint32_t MAX_PLANES = 64;
@@ -65,6 +86,9 @@ class UbEndpointProcess
         uint32_t openNext{0};               //!< next open-loop flow to start
         uint32_t flowsLeft{0};              //!< flows not yet seen by their receiver
         uint32_t tasksLeft{0};              //!< tasks not yet finished
+        uint32_t held{0};                   //!< packets under way that refer to its flows
+        UbFlowAccount* accounts{nullptr};   //!< the caller's accounts of the flows, or nullptr
+        std::vector<uint32_t> jobOf;        //!< job of each flow, if a transport needs to know
         uint64_t firstTask{0};              //!< number of its first task in the trace
         uint64_t id{0};                     //!< number of the chunk
         bool isLive{false};                 //!< at work
@@ -97,6 +121,9 @@ class UbEndpointProcess
         FLOW_SEEN = 2,  //!< a flow's last byte is seen by its receiver
         JOB_ISSUED = 3, //!< the last message of a task is issued
         EMIT = 4,       //!< an engine puts a packet into a port
+        REACT = 5,      //!< an endpoint does something about an arrival
+        PUMP = 6,       //!< a transport may send a packet of an endpoint
+        RETRY = 7,      //!< a packet for which there was no way tries again
     };
 
     /**
@@ -123,14 +150,38 @@ class UbEndpointProcess
      */
     int64_t NextTime()
     {
-        return m_queue.NextTime();
+        const int64_t next = m_queue.NextTime();
+        return m_timers.empty() ? next : std::min(next, std::get<0>(*m_timers.begin()));
     }
 
     /**
      * Take over what arrived in a plane.
      * @param [in] delivery One packet of a flow.
      */
-    void Account(const UbDelivery& delivery);
+    void Account(const UbDelivery& delivery)
+    {
+        UbFlowRecord& flow = Flow(delivery.flow);
+        if (IsPosted(flow.network) && !delivery.isLost)
+        {
+            Arrive(flow, delivery);
+            return;
+        }
+        m_transports[flow.network]->Account(delivery);
+    }
+
+    /**
+     * Add to the account of a flow what a plane tells of one of its packets.
+     * @param [in] reference The flow.
+     * @param [in] waitedPs Waiting for a port: at the source, then switch by switch.
+     * @param [in] serialisePs On the wire.
+     * @param [in] propagatePs In cables.
+     * @param [in] switchPs Forwarding latency of switches.
+     */
+    void AddAccount(uint32_t reference,
+                    const int64_t (&waitedPs)[4],
+                    int64_t serialisePs,
+                    int64_t propagatePs,
+                    int64_t switchPs);
 
     /**
      * Begin to issue flows.
@@ -161,6 +212,45 @@ class UbEndpointProcess
                           uint32_t network,
                           uint8_t lane,
                           int64_t nowPs);
+
+    // inherited from UbTransportHost
+    UbFlowRecord& FlowRecord(uint32_t flow) override;
+    int64_t Send(UbInjection& injection, uint32_t network, int64_t nowPs) override;
+    uint32_t WireBytes(uint32_t network,
+                       uint32_t headerBytes,
+                       uint32_t payloadBytes) const override;
+    int64_t EgressFreePs(uint32_t endpoint) const override;
+    uint64_t PortBytesPerS(uint32_t endpoint, uint32_t network) const override;
+    int64_t ReceivePs(uint32_t endpoint) const override;
+    int64_t AcknowledgePs(uint32_t endpoint) const override;
+    int64_t MemoryReadPs(uint32_t endpoint) const override;
+    void Schedule(int64_t timePs, uint32_t endpoint, const UbReaction& reaction) override;
+    void SchedulePump(int64_t timePs, uint32_t endpoint, uint32_t network) override;
+    void SetTimer(int64_t timePs, uint32_t network, uint64_t name, uint32_t index) override;
+    void CancelTimer(int64_t timePs, uint32_t network, uint64_t name) override;
+    void Deliver(const UbDelivery& delivery) override;
+    void CountSent(uint32_t bytes) override;
+    void Complete(uint32_t flow, int64_t nowPs) override;
+    void Resume(uint32_t endpoint, uint32_t engine, int64_t nowPs) override;
+    void Hold(uint32_t flow) override;
+    void Release(uint32_t flow) override;
+    void Fail(uint32_t flow, int64_t nowPs) override;
+
+    /**
+     * @return The first packet that could not be brought to its destination; see HasFailed.
+     */
+    const UbEndpointError& Error() const
+    {
+        return m_error;
+    }
+
+    /**
+     * @return Whether a source gave up a packet, so that the run cannot end well.
+     */
+    bool HasFailed() const
+    {
+        return m_hasFailed;
+    }
 
     /**
      * @param [in] reference A flow.
@@ -294,6 +384,7 @@ class UbEndpointProcess
   private:
     static constexpr uint32_t KIND_SHIFT = 29; //!< kind above, place below
     static constexpr uint32_t FLOW_BITS = 26;  //!< number within the chunk
+    static constexpr uint32_t N_GROUPS = 2;    //!< vector cores, SDMA engines
 
     /// Messages of one flow that are still to be issued.
     struct Item
@@ -302,42 +393,83 @@ class UbEndpointProcess
         uint32_t left; //!< messages
     };
 
-    /// Flows that are issued together.
+    /// Flows that are issued together by engines of one group.
     struct Job
     {
-        uint32_t task{UB_NONE};  //!< who wants to know
-        uint32_t read{0};        //!< next item of this pass
-        uint32_t write{0};       //!< items kept for the next pass
-        uint64_t unissued{0};    //!< messages not yet taken by an engine
-        uint64_t unfinished{0};  //!< messages not yet out
-        int64_t issuedPs{0};     //!< last message out
-        std::vector<Item> items; //!< flows with messages left
+        uint32_t task{UB_NONE};    //!< who wants to know
+        uint32_t partner{UB_NONE}; //!< job of the same task at the other engines, UB_NONE if none
+        uint32_t endpoint{0};      //!< the endpoint
+        uint32_t read{0};          //!< next item of this pass
+        uint32_t write{0};         //!< items kept for the next pass
+        uint64_t unissued{0};      //!< messages not yet taken by an engine
+        uint64_t unfinished{0};    //!< messages not yet out, pieces not yet complete
+        int64_t startPs{0};        //!< handed over
+        int64_t issuedPs{0};       //!< last message out
+        std::vector<Item> items;   //!< flows with messages left
     };
 
     /// An engine of an endpoint.
     struct Engine
     {
-        uint32_t flow{UB_NONE}; //!< flow of the message at work, UB_NONE when idle
-        uint32_t leftBytes{0};  //!< bytes of the message still to go
-        uint32_t job{UB_NONE};  //!< job of the message
+        uint32_t flow{UB_NONE};     //!< flow of the message at work, UB_NONE when idle
+        uint32_t leftBytes{0};      //!< bytes of the message still to go
+        uint32_t job{UB_NONE};      //!< job of the message
+        uint32_t nextFlow{UB_NONE}; //!< flow of the message being prepared, UB_NONE if none
+        uint32_t nextJob{UB_NONE};  //!< its job
+        bool isFirst{false};        //!< no piece of the message is out
+        int64_t freePs{0};          //!< when the last message was out
+        int64_t streamPs{0};        //!< begins to stream the message at work
+        int64_t nextReadyPs{0};     //!< the message being prepared is
+    };
+
+    /// Engines of one kind of an endpoint.
+    struct Group
+    {
+        int64_t issueCostPs{0};      //!< cost of each message
+        uint64_t engineBytesPerS{0}; //!< rate of an engine
+        uint32_t fullBytes{0};       //!< a full packet
+        int64_t fullPs{0};           //!< time to stream it
+        uint64_t idle{0};            //!< engines without a message, a bit each
+        uint64_t hungry{0};          //!< engines that could prepare another message, a bit each
+        uint32_t nextJob{0};         //!< whose turn it is
+        std::vector<uint32_t> jobs;  //!< jobs with messages to issue
     };
 
     /// An endpoint.
     struct Endpoint
     {
-        int64_t issueCostPs{0};      //!< cost of each message
-        int64_t receiveLatencyPs{0}; //!< last byte in to seen
-        uint64_t engineBytesPerS{0}; //!< rate of an engine
-        uint64_t egressBytesPerS{0}; //!< rate into all ports
-        uint64_t copyBytesPerS{0};   //!< rate to itself
-        int64_t egressFreePs{0};     //!< when the egress can take the next packet
-        uint64_t planes{0};          //!< planes that reach it, a bit each
-        uint64_t packets{0};         //!< packets sent, for the packet hash
-        uint64_t idle{0};            //!< idle engines, a bit each
-        uint32_t firstEngine{0};     //!< its engines
-        uint32_t nextJob{0};         //!< whose turn it is
-        std::vector<uint32_t> jobs;  //!< jobs with messages to issue
+        int64_t receiveLatencyPs{0};     //!< last byte in to seen
+        int64_t memoryReadLatencyPs{0};  //!< read request in to data out
+        int64_t acknowledgeLatencyPs{0}; //!< packet in to response out
+        uint64_t egressBytesPerS{0};     //!< rate into all ports
+        uint64_t copyBytesPerS{0};       //!< rate to itself
+        int64_t egressFreePs{0};         //!< when the egress can take the next packet
+        uint64_t planes{0};              //!< planes that reach it, a bit each
+        uint64_t packets{0};             //!< packets sent, for the packet hash
+        uint32_t firstEngine{0};         //!< its engines
+        uint32_t nCores{0};              //!< engines that are vector cores
+        uint32_t nSdma{0};               //!< SDMA engines, numbered after the vector cores
+        std::array<Group, N_GROUPS> groups; //!< vector cores, SDMA engines
+        std::array<uint64_t, UB_NETWORKS> portBytesPerS{}; //!< rate of its ports by network
     };
+
+    /// A packet for which there was no way.
+    struct Parked
+    {
+        UbInjection injection; //!< the packet
+        uint32_t network;      //!< its network
+        uint32_t attempts;     //!< how often it tried
+        int64_t sincePs;       //!< when it tried first
+
+        /**
+         * @param [in] other Another packet that tries again at the same time.
+         * @return Whether this one comes first.
+         */
+        bool operator<(const Parked& other) const;
+    };
+
+    /// A timer: time, network, name, and what the transport finds it by.
+    using Timer = std::tuple<int64_t, uint32_t, uint64_t, uint32_t>;
 
     /// A direct link to another endpoint.
     struct Direct
@@ -348,20 +480,107 @@ class UbEndpointProcess
     };
 
     /**
-     * Give work to idle engines.
-     * @param [in] endpoint The endpoint.
-     * @param [in] nowPs The time.
+     * @param [in] network A network.
+     * @return Whether its packets are sent and counted here.
      */
-    void Feed(uint32_t endpoint, int64_t nowPs);
+    bool IsPosted(uint32_t network) const
+    {
+        return (m_posted >> network) & 1;
+    }
 
     /**
-     * Give the next message to an engine.
+     * Give work to engines that have none.
+     * @param [in] endpoint The endpoint.
+     * @param [in] group The group of engines.
+     * @param [in] nowPs The time.
+     */
+    void Feed(uint32_t endpoint, uint32_t group, int64_t nowPs);
+
+    /**
+     * Take the next message of a group's jobs.
+     * @param [in,out] group The group.
+     * @param [out] flow Its flow.
+     * @param [out] job Its job.
+     * @return Whether there was one.
+     */
+    bool NextMessage(Group& group, uint32_t& flow, uint32_t& job);
+
+    /**
+     * Give the next message to an engine that has none.
      * @param [in] endpoint The endpoint.
      * @param [in] engine Number of the engine within the endpoint.
      * @param [in] nowPs When the engine can begin.
      * @return Whether there was a message.
      */
     bool TakeMessage(uint32_t endpoint, uint32_t engine, int64_t nowPs);
+
+    /**
+     * Let an engine work on a message.
+     * @param [in] endpoint The endpoint.
+     * @param [in] engine Number of the engine within the endpoint.
+     * @param [in] flow The message's flow.
+     * @param [in] job The message's job.
+     * @param [in] streamPs When the engine begins to stream it.
+     */
+    void Start(uint32_t endpoint, uint32_t engine, uint32_t flow, uint32_t job, int64_t streamPs);
+
+    /**
+     * Let an engine that begins to stream prepare another message.
+     * @param [in] endpoint The endpoint.
+     * @param [in] engine Number of the engine within the endpoint.
+     */
+    void Prepare(uint32_t endpoint, uint32_t engine);
+
+    /**
+     * @param [in] group A group of engines.
+     * @param [in] bytes Bytes.
+     * @return Time that one of them needs to stream them.
+     */
+    static int64_t StreamPs(const Group& group, uint32_t bytes)
+    {
+        return bytes == group.fullBytes ? group.fullPs
+                                        : UbSerialisePs(bytes, group.engineBytesPerS);
+    }
+
+    /**
+     * A message of a job is out, or a piece of it complete.
+     * @param [in] job The job.
+     * @param [in] nowPs When.
+     */
+    void JobStep(uint32_t job, int64_t nowPs);
+
+    /**
+     * Count what arrived for a flow.
+     * @param [in,out] flow The flow.
+     * @param [in] delivery The packet.
+     */
+    void Arrive(UbFlowRecord& flow, const UbDelivery& delivery);
+
+    /// Do what is left to do about arrivals at one instant. @param [in] first The first event.
+    void RunReactions(const UbEventQueue::Event& first);
+
+    /// Let packets without a way try again at one instant. @param [in] first The first event.
+    void RunRetries(const UbEventQueue::Event& first);
+
+    /**
+     * @param [in] src An endpoint.
+     * @param [in] dst Another.
+     * @param [in] network A network.
+     * @return Planes that have a way through switches, a bit each.
+     */
+    uint64_t PlanesTo(uint32_t src, uint32_t dst, uint32_t network) const
+    {
+        uint64_t planes =
+            network < m_networkPlanes.size()
+                ? m_networkPlanes[network] & m_endpoints[src].planes & m_endpoints[dst].planes
+                : 0;
+        for (uint64_t left = m_checksRoutes ? planes : 0; left != 0; left &= left - 1)
+        {
+            const auto plane = static_cast<uint32_t>(__builtin_ctzll(left));
+            planes &= m_planes[plane]->HasRoute(src, dst) ? ~uint64_t{0} : ~(uint64_t{1} << plane);
+        }
+        return planes;
+    }
 
     /**
      * An engine has a packet ready.
@@ -376,8 +595,68 @@ class UbEndpointProcess
      * @param [in,out] injection The packet; link, hashes and time are filled in.
      * @param [in] network The network.
      * @param [in] nowPs The time.
+     * @return Whether there was a way.
      */
-    void SendPacket(UbInjection& injection, uint32_t network, int64_t nowPs);
+    bool SendPacket(UbInjection& injection, uint32_t network, int64_t nowPs);
+
+    /**
+     * Keep a packet for which there is no way.
+     * @param [in] parked The packet.
+     * @param [in] nowPs The time.
+     */
+    void Park(const Parked& parked, int64_t nowPs);
+
+    /**
+     * Take one more event of the same time, kind and place.
+     * @param [in] first The event whose like is wanted.
+     * @param [out] payload Its payload.
+     * @return Whether there was one.
+     */
+    bool PopSame(const UbEventQueue::Event& first, uint32_t& payload);
+
+    /**
+     * @param [in] n A number up to MAX_ENGINES.
+     * @return That many bits.
+     */
+    static uint64_t Bits(uint32_t n);
+
+    /**
+     * @param [in] network A network.
+     * @param [in] bytes Headers and payload of a packet.
+     * @return Bytes on the wire.
+     */
+    uint32_t Framed(uint32_t network, uint32_t bytes) const;
+
+    /**
+     * @param [in] flow A flow.
+     * @return Packets of each of its messages.
+     */
+    uint32_t PacketsOf(const UbFlowRecord& flow) const;
+
+    /**
+     * @param [in] flow A flow.
+     * @return Most bytes that an engine hands over at a time.
+     */
+    uint32_t PieceBytes(const UbFlowRecord& flow) const
+    {
+        return flow.src == flow.dst ? m_packetBytes[flow.network] : m_pieceBytes[flow.network];
+    }
+
+    /**
+     * @param [in] flow A flow.
+     * @return Whether an engine only describes its pieces.
+     */
+    bool IsDescribed(const UbFlowRecord& flow) const
+    {
+        return ((m_described >> flow.network) & 1) != 0 && flow.src != flow.dst;
+    }
+
+    /**
+     * Add to the account of a flow the time until a packet of it was ready for a port.
+     * @param [in] reference The flow.
+     * @param [in] readyPs When.
+     */
+    void AddIssue(uint32_t reference, int64_t readyPs);
 
     /**
      * @param [in] src An endpoint.
@@ -402,7 +681,22 @@ class UbEndpointProcess
     std::vector<Direct> m_direct;                    //!< direct links
     std::array<Chunk, MAX_CHUNKS> m_chunks;          //!< chunks by slot
     bool m_checksRoutes{false};                      //!< routes change in the course of the run
-    int64_t m_lookaheadPs{UB_NEVER};                 //!< smallest receive latency
+    std::array<Ptr<UbTransport>, UB_NETWORKS> m_transports; //!< by network
+    std::array<uint32_t, UB_NETWORKS> m_packetBytes{};      //!< most payload of a packet
+    std::array<uint32_t, UB_NETWORKS> m_pieceBytes{};       //!< most bytes handed over at a time
+    std::array<uint32_t, UB_NETWORKS> m_headerBytes{};      //!< headers of a packet
+    std::array<uint32_t, UB_NETWORKS> m_fullWireBytes{};    //!< a full packet on the wire
+    uint32_t m_posted{0};                                   //!< networks that are posted, a bit each
+    uint32_t m_described{0};                                //!< networks of style DESCRIBE, likewise
+    std::vector<UbReaction> m_reactions;                    //!< pool of reactions
+    std::vector<uint32_t> m_freeReactions;                  //!< unused reactions
+    std::vector<UbReaction> m_reacting;                     //!< reactions of one instant
+    std::vector<Parked> m_parked;                           //!< pool of packets without a way
+    std::vector<uint32_t> m_freeParked;                     //!< unused ones
+    std::set<Timer> m_timers;                               //!< timers by time
+    UbEndpointError m_error;                                //!< first packet in trouble
+    bool m_hasFailed{false};                                //!< a source gave up
+    int64_t m_lookaheadPs{UB_NEVER};                 //!< smallest latency of an endpoint
     int64_t m_lastPs{0};                             //!< time of the last event
     uint64_t m_packetsSent{0};                       //!< packets sent
     uint64_t m_bytesSent{0};                         //!< payload bytes sent

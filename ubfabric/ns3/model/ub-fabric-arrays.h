@@ -22,6 +22,9 @@ namespace ns3
  * same switches form a class, and a switch's row has one entry a class. An entry is a group
  * number, -1 where there is no way, or -(b + 2) at the switches that the class is attached to:
  * there the group is `local[b + slot]`, with the destination's slot in its class.
+ *
+ * The latencies of reading memory and of acknowledging may be left out and are the receive
+ * latency then; SDMA arrays may be left out where no flow is sent by SDMA.
  */
 struct UbFabricArrays
 {
@@ -35,6 +38,11 @@ struct UbFabricArrays
     const uint64_t* nodeEgressBytesPerS{nullptr}; //!< endpoint: rate into all ports, 0: no limit
     const int64_t* nodeReceiveLatencyPs{nullptr}; //!< endpoint: last byte in to seen by the rank
     const uint64_t* nodeCopyBytesPerS{nullptr};   //!< endpoint: rate to itself, 0: no limit
+    const int64_t* nodeMemoryReadLatencyPs{nullptr};  //!< endpoint: read request in to data out
+    const int64_t* nodeAcknowledgeLatencyPs{nullptr}; //!< endpoint: packet in to response out
+    const uint32_t* nodeSdmaEngines{nullptr};         //!< endpoint: SDMA engines
+    const int64_t* nodeSdmaStartPs{nullptr};          //!< endpoint: start-up cost of a transfer
+    const uint64_t* nodeSdmaBytesPerS{nullptr};       //!< endpoint: rate of one SDMA engine
 
     const uint32_t* nodeMemoryWritePpm{nullptr};  //!< endpoint: rate of writes into memory, in
                                                   //!< millionths of the link's; nullptr: no limit

@@ -6,6 +6,7 @@
 #include "ub-net-device.h"
 
 #include "ns3/abort.h"
+#include "ns3/boolean.h"
 #include "ns3/log.h"
 #include "ns3/node.h"
 #include "ns3/packet.h"
@@ -25,6 +26,37 @@ namespace ns3
 NS_LOG_COMPONENT_DEFINE("UbFabric");
 
 NS_OBJECT_ENSURE_REGISTERED(UbFabric);
+
+namespace
+{
+
+/**
+ * Make an object from text as ObjectFactory reads it.
+ * @tparam Base What it must be.
+ * @param [in] text A TypeId with attributes, such as ns3::UbPosted[HeaderBytes=28].
+ * @return The object, nullptr for an empty text.
+ */
+template <class Base>
+Ptr<Base>
+MakeFromText(const std::string& text)
+{
+    if (text.empty())
+    {
+        return nullptr;
+    }
+    TypeId type;
+    const std::string name = text.substr(0, text.find('['));
+    NS_ABORT_MSG_IF(!TypeId::LookupByNameFailSafe(name, &type) ||
+                        !type.IsChildOf(Base::GetTypeId()) || !type.HasConstructor(),
+                    name << " is no " << Base::GetTypeId().GetName());
+    std::istringstream stream(text);
+    ObjectFactory factory;
+    stream >> factory;
+    NS_ABORT_MSG_IF(stream.fail(), text << " has attributes that " << name << " does not");
+    return factory.Create<Base>();
+}
+
+} // namespace
 
 class UbFabric::Observer : public UbPlaneObserver
 {
@@ -77,11 +109,63 @@ UbFabric::GetTypeId()
                           UintegerValue(4096),
                           MakeUintegerAccessor(&UbFabric::m_payloadBytes),
                           MakeUintegerChecker<uint32_t>(1, 60000))
-            .AddAttribute("HeaderBytes",
-                          "Bytes that headers and checks add to each packet on the wire.",
-                          UintegerValue(64),
-                          MakeUintegerAccessor(&UbFabric::m_headerBytes),
-                          MakeUintegerChecker<uint32_t>(0, 5000))
+            .AddAttribute("FlitBytes",
+                          "Bytes of a flit on UB links; 0: packets are not cut into flits.",
+                          UintegerValue(0),
+                          MakeUintegerAccessor(&UbFabric::m_flitBytes),
+                          MakeUintegerChecker<uint32_t>(0, 1024))
+            .AddAttribute("BlockFlits",
+                          "Most flits of a block on UB links.",
+                          UintegerValue(32),
+                          MakeUintegerAccessor(&UbFabric::m_blockFlits),
+                          MakeUintegerChecker<uint32_t>(1, 1024))
+            .AddAttribute("BlockHeaderBytes",
+                          "Header of every block but a packet's first on UB links.",
+                          UintegerValue(2),
+                          MakeUintegerAccessor(&UbFabric::m_blockHeaderBytes),
+                          MakeUintegerChecker<uint32_t>(0, 64))
+            .AddAttribute("BlockCheckBytes",
+                          "Check at the end of every block on UB links.",
+                          UintegerValue(4),
+                          MakeUintegerAccessor(&UbFabric::m_blockCheckBytes),
+                          MakeUintegerChecker<uint32_t>(0, 64))
+            .AddAttribute("OverlapIssue",
+                          "Whether an engine prepares its next message while it streams one.",
+                          BooleanValue(false),
+                          MakeBooleanAccessor(&UbFabric::m_overlapsIssue),
+                          MakeBooleanChecker())
+            .AddAttribute("UbTransport",
+                          "Transport of the UB network: a TypeId below ns3::UbTransport, with "
+                          "attributes as in ns3::UbPosted[HeaderBytes=28|RetryLimit=3].",
+                          StringValue("ns3::UbPosted"),
+                          MakeStringAccessor(&UbFabric::m_ubTransport),
+                          MakeStringChecker())
+            .AddAttribute("RdmaTransport",
+                          "Transport of the RDMA network, likewise.",
+                          StringValue("ns3::UbPosted"),
+                          MakeStringAccessor(&UbFabric::m_rdmaTransport),
+                          MakeStringChecker())
+            .AddAttribute("VpcTransport",
+                          "Transport of the VPC network, likewise.",
+                          StringValue("ns3::UbPosted"),
+                          MakeStringAccessor(&UbFabric::m_vpcTransport),
+                          MakeStringChecker())
+            .AddAttribute("UbCongestion",
+                          "Congestion control of the UB network: a TypeId below "
+                          "ns3::UbCongestionControl with attributes, or nothing.",
+                          StringValue(""),
+                          MakeStringAccessor(&UbFabric::m_ubCongestion),
+                          MakeStringChecker())
+            .AddAttribute("RdmaCongestion",
+                          "Congestion control of the RDMA network, likewise.",
+                          StringValue(""),
+                          MakeStringAccessor(&UbFabric::m_rdmaCongestion),
+                          MakeStringChecker())
+            .AddAttribute("VpcCongestion",
+                          "Congestion control of the VPC network, likewise.",
+                          StringValue(""),
+                          MakeStringAccessor(&UbFabric::m_vpcCongestion),
+                          MakeStringChecker())
             .AddAttribute("NumVirtualLanes",
                           "Virtual lanes of each port, each with a buffer and credits of its own.",
                           UintegerValue(1),
@@ -305,13 +389,41 @@ UbFabric::Build(const UbFabricArrays& arrays)
     NS_ABORT_MSG_IF(!m_planes.empty(), "UbFabric::Build may be called once only");
     NS_ABORT_MSG_IF(arrays.nPlanes > UbEndpointProcess::MAX_PLANES,
                     "a fabric has " << UbEndpointProcess::MAX_PLANES << " planes at most");
-    NS_ABORT_MSG_IF(m_payloadBytes + m_headerBytes > 0xffff,
-                    "a packet has 65,535 bytes on the wire at most");
+    UbEndpointSettings settings;
+    settings.seed = m_seed;
+    settings.overlapsIssue = m_overlapsIssue;
+    settings.format = {m_flitBytes, m_blockFlits, m_blockHeaderBytes, m_blockCheckBytes};
+    settings.transports = {MakeFromText<UbTransport>(m_ubTransport),
+                           MakeFromText<UbTransport>(m_rdmaTransport),
+                           MakeFromText<UbTransport>(m_vpcTransport)};
+    settings.congestion = {MakeFromText<UbCongestionControl>(m_ubCongestion),
+                           MakeFromText<UbCongestionControl>(m_rdmaCongestion),
+                           MakeFromText<UbCongestionControl>(m_vpcCongestion)};
+    settings.payloadBytes = m_payloadBytes;
+    NS_ABORT_MSG_IF(m_flitBytes > 0 && m_flitBytes * m_blockFlits <=
+                                           m_blockHeaderBytes + m_blockCheckBytes,
+                    "a block has no room for payload");
+    std::array<int64_t, UB_NETWORKS> packetBytes{};
+    for (uint32_t network = 0; network < UB_NETWORKS; ++network)
+    {
+        NS_ABORT_MSG_IF(!settings.transports[network], "network " << network << " needs a transport");
+        const uint32_t bytes = m_payloadBytes + settings.transports[network]->MaxHeaderBytes();
+        packetBytes[network] = network == 0 ? settings.format.WireBytes(bytes, 0) : bytes;
+        NS_ABORT_MSG_IF(packetBytes[network] > 0xffff,
+                        "a packet has 65,535 bytes on the wire at most");
+    }
+    for (uint32_t plane = 0; plane < arrays.nPlanes; ++plane)
+    {
+        NS_ABORT_MSG_IF(arrays.planeNetwork[plane] >= UB_NETWORKS,
+                        "plane " << plane << " belongs to network " << arrays.planeNetwork[plane]
+                                 << "; there are " << UB_NETWORKS);
+    }
     for (uint32_t link = 0; link < arrays.nLinks; ++link)
     {
-        NS_ABORT_MSG_IF(
-            arrays.nodeBufferBytes[arrays.linkDst[link]] < int64_t{m_payloadBytes} + m_headerBytes,
-            "the buffer of node " << arrays.linkDst[link] << " is smaller than a packet");
+        NS_ABORT_MSG_IF(arrays.nodeBufferBytes[arrays.linkDst[link]] <
+                            packetBytes[arrays.planeNetwork[arrays.linkPlane[link]]],
+                        "the buffer of node " << arrays.linkDst[link]
+                                              << " is smaller than a packet");
         NS_ABORT_MSG_IF(arrays.linkBytesPerS[link] == 0, "link " << link << " has no rate");
     }
     for (uint32_t node = 0; node < arrays.nNodes; ++node)
@@ -346,7 +458,7 @@ UbFabric::Build(const UbFabricArrays& arrays)
     m_sendsByBacklog = planePolicy->LooksAtPorts();
     m_endpoints = std::make_unique<UbEndpointProcess>(
         arrays,
-        UbEndpointSettings{m_payloadBytes, m_headerBytes, m_seed},
+        settings,
         m_planes,
         planePolicy);
     m_tasks = std::make_unique<UbTaskGraph>(*m_endpoints);
@@ -648,6 +760,10 @@ UbFabric::RunWindow(int64_t limitPs)
         m_hasPaused = true;
         Simulator::Stop();
     }
+    if (m_endpoints->HasFailed())
+    {
+        Simulator::Stop();
+    }
     if (m_tasks->NeedsChunk() || (m_stopAtHops != 0 && GetPacketHops() >= m_stopAtHops))
     {
         m_hasPaused = true;
@@ -759,6 +875,22 @@ UbFabric::ReceiveAtDevice(uint32_t handle)
     m_devicePackets[handle] = {};
     m_freeHandles.push_back(handle);
     arrived.to->Receive(arrived.packet, arrived.protocol, arrived.from, arrived.to);
+}
+
+std::string
+UbFabric::GetError() const
+{
+    if (!m_endpoints->HasFailed())
+    {
+        return "";
+    }
+    const UbEndpointError& error = m_endpoints->Error();
+    std::ostringstream text;
+    text << "network " << error.network << ": "
+         << (error.hasWay ? "no answer to node " : "no way from node ") << error.src
+         << (error.hasWay ? " from node " : " to node ") << error.dst << " at " << error.timePs
+         << " ps";
+    return text.str();
 }
 
 std::string

@@ -94,6 +94,12 @@ class UbFabric : public Object, public UbWindowedProcess
     std::string Leftover() const;
 
     /**
+     * @return Empty, or which packet could not be brought to its destination; the run has
+     * stopped then and cannot go on.
+     */
+    std::string GetError() const;
+
+    /**
      * @param [out] stats One entry a link.
      */
     void ReadLinkStats(std::vector<UbLinkStats>& stats) const;
@@ -293,7 +299,6 @@ class UbFabric : public Object, public UbWindowedProcess
     bool Watch(int64_t nowPs);
 
     uint32_t m_payloadBytes{0};        //!< attribute
-    uint32_t m_headerBytes{0};         //!< attribute
     uint32_t m_nLanes{0};              //!< attribute
     uint64_t m_seed{0};                //!< attribute
     uint32_t m_cellBytes{1};           //!< attribute
@@ -321,6 +326,17 @@ class UbFabric : public Object, public UbWindowedProcess
     Time m_watchdog;                   //!< attribute
     std::string m_pathPolicy;   //!< attribute
     std::string m_planePolicy;  //!< attribute
+    uint32_t m_flitBytes{0};        //!< attribute
+    uint32_t m_blockFlits{0};       //!< attribute
+    uint32_t m_blockHeaderBytes{0}; //!< attribute
+    uint32_t m_blockCheckBytes{0};  //!< attribute
+    bool m_overlapsIssue{false};    //!< attribute
+    std::string m_ubTransport;      //!< attribute
+    std::string m_rdmaTransport;    //!< attribute
+    std::string m_vpcTransport;     //!< attribute
+    std::string m_ubCongestion;     //!< attribute
+    std::string m_rdmaCongestion;   //!< attribute
+    std::string m_vpcCongestion;    //!< attribute
 
     uint32_t m_nNodes{0};                           //!< number of nodes
     uint32_t m_nLinks{0};                           //!< number of links

@@ -9,11 +9,12 @@
 namespace ns3
 {
 
-/// What a flow does with the memory of its other end.
+/// What a flow does with the memory of its other end, and which engine of src does it.
 enum UbOperation : uint8_t
 {
-    UB_WRITE = 0, //!< the bytes go from src to dst
-    UB_READ = 1,  //!< src asks, the bytes come from dst to src
+    UB_WRITE = 0,   //!< the bytes go from src to dst
+    UB_READ = 1,    //!< src asks, the bytes come from dst to src
+    UB_BY_SDMA = 2, //!< a bit of its own: an SDMA engine issues it instead of a vector core
 };
 
 /**
@@ -39,10 +40,29 @@ struct UbFlowRecord
     uint8_t network;       //!< in: 0 ub, 1 rdma, 2 vpc
     uint8_t lane;          //!< in: virtual lane
     uint8_t hops;          //!< out: links crossed, 0 for a copy within the endpoint
-    uint8_t operation;     //!< in: 0 the source writes, 1 the source reads; see UbOperation
+    uint8_t operation;     //!< in: see UbOperation
 };
 
 static_assert(sizeof(UbFlowRecord) == 64, "the layout is shared with NumPy");
+
+/**
+ * @ingroup ub-fabric
+ * @brief Where the time of a flow's packets went, summed over the packets that carry its bytes.
+ *
+ * One row of an array beside the flows. From a packet's hand-over to its last byte at the port
+ * of its destination the parts leave no gap. All in picoseconds.
+ */
+struct UbFlowAccount
+{
+    int64_t issuePs;      //!< from the flow's hand-over to the packet ready for a port
+    int64_t sourceWaitPs; //!< waiting for a port of the source
+    int64_t waitPs[3];    //!< waiting in the first, second and further switches
+    int64_t serialisePs;  //!< on the wire
+    int64_t propagatePs;  //!< in cables
+    int64_t switchPs;     //!< forwarding latency of switches
+};
+
+static_assert(sizeof(UbFlowAccount) == 64, "the layout is shared with NumPy");
 
 /**
  * @ingroup ub-fabric

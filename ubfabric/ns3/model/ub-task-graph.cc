@@ -46,6 +46,7 @@ UbTaskGraph::AddChunk(const UbChunkArrays& arrays, int64_t nowPs)
     chunk.tasks = arrays.tasks;
     chunk.sendOrder = arrays.sendOrder;
     chunk.openOrder = arrays.openOrder;
+    chunk.accounts = arrays.accounts;
     chunk.nFlows = arrays.nFlows;
     chunk.nTasks = arrays.nTasks;
     chunk.nOpen = arrays.nOpen;
@@ -134,7 +135,7 @@ UbTaskGraph::AddChunk(const UbChunkArrays& arrays, int64_t nowPs)
                          0,
                          slot);
     }
-    Retire(chunk);
+    TryRetire(chunk);
     return static_cast<int64_t>(id);
 }
 
@@ -194,9 +195,9 @@ UbTaskGraph::FinishPs(uint64_t number, int64_t nowPs) const
 }
 
 void
-UbTaskGraph::Retire(UbEndpointProcess::Chunk& chunk)
+UbTaskGraph::TryRetire(UbEndpointProcess::Chunk& chunk)
 {
-    if (chunk.flowsLeft == 0 && chunk.tasksLeft == 0)
+    if (chunk.isLive && chunk.flowsLeft == 0 && chunk.tasksLeft == 0 && chunk.held == 0)
     {
         std::vector<int64_t>& finished = m_finished[chunk.firstTask];
         finished.reserve(chunk.nTasks);
@@ -280,7 +281,7 @@ UbTaskGraph::FlowSeen(uint32_t reference, int64_t nowPs)
     }
     else
     {
-        Retire(chunk);
+        TryRetire(chunk);
     }
 }
 
@@ -336,7 +337,7 @@ UbTaskGraph::TryFinish(uint32_t reference, int64_t nowPs)
         ++m_nDry;
     }
     TryStart(stream, nowPs);
-    Retire(chunk);
+    TryRetire(chunk);
 }
 
 } // namespace ns3

@@ -30,6 +30,7 @@ struct UbChunkArrays
     const uint64_t* depStart{nullptr};  //!< [nTasks + 1] start of a task's entries in `deps`
     const uint64_t* deps{nullptr};      //!< numbers in the trace of the tasks depended on
     const uint32_t* openOrder{nullptr}; //!< open-loop flows in order of their start
+    UbFlowAccount* accounts{nullptr};   //!< [nFlows] where the time went, or nullptr
     uint32_t nOpen{0};                  //!< number of open-loop flows
     bool isLast{true};                  //!< whether no chunk follows
 };
@@ -120,6 +121,12 @@ class UbTaskGraph
     void OpenFlow(uint32_t slot, int64_t nowPs);
 
     /**
+     * Retire a chunk of which nothing is left.
+     * @param [in,out] chunk The chunk.
+     */
+    void TryRetire(UbEndpointProcess::Chunk& chunk);
+
+    /**
      * @param [in] hook Called for each flow seen, or empty; for trace sources.
      */
     void SetFlowHook(std::function<void(const UbFlowRecord&, int64_t)> hook)
@@ -189,12 +196,6 @@ class UbTaskGraph
      * @return When it finished; now if it was never loaded.
      */
     int64_t FinishPs(uint64_t number, int64_t nowPs) const;
-
-    /**
-     * Retire a chunk of which nothing is left.
-     * @param [in,out] chunk The chunk.
-     */
-    void Retire(UbEndpointProcess::Chunk& chunk);
 
     UbEndpointProcess& m_endpoints;                      //!< the endpoints
     std::vector<Stream> m_streams;                       //!< all streams

@@ -57,7 +57,7 @@ class UbApplicationsTestCase : public UbTestCase
         chain.bufferBytes = 20'000;
         chain.endpoint.receiveLatency = NanoSeconds(500);
         UbFabricHelper helper;
-        helper.SetFabricAttribute("HeaderBytes", UintegerValue(64));
+        helper.SetFabricAttribute("UbTransport", UbTestPosted(64));
         chain.Build(helper);
         const auto fabric = helper.Build();
         std::vector<uint32_t> endpoints = chain.sources;

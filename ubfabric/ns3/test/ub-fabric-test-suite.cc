@@ -96,7 +96,7 @@ MakeHelper(const std::string& pathPolicy = "RoundRobin",
            uint64_t seed = 1)
 {
     UbFabricHelper helper;
-    helper.SetFabricAttribute("HeaderBytes", UintegerValue(HEADER_BYTES));
+    helper.SetFabricAttribute("UbTransport", UbTestPosted(HEADER_BYTES));
     helper.SetFabricAttribute("PathPolicy", StringValue("ns3::UbPath" + pathPolicy));
     helper.SetFabricAttribute("PlanePolicy", StringValue("ns3::UbPlane" + planePolicy));
     helper.SetFabricAttribute("Seed", UintegerValue(seed));
@@ -600,7 +600,7 @@ class UbClassTableTestCase : public UbTestCase
         arrays.directDst = groupLink.data();
         arrays.directLink = groupLink.data();
         const auto fabric = CreateObject<UbFabric>();
-        fabric->SetAttribute("HeaderBytes", UintegerValue(HEADER_BYTES));
+        fabric->SetAttribute("UbTransport", UbTestPosted(HEADER_BYTES));
         fabric->Build(arrays);
         const SentLinks sent(fabric);
         UbTestChunk chunk;

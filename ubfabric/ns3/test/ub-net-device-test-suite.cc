@@ -61,7 +61,7 @@ class UbDeviceTestCase : public UbTestCase
     void Build(uint32_t nEndpoints, uint32_t nPlanes = 1)
     {
         UbFabricHelper helper;
-        helper.SetFabricAttribute("HeaderBytes", UintegerValue(HEADER_BYTES));
+        helper.SetFabricAttribute("UbTransport", UbTestPosted(HEADER_BYTES));
         helper.SetFabricAttribute("NumVirtualLanes", UintegerValue(2));
         helper.SetFabricAttribute("PathPolicy", StringValue("ns3::UbPathRandom"));
         helper.SetFabricAttribute("PlanePolicy", StringValue("ns3::UbPlaneRandom"));

@@ -28,7 +28,7 @@ BuildChain(UbTestChain& chain, uint32_t payloadBytes = 4096, uint32_t nLanes = 1
 {
     UbFabricHelper helper;
     helper.SetFabricAttribute("PayloadBytes", UintegerValue(payloadBytes));
-    helper.SetFabricAttribute("HeaderBytes", UintegerValue(HEADER_BYTES));
+    helper.SetFabricAttribute("UbTransport", UbTestPosted(HEADER_BYTES));
     helper.SetFabricAttribute("NumVirtualLanes", UintegerValue(nLanes));
     chain.Build(helper);
     return helper.Build();
@@ -319,7 +319,7 @@ class UbReadyFirstTestCase : public UbTestCase
         {
             UbStartSimulation();
             UbFabricHelper helper;
-            helper.SetFabricAttribute("HeaderBytes", UintegerValue(HEADER_BYTES));
+            helper.SetFabricAttribute("UbTransport", UbTestPosted(HEADER_BYTES));
             const uint32_t hub = helper.AddSwitch(PicoSeconds(1000), 65536);
             const uint32_t a = helper.AddEndpoint();
             const uint32_t b = helper.AddEndpoint();
@@ -492,7 +492,7 @@ class UbCreditRoundTripTestCase : public UbTestCase
         // a direct cable: the endpoint returns the credit with the tail
         {
             UbFabricHelper helper;
-            helper.SetFabricAttribute("HeaderBytes", UintegerValue(HEADER_BYTES));
+            helper.SetFabricAttribute("UbTransport", UbTestPosted(HEADER_BYTES));
             UbEndpointParameters parameters;
             parameters.bufferBytes = wire;
             const uint32_t a = helper.AddEndpoint(parameters);

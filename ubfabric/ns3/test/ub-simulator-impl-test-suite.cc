@@ -284,7 +284,7 @@ class UbTraceTimeTestCase : public UbTestCase
         chain.bufferBytes = 4096 + 64; // room for one packet: the second waits for its credit
         chain.endpoint.receiveLatency = NanoSeconds(700); // a window would cover it all
         UbFabricHelper helper;
-        helper.SetFabricAttribute("HeaderBytes", UintegerValue(64));
+        helper.SetFabricAttribute("UbTransport", UbTestPosted(64));
         chain.Build(helper);
         const auto fabric = helper.Build();
         using Self = UbTraceTimeTestCase;
@@ -414,7 +414,7 @@ class UbSameTimesTestCase : public UbTestCase
         UbStartSimulation(implementation);
         UbFabricHelper helper;
         helper.SetFabricAttribute("PayloadBytes", UintegerValue(1024));
-        helper.SetFabricAttribute("HeaderBytes", UintegerValue(64));
+        helper.SetFabricAttribute("UbTransport", UbTestPosted(64));
         helper.SetFabricAttribute("PathPolicy", StringValue("ns3::UbPathRandom"));
         helper.SetFabricAttribute("NumVirtualLanes", UintegerValue(m_nLanes));
         UbTestChain chain;
@@ -559,7 +559,7 @@ class UbSharedClockTestCase : public UbTestCase
             chain.nSwitches = 3;
             chain.endpoint.receiveLatency = MicroSeconds(50); // windows longer than the run
             UbFabricHelper helper;
-            helper.SetFabricAttribute("HeaderBytes", UintegerValue(64));
+            helper.SetFabricAttribute("UbTransport", UbTestPosted(64));
             chain.Build(helper);
             m_fabric = helper.Build();
             m_hops.clear();

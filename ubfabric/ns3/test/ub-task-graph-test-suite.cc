@@ -38,7 +38,7 @@ Star(uint32_t nEndpoints, int64_t issuePs = 0)
     chain.nDestinations = 0;
     chain.endpoint.issueCost = PicoSeconds(issuePs);
     UbFabricHelper helper;
-    helper.SetFabricAttribute("HeaderBytes", UintegerValue(64));
+    helper.SetFabricAttribute("UbTransport", UbTestPosted(64));
     chain.Build(helper);
     return helper.Build();
 }

@@ -99,6 +99,17 @@ UbTestRate(uint64_t bytesPerS)
 
 /**
  * @ingroup ub-fabric-test
+ * @param [in] headerBytes Bytes of headers of a packet.
+ * @return The value of a transport attribute of UbFabric: writes that nobody answers.
+ */
+inline StringValue
+UbTestPosted(uint32_t headerBytes)
+{
+    return StringValue("ns3::UbPosted[HeaderBytes=" + std::to_string(headerBytes) + "]");
+}
+
+/**
+ * @ingroup ub-fabric-test
  * @brief Flows and tasks with the arrays that UbFabric::AddChunk wants.
  *
  * Keep the object until the simulation is over: the engine works on its arrays.
