@@ -225,6 +225,20 @@ TASK_RECORD = np.dtype(
     ]
 )
 
+#: Where the time of a flow's packets went, laid out as the C++ ``UbFlowAccount``.
+ACCOUNT_RECORD = np.dtype(
+    [
+        ("issue_ps", np.int64),
+        ("source_wait_ps", np.int64),
+        ("first_wait_ps", np.int64),
+        ("second_wait_ps", np.int64),
+        ("further_wait_ps", np.int64),
+        ("serialise_ps", np.int64),
+        ("propagate_ps", np.int64),
+        ("switch_ps", np.int64),
+    ]
+)
+
 #: Members of the C++ ``UbFabricArrays`` and the array of :class:`FabricArrays` each points to.
 _POINTERS = {
     "nodeIsEndpoint": "node_is_endpoint",
@@ -236,11 +250,15 @@ _POINTERS = {
     "nodeEgressBytesPerS": "node_egress_bytes_per_s",
     "nodeReceiveLatencyPs": "node_receive_latency_ps",
     "nodeCopyBytesPerS": "node_copy_bytes_per_s",
+    "nodeMemoryWritePpm": "node_memory_write_ppm",
+    "nodeMemoryReadLatencyPs": "node_memory_read_latency_ps",
+    "nodeAcknowledgeLatencyPs": "node_acknowledge_latency_ps",
     "linkSrc": "link_src",
     "linkDst": "link_dst",
     "linkPlane": "link_plane",
     "linkBytesPerS": "link_rate_bytes_per_s",
     "linkDelayPs": "link_delay_ps",
+    "linkBitErrorRate": "link_bit_error_rate",
     "planeNetwork": "plane_network",
     "planeNClasses": "plane_n_classes",
     "endpointClass": "endpoint_class",
@@ -354,6 +372,7 @@ class Engine:
         deps: np.ndarray,
         open_order: np.ndarray,
         is_last: bool,
+        accounts: np.ndarray | None = None,
     ) -> int | None:
         """Load flows and tasks; the engine works on the arrays until the chunk is complete.
 
@@ -372,15 +391,20 @@ class Engine:
             Open-loop flows in order of their start.
         is_last : bool
             Whether no chunk follows.
+        accounts : ndarray of ACCOUNT_RECORD, shape (n_flows,), optional
+            Zeros, to be filled if the attribute ``KeepAccount`` is set.
 
         Returns
         -------
         int or None
             Number of the chunk from 0, None if too many chunks are at work.
         """
-        arrays = (flows, tasks, send_order, dep_start, deps, open_order)
+        if accounts is None:
+            accounts = np.zeros(0, ACCOUNT_RECORD)
+        arrays = (flows, tasks, send_order, dep_start, deps, open_order, accounts)
         expected: list[np.dtype[Any]] = [FLOW_RECORD, TASK_RECORD]
         expected += [np.dtype(name) for name in ("uint32", "uint64", "uint64", "uint32")]
+        expected += [ACCOUNT_RECORD]
         for values, dtype in zip(arrays, expected, strict=True):
             if values.dtype != dtype or not values.flags.c_contiguous:
                 raise TypeError(f"expected a contiguous array of {dtype}")
@@ -397,6 +421,7 @@ class Engine:
                 address[4],
                 address[5],
                 len(open_order),
+                address[6] if len(accounts) else 0,
                 is_last,
             )
         )

@@ -75,6 +75,7 @@ UbRun::AddChunk(uint64_t flows,
                 uint64_t deps,
                 uint64_t openOrder,
                 uint32_t nOpen,
+                uint64_t accounts,
                 bool isLast)
 {
     UbChunkArrays arrays;
@@ -88,6 +89,7 @@ UbRun::AddChunk(uint64_t flows,
     arrays.deps = At<const uint64_t>(deps);
     arrays.openOrder = At<const uint32_t>(openOrder);
     arrays.nOpen = nOpen;
+    arrays.accounts = accounts == 0 ? nullptr : At<UbFlowAccount>(accounts);
     arrays.isLast = isLast;
     return m_fabric->AddChunk(arrays);
 }

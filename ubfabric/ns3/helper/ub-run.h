@@ -64,6 +64,7 @@ class UbRun
      * @param [in] deps Numbers in the trace of the tasks depended on.
      * @param [in] openOrder Open-loop flows in order of their start.
      * @param [in] nOpen Number of open-loop flows.
+     * @param [in] accounts Where the time of the flows goes, 0 for nowhere.
      * @param [in] isLast Whether no chunk follows.
      * @return Number of the chunk, or -1 if too many are at work.
      */
@@ -77,6 +78,7 @@ class UbRun
                      uint64_t deps,
                      uint64_t openOrder,
                      uint32_t nOpen,
+                     uint64_t accounts,
                      bool isLast);
 
     /**

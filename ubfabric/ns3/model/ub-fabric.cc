@@ -788,6 +788,15 @@ UbFabric::TakeDeliveries(int64_t nowPs)
                     m_endpoints->PrefetchFlow(outbox[soon].flow);
                 }
                 m_endpoints->Account(delivery);
+                if (m_keepsAccount && !delivery.isLost && delivery.payloadBytes > 0)
+                {
+                    const UbPacketAccount& account = plane->AccountOutbox()[i];
+                    m_endpoints->AddAccount(delivery.flow,
+                                            account.waitedPs,
+                                            account.serialisePs,
+                                            account.propagatePs,
+                                            account.switchPs);
+                }
                 continue;
             }
             const uint32_t handle = delivery.flow & ~UB_DEVICE_FLOW;
@@ -801,6 +810,7 @@ UbFabric::TakeDeliveries(int64_t nowPs)
                                            handle);
         }
         outbox.clear();
+        plane->AccountOutbox().clear();
     }
 }
 
