@@ -158,7 +158,7 @@ def flow(src: int, dst: int, **changes: Any) -> dict[str, Any]:
     """Return a row of the flow table: one message of 1,000 B, started at time 0."""
     row = {"phase": "dispatch", "layer": 0, "microbatch": 0, "src": src, "dst": dst}
     row |= {"messages": 1, "message_bytes": 1_000, "network": "ub", "service_level": 0}
-    return row | {"start_ps": 0} | changes
+    return row | {"start_ps": 0, "operation": "write"} | changes
 
 
 def task(number: int, rank: int, **changes: Any) -> dict[str, Any]:

@@ -188,6 +188,7 @@ def _phases(draw, graph: nx.Graph, max_flows: int) -> list[dict]:
             "src": src,
             "dst": dst,
             "network": network,
+            "operation": "write",
             "messages": draw(st.integers(1, 4)),
             "message_bytes": draw(st.sampled_from(sizes)),
             "service_level": draw(st.integers(0, 3)),

@@ -271,6 +271,7 @@ class DecodeStep:
             "network": _dictionary(np.zeros(total, np.int32), (messages.network,)),
             "service_level": np.full(total, messages.service_level, np.int8),
             "start_ps": np.full(total, -1, np.int64),
+            "operation": _dictionary(np.zeros(total, np.int32), ("write",)),
         }
         arrays = [pa.array(columns[name]) for name in FLOW_SCHEMA.names]
         return pa.Table.from_arrays(arrays, schema=FLOW_SCHEMA)

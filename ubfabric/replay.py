@@ -50,7 +50,7 @@ from ubfabric.placement import place_ranks
 from ubfabric.results import RunResult, RunWriter, check_run_target
 from ubfabric.routing import FabricArrays, compile_fabric
 from ubfabric.specs import NETWORKS
-from ubfabric.trace import Trace, TraceChunk, check_chunk, link_flows
+from ubfabric.trace import OPERATIONS, Trace, TraceChunk, check_chunk, link_flows
 
 #: How a switch picks among the shortest paths, by name.
 PATH_POLICIES = {
@@ -555,6 +555,7 @@ class _Session:
             )
         flows["start_ps"] = table["start_ps"].to_numpy()
         flows["network"] = network
+        flows["operation"] = _codes(table["operation"], OPERATIONS)
         flows["lane"] = self.lanes[table["service_level"].to_numpy()]
         sender, waiter = link_flows(chunk, self.trace.n_ranks)
         flows["send_task"] = np.where(sender < 0, _bridge.NONE, sender)
@@ -657,7 +658,7 @@ def _packets(flows: np.ndarray, payload_bytes: int) -> np.ndarray:
 def _flows_table(asked: pa.Table, flows: np.ndarray, payload_bytes: int) -> pa.Table:
     messages = flows["messages"].astype(np.int64)
     size = flows["message_bytes"].astype(np.int64)
-    kept = ["phase", "layer", "microbatch", "src", "dst", "network", "service_level"]
+    kept = ["phase", "layer", "microbatch", "src", "dst", "network", "operation", "service_level"]
     columns = {name: asked[name] for name in [*kept, "messages", "message_bytes"]}
     columns |= {
         "bytes": messages * size,

@@ -54,6 +54,7 @@ FLOW_SCHEMA = pa.schema(
         ("src", pa.int32()),  # source rank
         ("dst", pa.int32()),  # destination rank; equal to src for a local copy
         ("network", _LABEL),  # "ub", "rdma" or "vpc"
+        ("operation", _LABEL),  # "write", "read", "sdma-write" or "sdma-read"
         ("service_level", pa.int8()),
         ("messages", pa.int32()),
         ("message_bytes", pa.int32()),  # payload of one message
@@ -151,6 +152,7 @@ _FEW_VALUES = frozenset(
         "layer",
         "microbatch",
         "network",
+        "operation",
         "service_level",
         "messages",
         "message_bytes",

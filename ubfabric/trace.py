@@ -34,6 +34,10 @@ TRACE_SCHEMA = 1
 #: Highest service level; the UB network header has four bits for it.
 MAX_SERVICE_LEVEL = 15
 
+#: What a flow does: its bytes go from src to dst (write), or src asks and they come from dst
+#: (read); vector cores issue it, or an SDMA engine. The position is the engine's code.
+OPERATIONS = ("write", "read", "sdma-write", "sdma-read")
+
 _METADATA_KEY = b"ubfabric"
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 
@@ -50,6 +54,7 @@ FLOW_SCHEMA = pa.schema(
         ("network", _DICTIONARY),
         ("service_level", pa.int8()),
         ("start_ps", pa.int64()),
+        ("operation", _DICTIONARY),
     ]
 )
 #: Arrow schema of the task table.
@@ -69,7 +74,7 @@ TASK_SCHEMA = pa.schema(
 )
 #: Columns that a file may leave out, with the value they then take.
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "flows": {"microbatch": 0, "network": "ub", "service_level": 0, "start_ps": -1},
+    "flows": {"microbatch": 0, "network": "ub", "service_level": 0, "start_ps": -1, "operation": "write"},
     "tasks": {"stream": 0, "microbatch": 0, "sends": "", "waits": "", "depends_on": []},
 }
 _SCHEMAS = {"flows": FLOW_SCHEMA, "tasks": TASK_SCHEMA}
@@ -689,10 +694,11 @@ class _ChunkCheck:
         for column in ("src", "dst"):
             reject(column, (flows[column] < 0) | (flows[column] >= self.n_ranks), self.ranks)
         reject("microbatch", flows["microbatch"] < 0, "0 or more")
-        networks = self.chunk.flows["network"]
-        if set(pc.unique(networks).to_pylist()) - set(NETWORKS):
-            known = pc.is_in(networks.cast(pa.string()), value_set=pa.array(NETWORKS))
-            reject("network", ~known.to_numpy(), ", ".join(NETWORKS))
+        for column, allowed in (("network", NETWORKS), ("operation", OPERATIONS)):
+            texts = self.chunk.flows[column]
+            if set(pc.unique(texts).to_pylist()) - set(allowed):
+                known = pc.is_in(texts.cast(pa.string()), value_set=pa.array(allowed))
+                reject(column, ~known.to_numpy(), ", ".join(allowed))
         level = flows["service_level"]
         reject("service_level", (level < 0) | (level > MAX_SERVICE_LEVEL), "0 to 15")
         reject("start_ps", flows["start_ps"] < -1, "0 or more, or -1 if a task sends it")
