@@ -43,6 +43,14 @@ UbFabricHelper::AddEndpoint(const UbEndpointParameters& parameters)
     m_egressRate.push_back(parameters.egressRate.GetBitRate() / 8);
     m_receivePs.push_back(parameters.receiveLatency.GetPicoSeconds());
     m_copyRate.push_back(parameters.copyRate.GetBitRate() / 8);
+    const auto orReceive = [&parameters](Time latency) {
+        return (latency.IsZero() ? parameters.receiveLatency : latency).GetPicoSeconds();
+    };
+    m_memoryPs.push_back(orReceive(parameters.memoryReadLatency));
+    m_answerPs.push_back(orReceive(parameters.acknowledgeLatency));
+    m_sdma.push_back(parameters.sdmaEngines);
+    m_sdmaPs.push_back(parameters.sdmaStart.GetPicoSeconds());
+    m_sdmaRate.push_back(parameters.sdmaRate.GetBitRate() / 8);
     return static_cast<uint32_t>(m_isEndpoint.size() - 1);
 }
 
@@ -231,6 +239,11 @@ UbFabricHelper::Build()
     arrays.nodeEgressBytesPerS = m_egressRate.data();
     arrays.nodeReceiveLatencyPs = m_receivePs.data();
     arrays.nodeCopyBytesPerS = m_copyRate.data();
+    arrays.nodeMemoryReadLatencyPs = m_memoryPs.data();
+    arrays.nodeAcknowledgeLatencyPs = m_answerPs.data();
+    arrays.nodeSdmaEngines = m_sdma.data();
+    arrays.nodeSdmaStartPs = m_sdmaPs.data();
+    arrays.nodeSdmaBytesPerS = m_sdmaRate.data();
     arrays.nLinks = nLinks;
     arrays.linkSrc = m_linkSrc.data();
     arrays.linkDst = m_linkDst.data();

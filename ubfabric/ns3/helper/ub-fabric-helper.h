@@ -29,6 +29,11 @@ struct UbEndpointParameters
     Time receiveLatency{NanoSeconds(1)}; //!< last byte at the port to seen by the rank, above 0
     DataRate copyRate{0};                //!< rate to itself
     uint32_t bufferBytes{65536};         //!< input buffer a port and virtual lane
+    Time memoryReadLatency{0};           //!< read request in to data out, 0: receiveLatency
+    Time acknowledgeLatency{0};          //!< packet in to response out, 0: receiveLatency
+    uint32_t sdmaEngines{0};             //!< SDMA engines, for flows marked UB_BY_SDMA
+    Time sdmaStart{0};                   //!< start-up cost of a transfer by SDMA
+    DataRate sdmaRate{0};                //!< rate of one SDMA engine
 };
 
 /**
@@ -117,6 +122,11 @@ class UbFabricHelper
     std::vector<uint64_t> m_egressRate; //!< by node
     std::vector<int64_t> m_receivePs;   //!< by node
     std::vector<uint64_t> m_copyRate;   //!< by node
+    std::vector<int64_t> m_memoryPs;    //!< by node
+    std::vector<int64_t> m_answerPs;    //!< by node
+    std::vector<uint32_t> m_sdma;       //!< by node
+    std::vector<int64_t> m_sdmaPs;      //!< by node
+    std::vector<uint64_t> m_sdmaRate;   //!< by node
     std::vector<uint32_t> m_linkSrc;    //!< by link
     std::vector<uint32_t> m_linkDst;    //!< by link
     std::vector<uint32_t> m_linkPlane;  //!< by link

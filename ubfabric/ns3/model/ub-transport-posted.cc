@@ -3,6 +3,8 @@
 
 #include "ub-transport.h"
 
+#include "ns3/uinteger.h"
+
 namespace ns3
 {
 
@@ -22,10 +24,22 @@ class UbPosted : public UbTransport
      */
     static TypeId GetTypeId()
     {
-        static TypeId tid = TypeId("ns3::UbPosted")
-                                .SetParent<UbTransport>()
-                                .SetGroupName("UbFabric")
-                                .AddConstructor<UbPosted>();
+        static TypeId tid =
+            TypeId("ns3::UbPosted")
+                .SetParent<UbTransport>()
+                .SetGroupName("UbFabric")
+                .AddConstructor<UbPosted>()
+                .AddAttribute("HeaderBytes",
+                              "Bytes of headers and checks of a packet.",
+                              UintegerValue(64),
+                              MakeUintegerAccessor(&UbPosted::m_headerBytes),
+                              MakeUintegerChecker<uint32_t>(0, 5000))
+                .AddAttribute("Timeout",
+                              "Time from the loss of a packet until it is sent again, and between "
+                              "two tries to find a way (assumed: nothing is published).",
+                              TimeValue(MicroSeconds(128)),
+                              MakeTimeAccessor(&UbPosted::m_timeout),
+                              MakeTimeChecker(PicoSeconds(1)));
         return tid;
     }
 

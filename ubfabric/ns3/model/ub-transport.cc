@@ -59,19 +59,6 @@ UbTransport::GetTypeId()
         TypeId("ns3::UbTransport")
             .SetParent<Object>()
             .SetGroupName("UbFabric")
-            .AddAttribute("HeaderBytes",
-                          "Bytes of headers and checks of a packet that carries payload.",
-                          UintegerValue(64),
-                          MakeUintegerAccessor(&UbTransport::m_headerBytes),
-                          MakeUintegerChecker<uint32_t>(0, 5000))
-            .AddAttribute("Timeout",
-                          "How long the source waits before it sends a lost packet again, and "
-                          "before it tries again when no way leads to the destination. 128 us is "
-                          "the second of the fixed choices of the UB base specification 2.0, "
-                          "section 6.4.2; which one CloudMatrix384 uses is not known (assumed).",
-                          TimeValue(MicroSeconds(128)),
-                          MakeTimeAccessor(&UbTransport::m_timeout),
-                          MakeTimeChecker(NanoSeconds(1)))
             .AddAttribute("RetryLimit",
                           "How often a packet is sent again before the source gives up (UB base "
                           "specification 2.0, table 6-8).",

@@ -351,8 +351,8 @@ class UbTransport : public Object
     uint32_t m_network{0};                 //!< the network
     uint32_t m_payloadBytes{0};            //!< most payload of a packet of the fabric
     Ptr<UbCongestionControl> m_congestion; //!< congestion control, or nullptr
-    uint32_t m_headerBytes{0};             //!< attribute
-    Time m_timeout;                        //!< attribute
+    uint32_t m_headerBytes{0};             //!< attribute of each transport
+    Time m_timeout;                        //!< attribute of each transport
     uint32_t m_retryLimit{0};              //!< attribute
 };
 
