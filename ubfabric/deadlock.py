@@ -20,7 +20,7 @@ import networkx as nx
 import numpy as np
 
 from ubfabric.errors import TopologyError
-from ubfabric.routing import UNREACHED, Plane, compile_planes
+from ubfabric.routing import UNREACHED, FabricArrays, Plane, compile_planes, measure_planes
 
 #: Links whose routes are looked at together, to bound memory on large machines.
 _BLOCK = 4_096
@@ -54,6 +54,31 @@ def check_deadlock_free(
     """
     label = str(graph.graph.get("name", "topology")) if isinstance(graph, nx.Graph) else "topology"
     _, planes = compile_planes(graph, dead_links, partial=partial)
+    _check(planes, label)
+
+
+def check_routes_deadlock_free(
+    fabric: FabricArrays, dead_links: Collection[int] = (), label: str = "topology"
+) -> None:
+    """Check the routes that :func:`ubfabric.routing.reroute` makes around dead links.
+
+    Parameters
+    ----------
+    fabric : FabricArrays
+        The fabric without dead links.
+    dead_links : collection of int, optional
+    label : str, optional
+        How an error begins.
+
+    Raises
+    ------
+    TopologyError
+        As of :func:`check_deadlock_free`; endpoints may be left apart.
+    """
+    _check(measure_planes(vars(fabric), dead_links), label)
+
+
+def _check(planes: list[Plane], label: str) -> None:
     for plane in planes:
         circle = find_circle(plane)
         if circle:

@@ -259,7 +259,9 @@ def reroute(
     """
     arrays = dict(vars(fabric))
     arrays["link_rate_bytes_per_s"] = _changed_rates(arrays["link_rate_bytes_per_s"], link_rates)
-    return _with_routes(arrays, _planes(arrays, dead_links), _dead_mask(fabric.n_links, dead_links))
+    return _with_routes(
+        arrays, measure_planes(arrays, dead_links), _dead_mask(fabric.n_links, dead_links)
+    )
 
 
 def _dead_mask(n_links: int, dead_links: Collection[int]) -> np.ndarray:
@@ -393,14 +395,15 @@ def compile_planes(
     check_topology(graph, label)
     arrays = _node_arrays(graph) | _link_arrays(graph)
     arrays["link_rate_bytes_per_s"] = _changed_rates(arrays["link_rate_bytes_per_s"], link_rates)
-    planes = _planes(arrays, dead_links)
+    planes = measure_planes(arrays, dead_links)
     if not partial:
         for plane in planes:
             plane.check_joined(label)
     return arrays, planes
 
 
-def _planes(arrays: dict, dead_links: Collection[int]) -> list[Plane]:
+def measure_planes(arrays: dict, dead_links: Collection[int] = ()) -> list[Plane]:
+    """Return the planes of arrays that describe nodes and links, without dead links."""
     src, dst = arrays["link_src"].astype(np.int64), arrays["link_dst"].astype(np.int64)
     dead = _dead_mask(len(src), dead_links)
     return [Plane(arrays, plane, src, dst, dead) for plane in range(len(arrays["plane_names"]))]
