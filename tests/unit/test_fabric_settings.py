@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import networkx as nx
 import numpy as np
@@ -17,6 +18,8 @@ from ubfabric.fabric_settings import (
     PLAIN_SWITCHING,
     PLAIN_TRANSPORT,
     TRANSPORT_KEYS,
+    LinkLayerSpec,
+    SwitchingSpec,
     TransportSpec,
     buffered_bytes,
     cell_bytes,
@@ -27,8 +30,11 @@ from ubfabric.fabric_settings import (
     used_settings,
     wire_bytes,
 )
+from ubfabric.faults import FaultSpec
 from ubfabric.routing import compile_fabric
 from ubfabric.topology import (
+    EndpointSpec,
+    LinkSpec,
     build_topology,
     check_topology,
     load_topology_spec,
@@ -251,3 +257,16 @@ def test_a_buffer_must_hold_a_packet_in_whole_cells():
     nx.set_node_attributes(graph, {"hub-0": 639}, "buffer_bytes")
     with pytest.raises(TopologyError, match=r"node hub-0: buffer_bytes is 639; .* 640"):
         check_topology(graph)
+
+
+def test_every_key_is_in_the_readme_of_the_topologies(source_root):
+    text = (source_root / "topologies" / "README.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"`(?:….)?([a-z_0-9]+)`", text))
+    for model in (LinkLayerSpec, SwitchingSpec, TransportSpec, EndpointSpec, LinkSpec, FaultSpec):
+        assert set(model.model_fields) <= documented, model.__name__
+    marked = dict(re.findall(r"^\| `([a-z_]+)` \| [a-z]* ?\| ([a-z, -]+) \| ", text, re.MULTILINE))
+    for name, keys in TRANSPORT_KEYS.items():
+        for key in ("name", "header_bytes", *keys):
+            row = marked.get(re.sub("_(bytes|ps)$", "", key), "all")
+            assert row == "all" or name in row.split(", "), (name, key)
+    assert len(marked) == len(TransportSpec.model_fields) - 1
