@@ -253,6 +253,10 @@ _POINTERS = {
     "nodeMemoryWritePpm": "node_memory_write_ppm",
     "nodeMemoryReadLatencyPs": "node_memory_read_latency_ps",
     "nodeAcknowledgeLatencyPs": "node_acknowledge_latency_ps",
+    "nodeOverlapsIssue": "node_overlaps_issue",
+    "nodeSdmaEngines": "node_sdma_engines",
+    "nodeSdmaStartPs": "node_sdma_start_ps",
+    "nodeSdmaBytesPerS": "node_sdma_bytes_per_s",
     "linkSrc": "link_src",
     "linkDst": "link_dst",
     "linkPlane": "link_plane",
@@ -461,6 +465,22 @@ class Engine:
         links, times = np.zeros(count, np.uint32), np.zeros(count, np.int64)
         self._run.ReadBroken(links, times)
         return [(int(link), int(time)) for link, time in zip(links, times, strict=True)]
+
+    def failure(self) -> tuple[int, int, int, int, bool] | None:
+        """Return the packet that a source gave up: src, dst, network, time, and why.
+
+        Returns
+        -------
+        tuple of int, int, int, int, bool, or None
+            Nodes, position in ``NETWORKS``, picoseconds, and whether there was a way and no
+            answer; None if no source gave up.
+        """
+        if not self._run.HasFailed():
+            return None
+        found = np.zeros(5, np.int64)
+        self._run.ReadFailure(found)
+        src, dst, network, time, has_way = (int(value) for value in found)
+        return src, dst, network, time, bool(has_way)
 
     def is_stalled(self) -> bool:
         """Return whether the watchdog stopped the run, since no packet moved for long."""

@@ -36,7 +36,6 @@ _CONGESTION = {"none": "", "ldcp": "ns3::UbLdcp", "caqm": "ns3::UbCaqm", "dcqcn"
 #: Attribute of a transport, by its key in a graph; times are said in picoseconds.
 _TRANSPORT_ATTRIBUTES = {
     "header_bytes": "HeaderBytes",
-    "acknowledge_header_bytes": "AcknowledgeHeaderBytes",
     "acknowledge_every": "AcknowledgeEvery",
     "acknowledge_delay_ps": "AcknowledgeDelay",
     "request_payload_bytes": "RequestBytes",
@@ -49,6 +48,8 @@ _TRANSPORT_ATTRIBUTES = {
     "timeout_ps": "Timeout",
     "timeout_limit": "RetryLimit",
 }
+#: What the bytes of an answer without data are called, by transport.
+_ANSWER_ATTRIBUTES = {"load-store": "ResponseHeaderBytes", "reliable": "AcknowledgementBytes"}
 #: Bytes of a control block where a graph does not cut packets into flits.
 _CONTROL_BYTES = 20
 
@@ -115,11 +116,12 @@ def _time(picoseconds: int) -> str:
 
 def _transport(settings: Mapping[str, Any]) -> str:
     """Return a transport in ns-3's text form, ``ns3::Name[Attribute=value|...]``."""
-    settings = dict(settings) | {"name": "posted"}  # TEMP
     values = []
     for key, value in used_settings(settings).items():
-        attribute = _TRANSPORT_ATTRIBUTES.get(key)
-        if attribute is None:
+        attribute = _TRANSPORT_ATTRIBUTES.get(key, "")
+        if key == "acknowledge_header_bytes":
+            attribute = _ANSWER_ATTRIBUTES[settings["name"]]
+        if not attribute:
             continue
         if key == "retransmission":
             value = "Selective" if value == "selective" else "GoBackN"

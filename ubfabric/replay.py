@@ -46,9 +46,11 @@ from ubfabric.errors import (
     UbfabricWarning,
 )
 from ubfabric.fabric_settings import link_layer, switching, transports, used_settings
+from ubfabric.faults import DEFAULT_DETECTION_TIME, FaultPlan, plan_faults
 from ubfabric.placement import place_ranks
 from ubfabric.results import RunResult, RunWriter, check_run_target
-from ubfabric.routing import FabricArrays, compile_fabric
+from ubfabric.quantities import parse_time_ps
+from ubfabric.routing import FabricArrays, compile_fabric, reroute
 from ubfabric.specs import NETWORKS
 from ubfabric.trace import OPERATIONS, Trace, TraceChunk, check_chunk, link_flows
 
@@ -122,6 +124,7 @@ def replay(
     path_policy: str = "round-robin",
     n_virtual_lanes: int | None = None,
     seed: int | None = None,
+    faults: str | Path | Mapping[str, Any] | None = None,
     account: bool = False,
     sample_interval_ps: int | None = None,
     watchdog_ps: int = 100_000_000_000,
@@ -153,6 +156,8 @@ def replay(
         given.
     seed : int, optional
         Seed of hashes and random choices; the trace's seed if not given.
+    faults : path or mapping, optional
+        Schedule of faults, a YAML file or its content; see :mod:`ubfabric.faults`.
     account : bool
         Keep where the time of each flow went: ``RunResult.account()``.
     sample_interval_ps : int, optional
@@ -211,6 +216,9 @@ def replay(
     _check_limits(arrays)
     _check_buffers(graph, arrays, config)
     check_deadlock_free(graph)
+    plan = None if faults is None else plan_faults(arrays, faults)
+    if plan is not None:
+        plan.check_deadlock_free(str(faults) if isinstance(faults, (str, Path)) else "faults")
     for line in credit_warnings(graph, arrays, config.payload_bytes):
         warnings.warn(line, UbfabricWarning, stacklevel=2)
     started = time.perf_counter()
@@ -235,12 +243,35 @@ def replay(
     ):
         if attach is not None:
             attach(engine, arrays)
+        if plan is not None:
+            _schedule(engine, plan)
+        engine.report_broken_links()
         lanes = lanes_of_service_levels(graph, config.n_virtual_lanes)
-        session = _Session(engine, arrays, trace, rank_nodes, config, lanes, writer)
+        session = _Session(
+            engine, graph, arrays, trace, rank_nodes, config, lanes, writer, plan
+        )
         session.run(_progress_bar(progress))
         writer.write_links(_links_table(graph, arrays, engine.link_stats()))
         wall_s = time.perf_counter() - started
-        return writer.finish(_summary(graph, trace, rank_nodes, config, engine, session, wall_s))
+        return writer.finish(_summary(graph, trace, rank_nodes, config, engine, plan, wall_s))
+
+
+def _schedule(engine: _bridge.Engine, plan: FaultPlan) -> None:
+    """Tell the engine what will fail and when."""
+    for time_ps, link, rate, bit_error_rate in zip(
+        plan.time_ps.tolist(),
+        plan.link.tolist(),
+        plan.rate_bytes_per_s.tolist(),
+        plan.bit_error_rate.tolist(),
+        strict=True,
+    ):
+        engine.schedule_link(time_ps, link, rate, bit_error_rate)
+    for time_ps, node, is_dead in zip(
+        plan.node_time_ps.tolist(), plan.node.tolist(), plan.node_is_dead.tolist(), strict=True
+    ):
+        engine.schedule_switch(time_ps, node, is_dead=bool(is_dead))
+    for time_ps, arrays in plan.routes:
+        engine.schedule_routes(time_ps, arrays)
 
 
 def _one_of(key: str, value: str, table: Mapping[str, str]) -> str:
@@ -336,14 +367,21 @@ class _Session:
     def __init__(
         self,
         engine: _bridge.Engine,
+        graph: nx.Graph,
         arrays: FabricArrays,
         trace: Trace,
         rank_nodes: list[str],
         config: ReplayConfig,
         lanes: np.ndarray,
         writer: RunWriter,
+        plan: FaultPlan | None,
     ) -> None:
         self.engine = engine
+        self.plan = plan
+        self.gave_up: list[int] = []
+        self.can_read = [
+            transport["name"] == "load-store" for transport in transports(graph).values()
+        ]
         self.arrays = arrays
         self.trace = trace
         self.config = config
@@ -417,11 +455,53 @@ class _Session:
         return f"; packets wait for the ports {', '.join(ports)}{more}"
 
     def _check_alive(self) -> None:
+        self._route_around_broken_links()
+        failure = self.engine.failure()
+        if failure is not None:
+            src, dst, network, time_ps, has_way = failure
+            names = self.arrays.node_names
+            text = (
+                f"{names[src]} got no answer from {names[dst]} in network {NETWORKS[network]}"
+                if has_way
+                else f"no way from {names[src]} to {names[dst]} in network {NETWORKS[network]}"
+            )
+            why = "" if self.plan is None else f"; {'; '.join(self.plan.describe())}"
+            if self.plan is not None and not has_way:
+                cut = self.plan.cut_off(
+                    NETWORKS[network], np.array([src]), np.array([dst]), time_ps
+                )
+                why = f"; {cut}" if cut else why
+            raise SimulationError(f"{text} at {time_ps / 1e6:g} us{why}")
         if self.engine.is_stalled():
             raise SimulationError(
                 f"no packet moved for {self.config.watchdog_ps / 1e9:g} ms until "
                 f"{self.engine.now_ps / 1e9:g} ms{self._stalled_ports()}"
             )
+
+    def _route_around_broken_links(self) -> None:
+        """Give the switches routes without the links that gave up for bit errors."""
+        broken = self.engine.take_broken()
+        if not broken:
+            return
+        link, time_ps = broken[0]
+        if self.plan is not None and any(start > time_ps for start, _ in self.plan.routes):
+            names = self.arrays.node_names
+            raise SimulationError(
+                f"the link {names[self.arrays.link_src[link]]} to "
+                f"{names[self.arrays.link_dst[link]]} gave up for bit errors at "
+                f"{time_ps / 1e6:g} us, before scheduled changes of routes that do not know of it; "
+                "schedule it as down as well"
+            )
+        self.gave_up += [link for link, _ in broken]
+        known = self.plan.route_dead_links[-1] if self.plan and self.plan.routes else []
+        detection_ps = (
+            self.plan.detection_ps
+            if self.plan is not None
+            else parse_time_ps(DEFAULT_DETECTION_TIME["value"])
+        )
+        seen_ps = max(time for _, time in broken) + detection_ps
+        routes = reroute(self.arrays, sorted({*self.gave_up, *known}))
+        self.engine.schedule_routes(max(seen_ps, self.engine.now_ps), routes)
 
     def _sample(self) -> None:
         """Write what the links did since the last call."""
@@ -556,6 +636,7 @@ class _Session:
         flows["start_ps"] = table["start_ps"].to_numpy()
         flows["network"] = network
         flows["operation"] = _codes(table["operation"], OPERATIONS)
+        self._check_operations(chunk, flows)
         flows["lane"] = self.lanes[table["service_level"].to_numpy()]
         sender, waiter = link_flows(chunk, self.trace.n_ranks)
         flows["send_task"] = np.where(sender < 0, _bridge.NONE, sender)
@@ -572,6 +653,26 @@ class _Session:
         needed = np.asarray(lists.flatten(), np.int64)
         deps = np.searchsorted(self.known_tasks, needed)
         return flows, tasks, counts, deps
+
+    def _check_operations(self, chunk: TraceChunk, flows: np.ndarray) -> None:
+        """Refuse reads where the transport cannot read, and SDMA where there is none."""
+        is_read = flows["operation"] & 1 == 1
+        by_sdma = flows["operation"] & 2 == 2
+        silent = is_read & ~np.array(self.can_read)[flows["network"]]
+        bare = by_sdma & (self.arrays.node_sdma_engines[flows["src"]] == 0)
+        for bad, why in (
+            (silent, "transports.{network}.name to be load-store"),
+            (bare, "sdma engines on the endpoint of rank {src}"),
+        ):
+            if bad.any():
+                row = int(np.argmax(bad))
+                network = NETWORKS[flows["network"][row]]
+                src = chunk.flows["src"][row].as_py()
+                operation = OPERATIONS[flows["operation"][row]]
+                raise TraceError(
+                    f"{chunk.flows_file}: row {chunk.first_flow_row + row + 1}: operation "
+                    f"{operation} needs {why.format(network=network, src=src)}"
+                )
 
     def _collect(self) -> None:
         """Write what is complete, in the order of the trace."""
@@ -710,7 +811,7 @@ def _summary(
     rank_nodes: list[str],
     config: ReplayConfig,
     engine: _bridge.Engine,
-    session: _Session,
+    plan: FaultPlan | None,
     wall_s: float,
 ) -> dict[str, Any]:
     counters = engine.counters
@@ -731,6 +832,7 @@ def _summary(
         "link_layer": link_layer(graph),
         "switching": switching(graph),
         "transports": {name: used_settings(one) for name, one in transports(graph).items()},
+        "faults": [] if plan is None else plan.describe(),
         **counters,
         "simulated_ps": engine.now_ps,
         "wall_s": wall_s,

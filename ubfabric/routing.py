@@ -54,6 +54,10 @@ class FabricArrays:
         Share of a link's rate at which a port takes writes into memory, parts per million.
     node_memory_read_latency_ps : int64[n_nodes]
     node_acknowledge_latency_ps : int64[n_nodes]
+    node_overlaps_issue : uint8[n_nodes]
+    node_sdma_engines : uint32[n_nodes]
+    node_sdma_start_ps : int64[n_nodes]
+    node_sdma_bytes_per_s : uint64[n_nodes]
     link_src, link_dst, link_plane : uint32[n_links]
     link_rate_bytes_per_s : uint64[n_links]
         What forward error correction leaves of a UB link to or from a switch, rounded down;
@@ -103,6 +107,10 @@ class FabricArrays:
     node_memory_write_ppm: np.ndarray
     node_memory_read_latency_ps: np.ndarray
     node_acknowledge_latency_ps: np.ndarray
+    node_overlaps_issue: np.ndarray
+    node_sdma_engines: np.ndarray
+    node_sdma_start_ps: np.ndarray
+    node_sdma_bytes_per_s: np.ndarray
     link_src: np.ndarray
     link_dst: np.ndarray
     link_plane: np.ndarray
@@ -325,6 +333,10 @@ def _node_arrays(graph: nx.Graph) -> dict:
         "node_memory_write_ppm": optional_column("memory_write_share_ppm", np.uint32),
         "node_memory_read_latency_ps": optional_column("memory_read_latency_ps", np.int64),
         "node_acknowledge_latency_ps": optional_column("acknowledge_latency_ps", np.int64),
+        "node_overlaps_issue": optional_column("overlaps_issue", np.uint8),
+        "node_sdma_engines": optional_column("sdma_engines", np.uint32),
+        "node_sdma_start_ps": optional_column("sdma_start_ps", np.int64),
+        "node_sdma_bytes_per_s": optional_column("sdma_bytes_per_s", np.uint64),
     }
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import networkx as nx
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ubfabric.errors import SpecError, TopologyError
 from ubfabric.fabric_settings import (
@@ -30,7 +30,7 @@ from ubfabric.fabric_settings import (
     switching,
     transports,
 )
-from ubfabric.quantities import Bytes, BytesPerSecond, Count, Fraction, Picoseconds
+from ubfabric.quantities import Bytes, BytesPerSecond, Count, Fraction, Picoseconds, unwrap
 from ubfabric.specs import NETWORKS, Spec, load_yaml, validate_spec
 
 #: Version of the graph's attributes, kept in ``graph.graph["schema"]``.
@@ -81,6 +81,10 @@ OPTIONAL_ENDPOINT_ATTRIBUTES: dict[str, tuple[type, str]] = {
     ),
     "memory_read_latency_ps": (int, "read request in until its response may leave, ps"),
     "acknowledge_latency_ps": (int, "packet in until its acknowledgement may leave, ps"),
+    "overlaps_issue": (int, "1 if an engine prepares its next message while it streams one"),
+    "sdma_engines": (int, "SDMA engines, beside the issue engines"),
+    "sdma_start_ps": (int, "start-up cost of a transfer by SDMA, ps"),
+    "sdma_bytes_per_s": (int, "rate of one SDMA engine, bytes/s"),
 }
 #: Attributes of edges: name to (type, meaning).
 EDGE_ATTRIBUTES: dict[str, tuple[type, str]] = {
@@ -116,6 +120,7 @@ _MAY_BE_MINUS_ONE = {"server", "rack", "npu"}
 #: Largest integers that the simulator's arrays hold.
 _HIGHEST = 2**62
 _HIGHEST_SMALL = {"issue_engines": 2**31, "level": 2**15, "memory_write_share_ppm": 10**6}
+_HIGHEST_SMALL |= {"overlaps_issue": 1, "sdma_engines": 64}
 
 Positive = Annotated[Count, Field(ge=1)]
 NonNegative = Annotated[Count, Field(ge=0)]
@@ -139,6 +144,14 @@ class PortSpec(LinkSpec):
     links: Positive
 
 
+class SdmaSpec(Spec):
+    """Engines that move data by themselves once they have been told what."""
+
+    engines: Annotated[Count, Field(ge=1, le=48)]
+    start: Picoseconds
+    bandwidth: Rate
+
+
 class EndpointSpec(Spec):
     """A die or a CPU: how it issues, sends and receives."""
 
@@ -151,6 +164,8 @@ class EndpointSpec(Spec):
     receive_latency: Duration
     copy_bandwidth: Rate
     memory_write_share: Annotated[Fraction, Field(ge=1e-6, le=1)]
+    overlaps_issue: Annotated[bool, BeforeValidator(unwrap)] = False
+    sdma: SdmaSpec | None = None
     memory_read_latency: Duration
     acknowledge_latency: Duration
 
@@ -439,6 +454,10 @@ def _endpoint_attributes(spec: EndpointSpec, kind: str) -> dict[str, Any]:
         "memory_write_share_ppm": max(1, round(spec.memory_write_share * 10**6)),
         "memory_read_latency_ps": spec.memory_read_latency,
         "acknowledge_latency_ps": spec.acknowledge_latency,
+        "overlaps_issue": int(spec.overlaps_issue),
+        "sdma_engines": spec.sdma.engines if spec.sdma else 0,
+        "sdma_start_ps": spec.sdma.start if spec.sdma else 0,
+        "sdma_bytes_per_s": spec.sdma.bandwidth if spec.sdma else 0,
     }
 
 
@@ -748,6 +767,10 @@ def endpoint_defaults(attributes: Mapping[str, Any]) -> dict[str, int]:
         "memory_write_share_ppm": int(attributes.get("memory_write_share_ppm", 10**6)),
         "memory_read_latency_ps": int(attributes.get("memory_read_latency_ps", latency)),
         "acknowledge_latency_ps": int(attributes.get("acknowledge_latency_ps", latency)),
+        "overlaps_issue": int(attributes.get("overlaps_issue", 0)),
+        "sdma_engines": int(attributes.get("sdma_engines", 0)),
+        "sdma_start_ps": int(attributes.get("sdma_start_ps", 0)),
+        "sdma_bytes_per_s": int(attributes.get("sdma_bytes_per_s", 0)),
     }
 
 

@@ -644,10 +644,10 @@ def link_flows(chunk: TraceChunk, n_ranks: int) -> tuple[np.ndarray, np.ndarray]
     """
     check = _ChunkCheck(chunk, n_ranks)
     ends = []
-    for codes, rank in ((check.sends, "src"), (check.waits, "dst")):
+    for codes, rank in ((check.sends, check.flows["src"]), (check.waits, check.receiver)):
         rows = np.flatnonzero(codes != _NO_PHASE)
         keys = check._keys(codes, check.tasks["microbatch"], check.tasks["rank"])[rows]
-        wanted = check._keys(check.phase, check.flows["microbatch"], check.flows[rank])
+        wanted = check._keys(check.phase, check.flows["microbatch"], rank)
         first, count, order = _look_up(keys, wanted)
         end = np.full(len(wanted), -1, np.int64)
         found = count > 0
@@ -674,6 +674,11 @@ class _ChunkCheck:
         self.sends = _phase_codes(chunk.tasks["sends"], names)
         self.waits = _phase_codes(chunk.tasks["waits"], names)
         self.ranks = f"a rank from 0 to {n_ranks - 1}"
+        reads = pc.is_in(
+            chunk.flows["operation"].cast(pa.string()), value_set=pa.array(["read", "sdma-read"])
+        )
+        #: Rank that the bytes of each flow go to.
+        self.receiver = np.where(reads.to_numpy(), self.flows["src"], self.flows["dst"])
 
     def reject_flow(self, column: str, bad: np.ndarray, allowed: str) -> None:
         """Raise for the first bad row of the flow table."""
@@ -731,7 +736,7 @@ class _ChunkCheck:
         """
         flows, tasks = self.flows, self.tasks
         sent = self._keys(self.phase, flows["microbatch"], flows["src"])
-        awaited = self._keys(self.phase, flows["microbatch"], flows["dst"])
+        awaited = self._keys(self.phase, flows["microbatch"], self.receiver)
         self.reject_flow(
             "dst",
             _repeats(sent * self.n_ranks + flows["dst"]),

@@ -266,6 +266,23 @@ UbRun::ReadSamples(int64_t* timesPs, uint64_t* bytes, uint64_t* waitingBytes)
     m_fabric->Samples().clear();
 }
 
+bool
+UbRun::HasFailed() const
+{
+    return !m_fabric->GetError().empty();
+}
+
+void
+UbRun::ReadFailure(int64_t* failure) const
+{
+    const UbEndpointError& error = m_fabric->GetFailure();
+    failure[0] = error.src;
+    failure[1] = error.dst;
+    failure[2] = error.network;
+    failure[3] = error.timePs;
+    failure[4] = error.hasWay ? 1 : 0;
+}
+
 uint64_t
 UbRun::GetPacketsLost() const
 {

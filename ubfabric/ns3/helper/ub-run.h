@@ -183,6 +183,16 @@ class UbRun
      */
     void ReadSamples(int64_t* timesPs, uint64_t* bytes, uint64_t* waitingBytes);
 
+    /// @return Whether a source gave up a packet; see UbFabric::GetError.
+    bool HasFailed() const;
+
+    /**
+     * Write which packet a source gave up.
+     * @param [out] failure [5] source and destination (nodes), network, time in picoseconds, and
+     * whether there was a way.
+     */
+    void ReadFailure(int64_t* failure) const;
+
     /// @return Packets lost with dead switches or for want of a route.
     uint64_t GetPacketsLost() const;
 

@@ -52,6 +52,8 @@ UbEndpointProcess::UbEndpointProcess(const UbFabricArrays& arrays,
         cores.issueCostPs = arrays.nodeIssueCostPs[node];
         cores.engineBytesPerS = arrays.nodeEngineBytesPerS[node];
         cores.idle = Bits(endpoint.nCores);
+        endpoint.overlapsIssue =
+            arrays.nodeOverlapsIssue != nullptr && arrays.nodeOverlapsIssue[node] != 0;
         Group& sdma = endpoint.groups[1];
         endpoint.nSdma = arrays.nodeSdmaEngines != nullptr ? arrays.nodeSdmaEngines[node] : 0;
         if (endpoint.nSdma > 0)
@@ -523,7 +525,7 @@ UbEndpointProcess::TakeMessage(uint32_t endpointIndex, uint32_t engineIndex, int
           engineIndex,
           flow,
           job,
-          m_settings.overlapsIssue ? std::max(nowPs + group.issueCostPs, freePs)
+          endpoint.overlapsIssue ? std::max(nowPs + group.issueCostPs, freePs)
                                    : std::max(nowPs, freePs) + group.issueCostPs);
     return true;
 }
@@ -636,7 +638,7 @@ UbEndpointProcess::Emit(uint32_t endpointIndex, uint32_t engineIndex, int64_t no
     if (engine.isFirst)
     {
         engine.isFirst = false;
-        if (m_settings.overlapsIssue && !IsDescribed(flow))
+        if (endpoint.overlapsIssue && !IsDescribed(flow))
         {
             Prepare(endpointIndex, engineIndex);
         }

@@ -27,7 +27,6 @@ class UbTaskGraph;
 struct UbEndpointSettings
 {
     uint64_t seed{1};           //!< seed of the hashes
-    bool overlapsIssue{false};  //!< an engine prepares a message while it streams another
     UbWireFormat format;        //!< flits of network 0
     std::array<Ptr<UbTransport>, UB_NETWORKS> transports; //!< by network, not yet attached
     std::array<Ptr<UbCongestionControl>, UB_NETWORKS> congestion; //!< by network, or nullptr
@@ -439,6 +438,7 @@ class UbEndpointProcess : public UbTransportHost
     struct Endpoint
     {
         int64_t receiveLatencyPs{0};     //!< last byte in to seen
+        bool overlapsIssue{false}; //!< an engine prepares a message while it streams another
         int64_t memoryReadLatencyPs{0};  //!< read request in to data out
         int64_t acknowledgeLatencyPs{0}; //!< packet in to response out
         uint64_t egressBytesPerS{0};     //!< rate into all ports

@@ -40,6 +40,8 @@ struct UbFabricArrays
     const uint64_t* nodeCopyBytesPerS{nullptr};   //!< endpoint: rate to itself, 0: no limit
     const int64_t* nodeMemoryReadLatencyPs{nullptr};  //!< endpoint: read request in to data out
     const int64_t* nodeAcknowledgeLatencyPs{nullptr}; //!< endpoint: packet in to response out
+    const uint8_t* nodeOverlapsIssue{nullptr};        //!< endpoint: an engine prepares its next
+                                                      //!< message while it streams one
     const uint32_t* nodeSdmaEngines{nullptr};         //!< endpoint: SDMA engines
     const int64_t* nodeSdmaStartPs{nullptr};          //!< endpoint: start-up cost of a transfer
     const uint64_t* nodeSdmaBytesPerS{nullptr};       //!< endpoint: rate of one SDMA engine

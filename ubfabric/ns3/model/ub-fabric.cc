@@ -129,11 +129,6 @@ UbFabric::GetTypeId()
                           UintegerValue(4),
                           MakeUintegerAccessor(&UbFabric::m_blockCheckBytes),
                           MakeUintegerChecker<uint32_t>(0, 64))
-            .AddAttribute("OverlapIssue",
-                          "Whether an engine prepares its next message while it streams one.",
-                          BooleanValue(false),
-                          MakeBooleanAccessor(&UbFabric::m_overlapsIssue),
-                          MakeBooleanChecker())
             .AddAttribute("UbTransport",
                           "Transport of the UB network: a TypeId below ns3::UbTransport, with "
                           "attributes as in ns3::UbPosted[HeaderBytes=28|RetryLimit=3].",
@@ -391,7 +386,6 @@ UbFabric::Build(const UbFabricArrays& arrays)
                     "a fabric has " << UbEndpointProcess::MAX_PLANES << " planes at most");
     UbEndpointSettings settings;
     settings.seed = m_seed;
-    settings.overlapsIssue = m_overlapsIssue;
     settings.format = {m_flitBytes, m_blockFlits, m_blockHeaderBytes, m_blockCheckBytes};
     settings.transports = {MakeFromText<UbTransport>(m_ubTransport),
                            MakeFromText<UbTransport>(m_rdmaTransport),
@@ -901,6 +895,12 @@ UbFabric::GetError() const
          << (error.hasWay ? " from node " : " to node ") << error.dst << " at " << error.timePs
          << " ps";
     return text.str();
+}
+
+const UbEndpointError&
+UbFabric::GetFailure() const
+{
+    return m_endpoints->Error();
 }
 
 std::string

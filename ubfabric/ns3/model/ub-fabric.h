@@ -99,6 +99,9 @@ class UbFabric : public Object, public UbWindowedProcess
      */
     std::string GetError() const;
 
+    /// @return What GetError says, in numbers: source, destination, network, time.
+    const UbEndpointError& GetFailure() const;
+
     /**
      * @param [out] stats One entry a link.
      */
@@ -330,7 +333,6 @@ class UbFabric : public Object, public UbWindowedProcess
     uint32_t m_blockFlits{0};       //!< attribute
     uint32_t m_blockHeaderBytes{0}; //!< attribute
     uint32_t m_blockCheckBytes{0};  //!< attribute
-    bool m_overlapsIssue{false};    //!< attribute
     std::string m_ubTransport;      //!< attribute
     std::string m_rdmaTransport;    //!< attribute
     std::string m_vpcTransport;     //!< attribute
