@@ -26,10 +26,10 @@ class UbTaskGraph;
 /// What the endpoints need to know of the fabric's attributes.
 struct UbEndpointSettings
 {
-    uint64_t seed{1};           //!< seed of the hashes
-    bool overlapsIssue{false};  //!< an engine prepares a message while it streams another
-    UbWireFormat format;        //!< flits of network 0
-    std::array<Ptr<UbTransport>, UB_NETWORKS> transports; //!< by network, not yet attached
+    uint64_t seed{1};          //!< seed of the hashes
+    bool overlapsIssue{false}; //!< an engine prepares a message while it streams another
+    UbWireFormat format;       //!< flits of network 0
+    std::array<Ptr<UbTransport>, UB_NETWORKS> transports;         //!< by network, not yet attached
     std::array<Ptr<UbCongestionControl>, UB_NETWORKS> congestion; //!< by network, or nullptr
     uint32_t payloadBytes{4096}; //!< most bytes of a message in one packet
 };
@@ -37,11 +37,11 @@ struct UbEndpointSettings
 /// A packet that could not be brought to its destination.
 struct UbEndpointError
 {
-    uint32_t src{UB_NONE};  //!< its source, UB_NONE while there is no error
-    uint32_t dst{UB_NONE};  //!< its destination
-    uint32_t network{0};    //!< its network
-    int64_t timePs{0};      //!< when no way was found first, or when the source gave up
-    bool hasWay{false};     //!< there was a way, and no answer
+    uint32_t src{UB_NONE}; //!< its source, UB_NONE while there is no error
+    uint32_t dst{UB_NONE}; //!< its destination
+    uint32_t network{0};   //!< its network
+    int64_t timePs{0};     //!< when no way was found first, or when the source gave up
+    bool hasWay{false};    //!< there was a way, and no answer
 };
 
 /**
@@ -432,17 +432,17 @@ class UbEndpointProcess : public UbTransportHost
     /// An endpoint.
     struct Endpoint
     {
-        int64_t receiveLatencyPs{0};     //!< last byte in to seen
-        int64_t memoryReadLatencyPs{0};  //!< read request in to data out
-        int64_t acknowledgeLatencyPs{0}; //!< packet in to response out
-        uint64_t egressBytesPerS{0};     //!< rate into all ports
-        uint64_t copyBytesPerS{0};       //!< rate to itself
-        int64_t egressFreePs{0};         //!< when the egress can take the next packet
-        uint64_t planes{0};              //!< planes that reach it, a bit each
-        uint64_t packets{0};             //!< packets sent, for the packet hash
-        uint32_t firstEngine{0};         //!< its engines
-        uint32_t nCores{0};              //!< engines that are vector cores
-        uint32_t nSdma{0};               //!< SDMA engines, numbered after the vector cores
+        int64_t receiveLatencyPs{0};        //!< last byte in to seen
+        int64_t memoryReadLatencyPs{0};     //!< read request in to data out
+        int64_t acknowledgeLatencyPs{0};    //!< packet in to response out
+        uint64_t egressBytesPerS{0};        //!< rate into all ports
+        uint64_t copyBytesPerS{0};          //!< rate to itself
+        int64_t egressFreePs{0};            //!< when the egress can take the next packet
+        uint64_t planes{0};                 //!< planes that reach it, a bit each
+        uint64_t packets{0};                //!< packets sent, for the packet hash
+        uint32_t firstEngine{0};            //!< its engines
+        uint32_t nCores{0};                 //!< engines that are vector cores
+        uint32_t nSdma{0};                  //!< SDMA engines, numbered after the vector cores
         std::array<Group, N_GROUPS> groups; //!< vector cores, SDMA engines
         std::array<uint64_t, UB_NETWORKS> portBytesPerS{}; //!< rate of its ports by network
     };
@@ -653,41 +653,41 @@ class UbEndpointProcess : public UbTransportHost
      */
     const Direct* FindDirect(uint32_t src, uint32_t dst, uint32_t network) const;
 
-    UbEndpointSettings m_settings;                   //!< attributes
-    std::vector<std::unique_ptr<UbPlane>>& m_planes; //!< the planes
-    Ptr<UbPlanePolicy> m_policy;                     //!< picks the plane of a packet
-    UbTaskGraph* m_tasks{nullptr};                   //!< the tasks
-    UbEventQueue m_queue;                            //!< events
-    std::vector<Endpoint> m_endpoints;               //!< by node number
-    std::vector<Engine> m_engines;                   //!< all engines
-    std::vector<Job> m_jobs;                         //!< pool of jobs
-    std::vector<uint32_t> m_freeJobs;                //!< unused jobs
-    std::vector<uint64_t> m_networkPlanes;           //!< planes of a network, a bit each
-    std::vector<uint32_t> m_planeNetwork;            //!< network of a plane
-    std::vector<uint32_t> m_directStart;             //!< start of a node's direct links
-    std::vector<Direct> m_direct;                    //!< direct links
-    std::array<Chunk, MAX_CHUNKS> m_chunks;          //!< chunks by slot
+    UbEndpointSettings m_settings;                          //!< attributes
+    std::vector<std::unique_ptr<UbPlane>>& m_planes;        //!< the planes
+    Ptr<UbPlanePolicy> m_policy;                            //!< picks the plane of a packet
+    UbTaskGraph* m_tasks{nullptr};                          //!< the tasks
+    UbEventQueue m_queue;                                   //!< events
+    std::vector<Endpoint> m_endpoints;                      //!< by node number
+    std::vector<Engine> m_engines;                          //!< all engines
+    std::vector<Job> m_jobs;                                //!< pool of jobs
+    std::vector<uint32_t> m_freeJobs;                       //!< unused jobs
+    std::vector<uint64_t> m_networkPlanes;                  //!< planes of a network, a bit each
+    std::vector<uint32_t> m_planeNetwork;                   //!< network of a plane
+    std::vector<uint32_t> m_directStart;                    //!< start of a node's direct links
+    std::vector<Direct> m_direct;                           //!< direct links
+    std::array<Chunk, MAX_CHUNKS> m_chunks;                 //!< chunks by slot
     std::array<Ptr<UbTransport>, UB_NETWORKS> m_transports; //!< by network
     std::array<uint32_t, UB_NETWORKS> m_packetBytes{};      //!< most payload of a packet
     std::array<uint32_t, UB_NETWORKS> m_pieceBytes{};       //!< most bytes handed over at a time
     std::array<uint32_t, UB_NETWORKS> m_headerBytes{};      //!< headers of a packet
     std::array<uint32_t, UB_NETWORKS> m_fullWireBytes{};    //!< a full packet on the wire
-    uint32_t m_posted{0};                                   //!< networks that are posted, a bit each
-    uint32_t m_described{0};                                //!< networks of style DESCRIBE, likewise
-    std::vector<UbReaction> m_reactions;                    //!< pool of reactions
-    std::vector<uint32_t> m_freeReactions;                  //!< unused reactions
-    std::vector<UbReaction> m_reacting;                     //!< reactions of one instant
-    std::vector<Parked> m_parked;                           //!< pool of packets without a way
-    std::vector<uint32_t> m_freeParked;                     //!< unused ones
-    std::set<Timer> m_timers;                               //!< timers by time
-    UbEndpointError m_error;                                //!< first packet in trouble
-    bool m_hasFailed{false};                                //!< a source gave up
-    int64_t m_lookaheadPs{UB_NEVER};                 //!< smallest latency of an endpoint
-    int64_t m_lastPs{0};                             //!< time of the last event
-    uint64_t m_packetsSent{0};                       //!< packets sent
-    uint64_t m_bytesSent{0};                         //!< payload bytes sent
-    uint64_t m_bytesDelivered{0};                    //!< payload bytes arrived
-    uint64_t m_eventCount{0};                        //!< events processed
+    uint32_t m_posted{0};                  //!< networks that are posted, a bit each
+    uint32_t m_described{0};               //!< networks of style DESCRIBE, likewise
+    std::vector<UbReaction> m_reactions;   //!< pool of reactions
+    std::vector<uint32_t> m_freeReactions; //!< unused reactions
+    std::vector<UbReaction> m_reacting;    //!< reactions of one instant
+    std::vector<Parked> m_parked;          //!< pool of packets without a way
+    std::vector<uint32_t> m_freeParked;    //!< unused ones
+    std::set<Timer> m_timers;              //!< timers by time
+    UbEndpointError m_error;               //!< first packet in trouble
+    bool m_hasFailed{false};               //!< a source gave up
+    int64_t m_lookaheadPs{UB_NEVER};       //!< smallest latency of an endpoint
+    int64_t m_lastPs{0};                   //!< time of the last event
+    uint64_t m_packetsSent{0};             //!< packets sent
+    uint64_t m_bytesSent{0};               //!< payload bytes sent
+    uint64_t m_bytesDelivered{0};          //!< payload bytes arrived
+    uint64_t m_eventCount{0};              //!< events processed
 };
 
 } // namespace ns3

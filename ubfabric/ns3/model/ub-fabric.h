@@ -202,11 +202,11 @@ class UbFabric : public Object, public UbWindowedProcess
      */
     void ReceiveAtDevice(uint32_t handle);
 
-    uint32_t m_payloadBytes{0}; //!< attribute
-    uint32_t m_nLanes{0};       //!< attribute
-    uint64_t m_seed{0};         //!< attribute
-    std::string m_pathPolicy;   //!< attribute
-    std::string m_planePolicy;  //!< attribute
+    uint32_t m_payloadBytes{0};     //!< attribute
+    uint32_t m_nLanes{0};           //!< attribute
+    uint64_t m_seed{0};             //!< attribute
+    std::string m_pathPolicy;       //!< attribute
+    std::string m_planePolicy;      //!< attribute
     uint32_t m_flitBytes{0};        //!< attribute
     uint32_t m_blockFlits{0};       //!< attribute
     uint32_t m_blockHeaderBytes{0}; //!< attribute

@@ -207,11 +207,11 @@ class UbLoadStore : public UbTransport
     /// What a packet carries besides its payload.
     struct Tag
     {
-        bool isAnswer{false};  //!< a response, not a request
-        bool isKnown{false};   //!< the data was written before
-        uint32_t engine{0};    //!< the core
-        uint32_t attempts{0};  //!< how often the request was sent before
-        uint32_t bytes{0};     //!< bytes written or read
+        bool isAnswer{false}; //!< a response, not a request
+        bool isKnown{false};  //!< the data was written before
+        uint32_t engine{0};   //!< the core
+        uint32_t attempts{0}; //!< how often the request was sent before
+        uint32_t bytes{0};    //!< bytes written or read
 
         Tag() = default;
 
@@ -273,9 +273,9 @@ class UbLoadStore : public UbTransport
         injection.dstEndpoint = flow.dst;
         injection.tag = tag.Pack();
         injection.payloadBytes = isRead ? 0 : tag.bytes;
-        injection.wireBytes =
-            m_host->WireBytes(m_network, isRead ? m_readRequestBytes : m_headerBytes,
-                              injection.payloadBytes);
+        injection.wireBytes = m_host->WireBytes(m_network,
+                                                isRead ? m_readRequestBytes : m_headerBytes,
+                                                injection.payloadBytes);
         injection.lane = flow.lane;
         return m_host->Send(injection, m_network, nowPs);
     }
