@@ -165,7 +165,10 @@ def replay(
             arrays,
             {
                 "PayloadBytes": config.payload_bytes,
-                "HeaderBytes": config.header_bytes,
+                **{
+                    f"{network}Transport": f"ns3::UbPosted[HeaderBytes={config.header_bytes}]"
+                    for network in ("Ub", "Rdma", "Vpc")
+                },
                 "NumVirtualLanes": config.n_virtual_lanes,
                 "Seed": config.seed,
                 "PathPolicy": PATH_POLICIES[config.path_policy],
