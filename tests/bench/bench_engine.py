@@ -116,7 +116,11 @@ def run_engine(case: Case) -> dict[str, Any]:
     tasks["send_first"] = np.cumsum(tasks["send_count"]) - tasks["send_count"]
     with _bridge.Engine(
         case.arrays,
-        {"PayloadBytes": case.payload_bytes, "Seed": 1},
+        {
+            "PayloadBytes": case.payload_bytes,
+            "UbTransport": f"ns3::UbPosted[HeaderBytes={case.header_bytes}]",
+            "Seed": 1,
+        },
     ) as engine:
         engine.add_chunk(
             flows,

@@ -75,9 +75,9 @@ main(int argc, char* argv[])
 
     UbFabricHelper helper;
     helper.SetFabricAttribute("PayloadBytes", UintegerValue(payloadBytes));
-    helper.SetFabricAttribute("UbTransport",
-                              StringValue("ns3::UbPosted[HeaderBytes=" +
-                                          std::to_string(headerBytes) + "]"));
+    helper.SetFabricAttribute(
+        "UbTransport",
+        StringValue("ns3::UbPosted[HeaderBytes=" + std::to_string(headerBytes) + "]"));
     UbEndpointParameters endpoint;
     endpoint.receiveLatency = NanoSeconds(100);
     const uint32_t hub = helper.AddSwitch(forward, bufferBytes);

@@ -2,7 +2,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 #include "ub-congestion.h"
-
 #include "ub-plane.h"
 
 #include "ns3/double.h"
@@ -134,8 +133,8 @@ class UbCaqm : public UbCongestionControl
         }
         if (echo.marks > 0)
         {
-            state.window =
-                state.window > packet ? state.window - echo.marks * m_beta * packet : state.window / 2;
+            state.window = state.window > packet ? state.window - echo.marks * m_beta * packet
+                                                 : state.window / 2;
         }
         state.window = std::max(state.window, m_gamma * packet);
     }

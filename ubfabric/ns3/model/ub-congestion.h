@@ -35,10 +35,10 @@ struct UbCongestionState
 /// What an acknowledgement says to the congestion control.
 struct UbCongestionEcho
 {
-    uint32_t packets{0};   //!< packets newly acknowledged, marked ones included
-    uint32_t marks{0};     //!< marked packets
-    uint32_t hint{0};      //!< growth granted, in units of the congestion control
-    bool mayGrow{false};   //!< the network grants growth
+    uint32_t packets{0};    //!< packets newly acknowledged, marked ones included
+    uint32_t marks{0};      //!< marked packets
+    uint32_t hint{0};       //!< growth granted, in units of the congestion control
+    bool mayGrow{false};    //!< the network grants growth
     int64_t roundTripPs{0}; //!< time since the newest of the packets was sent, 0: not known
 };
 

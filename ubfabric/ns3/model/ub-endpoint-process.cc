@@ -98,8 +98,7 @@ UbEndpointProcess::UbEndpointProcess(const UbFabricArrays& arrays,
         m_packetBytes[network] = transport.PacketBytes();
         m_pieceBytes[network] = transport.PieceBytes();
         m_headerBytes[network] = transport.GetHeaderBytes();
-        m_fullWireBytes[network] =
-            Framed(network, m_headerBytes[network] + m_packetBytes[network]);
+        m_fullWireBytes[network] = Framed(network, m_headerBytes[network] + m_packetBytes[network]);
         m_posted |= transport.IsPosted() ? 1U << network : 0;
         m_described |= transport.GetStyle() == UbTransport::DESCRIBE ? 1U << network : 0;
         for (uint32_t node = 0; node < arrays.nNodes; ++node)
@@ -282,9 +281,7 @@ UbEndpointProcess::RunReactions(const UbEventQueue::Event& first)
     std::sort(m_reacting.begin(), m_reacting.end());
     for (const UbReaction& reaction : m_reacting)
     {
-        m_transports[Flow(reaction.delivery.flow).network]->React(endpoint,
-                                                                  reaction,
-                                                                  first.timePs);
+        m_transports[Flow(reaction.delivery.flow).network]->React(endpoint, reaction, first.timePs);
     }
 }
 
@@ -355,9 +352,8 @@ UbEndpointProcess::StartJob(uint32_t endpointIndex,
     {
         UbFlowRecord& flow = Flow(reference);
         const uint32_t kind = (flow.operation & UB_BY_SDMA) != 0 ? 1 : 0;
-        NS_ABORT_MSG_IF(flow.network >= UB_NETWORKS ||
-                            ((flow.operation & UB_READ) != 0 &&
-                             !m_transports[flow.network]->CanRead()),
+        NS_ABORT_MSG_IF(flow.network >= UB_NETWORKS || ((flow.operation & UB_READ) != 0 &&
+                                                        !m_transports[flow.network]->CanRead()),
                         "a flow of node " << endpointIndex << " asks for what its network "
                                           << uint32_t{flow.network} << " cannot do");
         NS_ABORT_MSG_IF(kind == 1 && endpoint.nSdma == 0,
@@ -680,9 +676,9 @@ UbEndpointProcess::Emit(uint32_t endpointIndex, uint32_t engineIndex, int64_t no
     }
     else
     {
-        donePs = m_transports[flow.network]->HandOver(
-            {engine.flow, endpointIndex, engineIndex, piece},
-            nowPs);
+        donePs =
+            m_transports[flow.network]->HandOver({engine.flow, endpointIndex, engineIndex, piece},
+                                                 nowPs);
         if (donePs == UB_NEVER)
         {
             return; // it hands over the same piece again when the transport says so

@@ -36,11 +36,11 @@ struct UbEndpointSettings
 /// A packet that could not be brought to its destination.
 struct UbEndpointError
 {
-    uint32_t src{UB_NONE};  //!< its source, UB_NONE while there is no error
-    uint32_t dst{UB_NONE};  //!< its destination
-    uint32_t network{0};    //!< its network
-    int64_t timePs{0};      //!< when no way was found first, or when the source gave up
-    bool hasWay{false};     //!< there was a way, and no answer
+    uint32_t src{UB_NONE}; //!< its source, UB_NONE while there is no error
+    uint32_t dst{UB_NONE}; //!< its destination
+    uint32_t network{0};   //!< its network
+    int64_t timePs{0};     //!< when no way was found first, or when the source gave up
+    bool hasWay{false};    //!< there was a way, and no answer
 };
 
 /**
@@ -686,22 +686,22 @@ class UbEndpointProcess : public UbTransportHost
     std::array<uint32_t, UB_NETWORKS> m_pieceBytes{};       //!< most bytes handed over at a time
     std::array<uint32_t, UB_NETWORKS> m_headerBytes{};      //!< headers of a packet
     std::array<uint32_t, UB_NETWORKS> m_fullWireBytes{};    //!< a full packet on the wire
-    uint32_t m_posted{0};                                   //!< networks that are posted, a bit each
-    uint32_t m_described{0};                                //!< networks of style DESCRIBE, likewise
-    std::vector<UbReaction> m_reactions;                    //!< pool of reactions
-    std::vector<uint32_t> m_freeReactions;                  //!< unused reactions
-    std::vector<UbReaction> m_reacting;                     //!< reactions of one instant
-    std::vector<Parked> m_parked;                           //!< pool of packets without a way
-    std::vector<uint32_t> m_freeParked;                     //!< unused ones
-    std::set<Timer> m_timers;                               //!< timers by time
-    UbEndpointError m_error;                                //!< first packet in trouble
-    bool m_hasFailed{false};                                //!< a source gave up
-    int64_t m_lookaheadPs{UB_NEVER};                 //!< smallest latency of an endpoint
-    int64_t m_lastPs{0};                             //!< time of the last event
-    uint64_t m_packetsSent{0};                       //!< packets sent
-    uint64_t m_bytesSent{0};                         //!< payload bytes sent
-    uint64_t m_bytesDelivered{0};                    //!< payload bytes arrived
-    uint64_t m_eventCount{0};                        //!< events processed
+    uint32_t m_posted{0};                  //!< networks that are posted, a bit each
+    uint32_t m_described{0};               //!< networks of style DESCRIBE, likewise
+    std::vector<UbReaction> m_reactions;   //!< pool of reactions
+    std::vector<uint32_t> m_freeReactions; //!< unused reactions
+    std::vector<UbReaction> m_reacting;    //!< reactions of one instant
+    std::vector<Parked> m_parked;          //!< pool of packets without a way
+    std::vector<uint32_t> m_freeParked;    //!< unused ones
+    std::set<Timer> m_timers;              //!< timers by time
+    UbEndpointError m_error;               //!< first packet in trouble
+    bool m_hasFailed{false};               //!< a source gave up
+    int64_t m_lookaheadPs{UB_NEVER};       //!< smallest latency of an endpoint
+    int64_t m_lastPs{0};                   //!< time of the last event
+    uint64_t m_packetsSent{0};             //!< packets sent
+    uint64_t m_bytesSent{0};               //!< payload bytes sent
+    uint64_t m_bytesDelivered{0};          //!< payload bytes arrived
+    uint64_t m_eventCount{0};              //!< events processed
 };
 
 } // namespace ns3

@@ -28,17 +28,17 @@ namespace ns3
  */
 struct UbFabricArrays
 {
-    uint32_t nNodes{0};                           //!< number of nodes
-    const uint8_t* nodeIsEndpoint{nullptr};       //!< 1 for endpoints, 0 for switches
-    const int64_t* nodeForwardLatencyPs{nullptr}; //!< switch: head in to head out
-    const int64_t* nodeBufferBytes{nullptr};      //!< input buffer a port and virtual lane
-    const uint32_t* nodeIssueEngines{nullptr};    //!< endpoint: engines issuing messages
-    const int64_t* nodeIssueCostPs{nullptr};      //!< endpoint: cost of each message
-    const uint64_t* nodeEngineBytesPerS{nullptr}; //!< endpoint: rate of one engine, 0: no limit
-    const uint64_t* nodeEgressBytesPerS{nullptr}; //!< endpoint: rate into all ports, 0: no limit
-    const int64_t* nodeReceiveLatencyPs{nullptr}; //!< endpoint: last byte in to seen by the rank
-    const uint64_t* nodeCopyBytesPerS{nullptr};   //!< endpoint: rate to itself, 0: no limit
-    const int64_t* nodeMemoryReadLatencyPs{nullptr};  //!< endpoint: read request in to data out
+    uint32_t nNodes{0};                              //!< number of nodes
+    const uint8_t* nodeIsEndpoint{nullptr};          //!< 1 for endpoints, 0 for switches
+    const int64_t* nodeForwardLatencyPs{nullptr};    //!< switch: head in to head out
+    const int64_t* nodeBufferBytes{nullptr};         //!< input buffer a port and virtual lane
+    const uint32_t* nodeIssueEngines{nullptr};       //!< endpoint: engines issuing messages
+    const int64_t* nodeIssueCostPs{nullptr};         //!< endpoint: cost of each message
+    const uint64_t* nodeEngineBytesPerS{nullptr};    //!< endpoint: rate of one engine, 0: no limit
+    const uint64_t* nodeEgressBytesPerS{nullptr};    //!< endpoint: rate into all ports, 0: no limit
+    const int64_t* nodeReceiveLatencyPs{nullptr};    //!< endpoint: last byte in to seen by the rank
+    const uint64_t* nodeCopyBytesPerS{nullptr};      //!< endpoint: rate to itself, 0: no limit
+    const int64_t* nodeMemoryReadLatencyPs{nullptr}; //!< endpoint: read request in to data out
     const int64_t* nodeAcknowledgeLatencyPs{nullptr}; //!< endpoint: packet in to response out
     const uint8_t* nodeOverlapsIssue{nullptr};        //!< endpoint: an engine prepares its next
                                                       //!< message while it streams one

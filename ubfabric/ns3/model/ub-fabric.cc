@@ -394,13 +394,14 @@ UbFabric::Build(const UbFabricArrays& arrays)
                            MakeFromText<UbCongestionControl>(m_rdmaCongestion),
                            MakeFromText<UbCongestionControl>(m_vpcCongestion)};
     settings.payloadBytes = m_payloadBytes;
-    NS_ABORT_MSG_IF(m_flitBytes > 0 && m_flitBytes * m_blockFlits <=
-                                           m_blockHeaderBytes + m_blockCheckBytes,
+    NS_ABORT_MSG_IF(m_flitBytes > 0 &&
+                        m_flitBytes * m_blockFlits <= m_blockHeaderBytes + m_blockCheckBytes,
                     "a block has no room for payload");
     std::array<int64_t, UB_NETWORKS> packetBytes{};
     for (uint32_t network = 0; network < UB_NETWORKS; ++network)
     {
-        NS_ABORT_MSG_IF(!settings.transports[network], "network " << network << " needs a transport");
+        NS_ABORT_MSG_IF(!settings.transports[network],
+                        "network " << network << " needs a transport");
         const uint32_t bytes = m_payloadBytes + settings.transports[network]->MaxHeaderBytes();
         packetBytes[network] = network == 0 ? settings.format.WireBytes(bytes, 0) : bytes;
         NS_ABORT_MSG_IF(packetBytes[network] > 0xffff,

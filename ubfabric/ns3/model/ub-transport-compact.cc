@@ -70,8 +70,8 @@ class UbCompact : public UbQueuedTransport
             m_host->Deliver(delivery); // nothing is sent twice, so the order does not matter
         }
         const uint32_t endpoint = isNotice || delivery.isLost ? flow.src : flow.dst;
-        int64_t afterPs = m_congestion ? m_host->AcknowledgePs(endpoint)
-                                       : m_host->ReceivePs(endpoint);
+        int64_t afterPs =
+            m_congestion ? m_host->AcknowledgePs(endpoint) : m_host->ReceivePs(endpoint);
         if (delivery.isLost && !isNotice)
         {
             afterPs = GetTimeoutPs();

@@ -207,11 +207,11 @@ class UbLoadStore : public UbTransport
     /// What a packet carries besides its payload.
     struct Tag
     {
-        bool isAnswer{false};  //!< a response, not a request
-        bool isKnown{false};   //!< the data was written before
-        uint32_t engine{0};    //!< the core
-        uint32_t attempts{0};  //!< how often the request was sent before
-        uint32_t bytes{0};     //!< bytes written or read
+        bool isAnswer{false}; //!< a response, not a request
+        bool isKnown{false};  //!< the data was written before
+        uint32_t engine{0};   //!< the core
+        uint32_t attempts{0}; //!< how often the request was sent before
+        uint32_t bytes{0};    //!< bytes written or read
 
         Tag() = default;
 

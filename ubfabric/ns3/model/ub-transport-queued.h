@@ -99,10 +99,10 @@ class UbQueuedTransport : public UbTransport
         ACKNOWLEDGE = 2, //!< accepted packets must be acknowledged
     };
 
-    static constexpr uint32_t TYPE_SHIFT = 30;    //!< type of a packet above, its number below
-    static constexpr uint32_t DATA = 0;           //!< type: payload
+    static constexpr uint32_t TYPE_SHIFT = 30;     //!< type of a packet above, its number below
+    static constexpr uint32_t DATA = 0;            //!< type: payload
     static constexpr uint32_t ACKNOWLEDGEMENT = 1; //!< type: UbAcknowledgement
-    static constexpr uint32_t NOTICE = 2;         //!< type: congestion notice
+    static constexpr uint32_t NOTICE = 2;          //!< type: congestion notice
 
     /**
      * @param [in] channel A channel.
@@ -192,10 +192,10 @@ class UbQueuedTransport : public UbTransport
      */
     void NoticeIfMarked(uint32_t index, const UbDelivery& delivery, int64_t nowPs);
 
-    uint32_t m_mtu{0};              //!< attribute
-    uint32_t m_workBytes{0};        //!< attribute
-    uint32_t m_noticeBytes{0};      //!< attribute
-    bool m_isOrdered{false};        //!< attribute
+    uint32_t m_mtu{0};               //!< attribute
+    uint32_t m_workBytes{0};         //!< attribute
+    uint32_t m_noticeBytes{0};       //!< attribute
+    bool m_isOrdered{false};         //!< attribute
     std::vector<Channel> m_channels; //!< pool of channels
 
   private:

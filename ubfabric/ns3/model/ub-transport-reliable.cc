@@ -177,9 +177,8 @@ class UbReliable : public UbQueuedTransport
             bytes = std::min(channel.work.front().left, PacketBytes());
         }
         const uint64_t window =
-            m_congestion
-                ? std::min(m_windowBytes, m_congestion->WindowBytes(channel.congestion))
-                : m_windowBytes;
+            m_congestion ? std::min(m_windowBytes, m_congestion->WindowBytes(channel.congestion))
+                         : m_windowBytes;
         // one packet may always be under way, or a small window would stop the channel for good
         return channel.bytesUnderWay > 0 && channel.bytesUnderWay + bytes > window ? 0 : bytes;
     }
@@ -438,7 +437,8 @@ class UbReliable : public UbQueuedTransport
         const uint32_t from = channel.repeatedUpTo;
         for (uint32_t number = from; Distance(highest, number) > 0; ++number)
         {
-            Repeat(channel, channel.outstanding[static_cast<uint32_t>(Distance(number, channel.first))]);
+            Repeat(channel,
+                   channel.outstanding[static_cast<uint32_t>(Distance(number, channel.first))]);
         }
         if (Distance(highest, from) > 0)
         {
@@ -462,8 +462,8 @@ class UbReliable : public UbQueuedTransport
             Acknowledge(index, delivery.flow, false, nowPs); // the source has missed one
             return;
         }
-        const bool takesAny = m_reorderWindow > 0 &&
-                              !(m_isOrdered && m_retransmission == GO_BACK_N);
+        const bool takesAny =
+            m_reorderWindow > 0 && !(m_isOrdered && m_retransmission == GO_BACK_N);
         if (ahead > 0)
         {
             if (!takesAny)
@@ -512,10 +512,7 @@ class UbReliable : public UbQueuedTransport
         else if (channel.ackTimerPs == 0)
         {
             channel.ackTimerPs = nowPs + m_ackDelay.GetTimeStep();
-            m_host->SetTimer(channel.ackTimerPs,
-                             m_network,
-                             TimerName(ACKNOWLEDGE, channel),
-                             index);
+            m_host->SetTimer(channel.ackTimerPs, m_network, TimerName(ACKNOWLEDGE, channel), index);
         }
     }
 
@@ -541,7 +538,11 @@ class UbReliable : public UbQueuedTransport
             m_freeAcks.pop_back();
         }
         UbAcknowledgement& ack = m_acks[slot];
-        ack = {channel.expected & NUMBER_MASK, channel.marks, channel.hint, 0, isNegative,
+        ack = {channel.expected & NUMBER_MASK,
+               channel.marks,
+               channel.hint,
+               0,
+               isNegative,
                channel.mayGrow};
         if (m_retransmission == SELECTIVE && channel.nArrived > 0)
         {

@@ -22,10 +22,10 @@ constexpr uint32_t UB_NETWORKS = 3;
 /// What an acknowledgement says; see UbReliable.
 struct UbAcknowledgement
 {
-    uint32_t expected{0}; //!< all packets before this number have arrived
-    uint32_t marks{0};    //!< marked packets since the last acknowledgement
-    uint32_t hint{0};     //!< window growth granted, in units of the congestion control
-    uint64_t bitmap{0};   //!< bit i: packet `expected + 1 + i` has arrived
+    uint32_t expected{0};   //!< all packets before this number have arrived
+    uint32_t marks{0};      //!< marked packets since the last acknowledgement
+    uint32_t hint{0};       //!< window growth granted, in units of the congestion control
+    uint64_t bitmap{0};     //!< bit i: packet `expected + 1 + i` has arrived
     bool isNegative{false}; //!< a packet is missing: go back to `expected`
     bool mayGrow{false};    //!< the network grants growth
 };
