@@ -221,7 +221,7 @@ TASK_RECORD = np.dtype(
         ("next", np.uint32),
         ("successor", np.uint32),
         ("state", np.uint32),
-        ("reserved", np.uint32),
+        ("message_ps", np.uint32),
     ]
 )
 

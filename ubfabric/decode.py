@@ -315,6 +315,7 @@ class DecodeStep:
             "duration_ps": np.concatenate(durations),
             "sends": repeat_text(sends),
             "waits": repeat_text(sends),
+            "message_cost_ps": np.zeros(n_operators * self.n_ranks, np.int64),
             "depends_on": pa.ListArray.from_arrays(
                 pa.array(np.concatenate([[0], ends]), pa.int32()),
                 pa.array(np.concatenate(depends_on)),

@@ -70,12 +70,20 @@ TASK_SCHEMA = pa.schema(
         ("sends", pa.string()),
         ("waits", pa.string()),
         ("depends_on", pa.list_(pa.int64())),
+        ("message_cost_ps", pa.int64()),
     ]
 )
 #: Columns that a file may leave out, with the value they then take.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "flows": {"microbatch": 0, "network": "ub", "service_level": 0, "start_ps": -1, "operation": "write"},
-    "tasks": {"stream": 0, "microbatch": 0, "sends": "", "waits": "", "depends_on": []},
+    "tasks": {
+        "stream": 0,
+        "microbatch": 0,
+        "sends": "",
+        "waits": "",
+        "depends_on": [],
+        "message_cost_ps": 0,
+    },
 }
 _SCHEMAS = {"flows": FLOW_SCHEMA, "tasks": TASK_SCHEMA}
 
@@ -715,6 +723,9 @@ class _ChunkCheck:
         reject("rank", (tasks["rank"] < 0) | (tasks["rank"] >= self.n_ranks), self.ranks)
         reject("stream", tasks["stream"] < 0, "0 or more")
         reject("duration_ps", tasks["duration_ps"] < 0, "0 or more")
+        cost = tasks["message_cost_ps"]
+        limit = np.iinfo(np.uint32).max
+        reject("message_cost_ps", (cost < 0) | (cost > limit), f"0 to {limit}")
         reject("layer", tasks["layer"] != self.chunk.layer, f"{self.chunk.layer}")
         communicates = (self.sends != _NO_PHASE) | (self.waits != _NO_PHASE)
         microbatch = tasks["microbatch"]

@@ -344,6 +344,7 @@ void
 UbEndpointProcess::StartJob(uint32_t endpointIndex,
                             uint32_t task,
                             const std::vector<uint32_t>& flows,
+                            int64_t messagePs,
                             int64_t nowPs)
 {
     std::array<uint32_t, N_GROUPS> jobs{UB_NONE, UB_NONE};
@@ -384,6 +385,7 @@ UbEndpointProcess::StartJob(uint32_t endpointIndex,
             job.read = 0;
             job.write = 0;
             job.unissued = 0;
+            job.messagePs = messagePs;
             job.startPs = nowPs;
             job.issuedPs = nowPs;
             job.items.clear();
@@ -464,7 +466,8 @@ UbEndpointProcess::Feed(uint32_t endpointIndex, uint32_t groupIndex, int64_t now
         {
             return;
         }
-        engine.nextReadyPs = std::max(nowPs, engine.streamPs) + group.issueCostPs;
+        engine.nextReadyPs =
+            std::max(nowPs, engine.streamPs) + group.issueCostPs + m_jobs[engine.nextJob].messagePs;
         group.hungry &= group.hungry - 1;
     }
 }
@@ -517,12 +520,13 @@ UbEndpointProcess::TakeMessage(uint32_t endpointIndex, uint32_t engineIndex, int
         return false;
     }
     const int64_t freePs = m_engines[endpoint.firstEngine + engineIndex].freePs;
+    const int64_t costPs = group.issueCostPs + m_jobs[job].messagePs;
     Start(endpointIndex,
           engineIndex,
           flow,
           job,
-          endpoint.overlapsIssue ? std::max(nowPs + group.issueCostPs, freePs)
-                                   : std::max(nowPs, freePs) + group.issueCostPs);
+          endpoint.overlapsIssue ? std::max(nowPs + costPs, freePs)
+                                 : std::max(nowPs, freePs) + costPs);
     return true;
 }
 
@@ -560,7 +564,8 @@ UbEndpointProcess::Prepare(uint32_t endpointIndex, uint32_t engineIndex)
     if (NextMessage(group, engine.nextFlow, engine.nextJob))
     {
         engine.nextReadyPs =
-            std::max(engine.streamPs, m_jobs[engine.nextJob].startPs) + group.issueCostPs;
+            std::max(engine.streamPs, m_jobs[engine.nextJob].startPs) + group.issueCostPs +
+            m_jobs[engine.nextJob].messagePs;
     }
     else
     {
@@ -583,9 +588,16 @@ UbEndpointProcess::SendPacket(UbInjection& injection, uint32_t network, int64_t 
             return false;
         }
     }
-    injection.readyPs = std::max(nowPs, endpoint.egressFreePs);
-    endpoint.egressFreePs =
-        injection.readyPs + UbSerialisePs(injection.wireBytes, endpoint.egressBytesPerS);
+    if (direct != nullptr)
+    {
+        injection.readyPs = nowPs; // the limit is that of the ports into the planes
+    }
+    else
+    {
+        injection.readyPs = std::max(nowPs, endpoint.egressFreePs);
+        endpoint.egressFreePs =
+            injection.readyPs + UbSerialisePs(injection.wireBytes, endpoint.egressBytesPerS);
+    }
     const uint64_t pair = (uint64_t{injection.srcEndpoint} << 32) | injection.dstEndpoint;
     injection.flowHash = UbMix(m_settings.seed ^ UbMix(pair));
     injection.loadBalance = static_cast<uint8_t>(endpoint.packets);

@@ -186,12 +186,14 @@ class UbEndpointProcess : public UbTransportHost
      * Begin to issue flows.
      * @param [in] endpoint The endpoint.
      * @param [in] task Task to tell when all is issued, or UB_NONE.
-     * @param [in] flows References of the flows; the vector is swapped away.
+     * @param [in] flows References of the flows.
+     * @param [in] messagePs Cost of each message beside the engine's own.
      * @param [in] nowPs The time.
      */
     void StartJob(uint32_t endpoint,
                   uint32_t task,
                   const std::vector<uint32_t>& flows,
+                  int64_t messagePs,
                   int64_t nowPs);
 
     /**
@@ -404,6 +406,7 @@ class UbEndpointProcess : public UbTransportHost
         uint64_t unfinished{0};    //!< messages not yet out, pieces not yet complete
         int64_t startPs{0};        //!< handed over
         int64_t issuedPs{0};       //!< last message out
+        int64_t messagePs{0};    //!< cost of each message beside the engine's own
         std::vector<Item> items;   //!< flows with messages left
     };
 

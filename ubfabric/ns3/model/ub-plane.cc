@@ -709,6 +709,7 @@ UbPlane::Find(uint32_t linkIndex, int64_t nowPs)
         {
             continue;
         }
+        lane.needsCredit = false; // unless it turns out below that nothing else is missing
         // round robin: the next input, after the one served last, that has a packet ready
         const uint64_t* bits = &m_words[lane.firstWord];
         uint32_t input =
@@ -1095,7 +1096,9 @@ UbPlane::WakeAwaiting(uint32_t link)
         if (lane.needsCredit || (m_settings.isShared && m_links[other].stalledSincePs >= 0))
         {
             isAwaited = true;
-            if (const int64_t nextPs = NextCreditPs(other, lane); nextPs != UB_NEVER)
+            // what has arrived by now has woken the link before
+            const int64_t nextPs = NextCreditPs(other, lane);
+            if (nextPs > m_lastPs && nextPs != UB_NEVER)
             {
                 Wake(other, std::max(nextPs, m_links[other].busyUntilPs));
             }
