@@ -1,0 +1,121 @@
+"""Choose the fitted parameters of a machine from the measured rows of role "fitted".
+
+python analysis/fit_fabric.py [TOPOLOGY] [--measured FILE]
+
+Five parameters, one row each, found one after the other since none moves an earlier row:
+
+1. forward latency of the UB switches      read latency, other server less same server
+2. latency between port and core or memory of a die      read latency, same server
+3. the same of a CPU                       read latency of a CPU, same server
+4. share of the link rate that memory takes writes at    write bandwidth, same server
+5. cost of a message of a fused operator   dispatch at EP8
+
+Prints the values for the topology's YAML and for measured.yaml; changes no file.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import networkx as nx
+
+from ubfabric.errors import UbfabricError
+from ubfabric.quantities import parse_rate_bytes_per_s, parse_time_ps
+from ubfabric.topology import build_topology
+from ubfabric.validation import (
+    MeasuredSpec,
+    MemoryRow,
+    load_measured,
+    simulate_fused,
+    simulate_memory,
+)
+
+MEASURED = Path(__file__).with_name("measured.yaml")
+LATENCIES = ("receive_latency_ps", "memory_read_latency_ps", "acknowledge_latency_ps")
+
+
+def fitted_row(measured: MeasuredSpec, **wanted: object) -> MemoryRow:
+    """Return the row of role "fitted" that has these values."""
+    for row in measured.memory:
+        if row.role == "fitted" and all(getattr(row, k) == v for k, v in wanted.items()):
+            return row
+    raise UbfabricError(f"measured figures: found no fitted row with {wanted}; add one")
+
+
+def solve(change: Callable[[int], float], target: float, low: int, high: int, step: int) -> int:
+    """Return the value between low and high, to a step, at which a rising function meets target."""
+    rises = change(high) > change(low)
+    while high - low > step:
+        middle = (low + high) // 2
+        low, high = (low, middle) if (change(middle) > target) == rises else (middle, high)
+    return (low + high) // 2
+
+
+def set_all(graph: nx.Graph, kinds: tuple[str, ...], names: tuple[str, ...], value: int) -> None:
+    """Set attributes of all nodes of some kinds."""
+    for _, node in graph.nodes(data=True):
+        if node["kind"] in kinds:
+            node.update(dict.fromkeys(names, value))
+
+
+def main() -> None:
+    """Fit, and print what was found."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("topology", nargs="?", default="cloudmatrix384", help="(%(default)s)")
+    parser.add_argument("--measured", default=str(MEASURED), help="measured figures, YAML")
+    args = parser.parse_args()
+
+    graph, measured = build_topology(args.topology), load_measured(args.measured)
+    read = {"what": "latency", "operation": "read"}
+    near = fitted_row(measured, **read, peer="die", far=False)
+    far = fitted_row(measured, **read, peer="die", far=True)
+    cpu = fitted_row(measured, **read, peer="cpu", far=False)
+    write = fitted_row(measured, what="bandwidth", operation="write", peer="die", far=False)
+    dispatch = next(row for row in measured.fused.rows if row.role == "fitted")
+
+    def crossing_us(value: int) -> float:
+        set_all(graph, ("l1", "l2", "l3"), ("forward_latency_ps",), value)
+        return simulate_memory(graph, far) - simulate_memory(graph, near)
+
+    target = (parse_time_ps(far.value) - parse_time_ps(near.value)) / 1e6
+    forward = solve(crossing_us, target, 1_000, 1_000_000, 500)
+    set_all(graph, ("l1", "l2", "l3"), ("forward_latency_ps",), forward)
+    print(f"forward latency of UB switches   {forward / 1e3:8.1f} ns")
+
+    for kind, row in (("die", near), ("cpu", cpu)):
+
+        def latency_us(value: int, kind: str = kind, row: MemoryRow = row) -> float:
+            set_all(graph, (kind,), LATENCIES, value)
+            return simulate_memory(graph, row)
+
+        latency = solve(latency_us, parse_time_ps(row.value) / 1e6, 1_000, 2_000_000, 500)
+        set_all(graph, (kind,), LATENCIES, latency)
+        print(f"port to core or memory, {kind}      {latency / 1e3:8.1f} ns")
+
+    def written_gb_per_s(value: int) -> float:
+        set_all(graph, ("die", "cpu"), ("memory_write_share_ppm",), value)
+        return simulate_memory(graph, write)
+
+    share = solve(
+        written_gb_per_s, parse_rate_bytes_per_s(write.value) / 1e9, 100_000, 1_000_000, 500
+    )
+    set_all(graph, ("die", "cpu"), ("memory_write_share_ppm",), share)
+    print(f"share of rate of memory writes   {share / 1e6:8.4f}")
+
+    def dispatch_us(value: int) -> float:
+        fused = measured.fused.model_copy(update={"message_cost": value})
+        return simulate_fused(graph, fused, dispatch)
+
+    cost = solve(dispatch_us, dispatch.value / 1e6, 0, 20_000_000, 5_000)
+    print(f"cost of a message of an operator {cost / 1e6:8.3f} us")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UbfabricError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
