@@ -222,6 +222,7 @@ def _links(spec: Synthetic, rng: np.random.Generator, n_links: int | None) -> pa
         "busy_ps": busy,
         "max_queue_bytes": rng.integers(0, 30, n) * 4_150,
         "no_credit_ps": (busy * rng.beta(1, 20, n)).astype(np.int64),
+        "retries": np.zeros(n, np.int64),
     }
     assert list(columns) == LINK_SCHEMA.names
     return pa.table(columns)

@@ -685,8 +685,10 @@ class _ChunkCheck:
         reads = pc.is_in(
             chunk.flows["operation"].cast(pa.string()), value_set=pa.array(["read", "sdma-read"])
         )
-        #: Rank that the bytes of each flow go to.
-        self.receiver = np.where(reads.to_numpy(), self.flows["src"], self.flows["dst"])
+        is_read = reads.to_numpy()
+        #: Rank that the bytes of each flow go to, and the column that names it.
+        self.receiver = np.where(is_read, self.flows["src"], self.flows["dst"])
+        self.receiver_column = np.where(is_read, "src", "dst")
 
     def reject_flow(self, column: str, bad: np.ndarray, allowed: str) -> None:
         """Raise for the first bad row of the flow table."""
@@ -776,9 +778,12 @@ class _ChunkCheck:
             "src", (n_senders == 0) & ~timed, f"a rank with a task that sends it, {or_timed}"
         )
         self.reject_flow("start_ps", (n_senders > 0) & timed, "-1, because a task sends this flow")
-        self.reject_flow(
-            "dst", (n_waiters == 0) & ~timed, f"a rank with a task that waits for it, {or_timed}"
-        )
+        for column in ("dst", "src"):  # of writes, and of reads
+            self.reject_flow(
+                column,
+                (n_waiters == 0) & ~timed & (self.receiver_column == column),
+                f"a rank with a task that waits for it, {or_timed}",
+            )
         closed = np.flatnonzero(n_senders)
         sender = send_rows[senders[sender_first[closed]]]
         waiter = wait_rows[waiters[_ranges(waiter_first[closed], n_waiters[closed])]]

@@ -22,6 +22,7 @@ from ubfabric.errors import (
     TopologyError,
     TraceError,
 )
+from ubfabric.fabric_settings import link_layer, switching, transports, used_settings
 from ubfabric.replay import replay
 from ubfabric.topology import build_topology
 from ubfabric.trace import Trace, read_trace, write_trace
@@ -217,16 +218,16 @@ BAD = {
     "an unknown path policy": (
         star(2),
         make_trace([flow(0, 1)]),
-        {"path_policy": "adaptive"},
+        {"path_policy": "ecmp"},
         SpecError,
-        r"path_policy: found 'adaptive', allowed flow-hash, round-robin, random",
+        r"path_policy: found 'ecmp', allowed flow-hash, round-robin, random, load-balance, adaptive",
     ),
     "an unknown plane policy": (
         star(2),
         make_trace([flow(0, 1)]),
         {"plane_policy": "ecmp"},
         SpecError,
-        r"plane_policy: found 'ecmp', allowed flow-hash, round-robin, random",
+        r"plane_policy: found 'ecmp', allowed flow-hash, round-robin, random, adaptive",
     ),
     "too many virtual lanes": (
         star(2),
@@ -250,11 +251,11 @@ BAD = {
         r"row 1: column 'service_level': found 16, allowed 0 to 15",
     ),
     "a graph without its packet size": (
-        nx.MultiGraph(star(2), packet_header_bytes=None),
+        nx.MultiGraph(star(2), packet_payload_bytes=None),
         make_trace([flow(0, 1)]),
         {},
         TopologyError,
-        r"packet_header_bytes",
+        r"packet_payload_bytes",
     ),
     "a graph with a node that lacks an attribute": (
         changed(star(2), "die-0", receive_latency_ps=None),
@@ -631,7 +632,14 @@ def test_summary_says_what_was_run():
     assert summary["trace"] == json.loads(json.dumps(trace.metadata))
     assert summary["rank_nodes"] == [f"die-0-{n}" for n in range(8)]
     assert summary["payload_bytes"] == 512
-    assert summary["header_bytes"] == 64
+    assert summary["link_layer"] == link_layer(graph)
+    assert summary["switching"] == switching(graph)
+    assert summary["transports"] == {
+        name: used_settings(transport) for name, transport in transports(graph).items()
+    }
+    assert summary["transports"]["ub"]["header_bytes"] == 28
+    assert summary["faults"] == []
+    assert summary["packets_lost"] == 0
     assert summary["n_virtual_lanes"] == 3
     assert summary["path_policy"] == "flow-hash"
     assert summary["plane_policy"] == "random"

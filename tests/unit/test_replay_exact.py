@@ -21,8 +21,18 @@ import pytest
 from fabrics import GB, NS, US, FabricBuilder, flow, line, make_trace, run, serialise_ps, star, task
 
 from ubfabric import topology
+from ubfabric.attributes import packet_bytes
+from ubfabric.routing import compile_fabric
 
 build_topology = lru_cache(topology.build_topology)
+
+
+def link_rate(graph, src, dst):
+    """Return the rate of the first link between two nodes, its error correction paid."""
+    arrays = compile_fabric(graph)
+    u, v = arrays.node_names.index(src), arrays.node_names.index(dst)
+    links = np.flatnonzero((arrays.link_src == u) & (arrays.link_dst == v))
+    return int(arrays.link_rate_bytes_per_s[links[0]])
 
 ISSUE = 500 * NS
 FORWARD = 200 * NS
@@ -152,14 +162,20 @@ def test_lone_message_sprayed_over_seven_planes_takes_the_closed_form(
     trace = make_trace([flow(0, peer, message_bytes=message)], n_ranks=peer + 1)
     result = run(graph, trace)
     sizes = [4_096] * (message // 4_096) + ([message % 4_096] if message % 4_096 else [])
-    ready = stream_out(
-        sizes, die["engine_bytes_per_s"], die["egress_bytes_per_s"], die["issue_cost_ps"], 64
-    )
+    wire = [packet_bytes(graph, size)["ub"] for size in sizes]
+    ready, free, now = [], 0, die["issue_cost_ps"]
+    for size, n_bytes in zip(sizes, wire, strict=True):
+        now = max(now + serialise_ps(size, die["engine_bytes_per_s"]), free)
+        free = now + serialise_ps(n_bytes, die["egress_bytes_per_s"])
+        ready.append(now)
     # At most four packets on seven planes: no two of them share a link.
     assert len(sizes) <= 7
     path = 2 * 5 * NS + switches * 200 * NS + (2 * 50 * NS if switches == 3 else 0)
+    # 28 GB/s less the forward error correction, the same on every link of the way.
+    rate = link_rate(graph, "die-0-0", "l1-0-0")
+    assert rate == 28 * GB * 15 // 16
     arrive = [
-        at + path + serialise_ps(size + 64, 28 * GB) for at, size in zip(ready, sizes, strict=True)
+        at + path + serialise_ps(n_bytes, rate) for at, n_bytes in zip(ready, wire, strict=True)
     ]
     row = result.flows.iloc[0]
     assert row["finish_ps"] == max(arrive) + die["receive_latency_ps"]
@@ -312,10 +328,9 @@ def test_dies_of_one_package_use_their_own_link():
     die = graph.nodes["die-0-0"]
     result = run(graph, make_trace([flow(0, 1, message_bytes=4_096)], n_ranks=2))
     sent = die["issue_cost_ps"] + serialise_ps(4_096, die["engine_bytes_per_s"])
+    wire = serialise_ps(packet_bytes(graph, 4_096)["ub"], link_rate(graph, "die-0-0", "die-0-1"))
     row = result.flows.iloc[0]
-    assert row["finish_ps"] == (
-        sent + 1 * NS + serialise_ps(4_160, 270 * GB) + die["receive_latency_ps"]
-    )
+    assert row["finish_ps"] == sent + 1 * NS + wire + die["receive_latency_ps"]
     assert row["hops"] == 1
     used = result.links[result.links["packets"] > 0]
     assert used[["src", "dst", "plane", "level"]].values.tolist() == [
@@ -324,28 +339,37 @@ def test_dies_of_one_package_use_their_own_link():
 
 
 @pytest.mark.parametrize(
-    ("network", "nodes", "rate", "forward"),
+    ("network", "nodes", "rate", "forward", "header", "acknowledgement"),
     [
-        ("rdma", ["die-0-0", "die-1-3"], 25 * GB, 1_500 * NS),
-        ("rdma", ["die-0-0", "die-0-1"], 25 * GB, 1_500 * NS),  # not through the package
-        ("vpc", ["cpu-0-0", "cpu-1-0"], 50 * GB, 3 * US),
+        ("rdma", ["die-0-0", "die-1-3"], 25 * GB, 1_500 * NS, 82, 86),
+        # not through the package
+        ("rdma", ["die-0-0", "die-0-1"], 25 * GB, 1_500 * NS, 82, 86),
+        ("vpc", ["cpu-0-0", "cpu-1-0"], 50 * GB, 3 * US, 128, 128),
     ],
 )
-def test_other_networks_have_links_and_switches_of_their_own(network, nodes, rate, forward):
+def test_other_networks_have_links_and_switches_of_their_own(
+    network, nodes, rate, forward, header, acknowledgement
+):
+    """A reliable transport: the engine posts the message and the NIC reads and sends it."""
     graph = build_topology("two-nodes")
     source = graph.nodes[nodes[0]]
     trace = make_trace([flow(0, 1, message_bytes=2_000, network=network)], rank_nodes=nodes)
     result = run(graph, trace)
-    sent = source["issue_cost_ps"] + serialise_ps(2_000, source["engine_bytes_per_s"])
-    path = 2 * 100 * NS + forward + serialise_ps(2_064, rate)
+    path = 2 * 100 * NS + forward + serialise_ps(2_000 + header, rate)
     row = result.flows.iloc[0]
-    assert row["finish_ps"] == sent + path + graph.nodes[nodes[1]]["receive_latency_ps"]
+    seen = source["issue_cost_ps"] + path + graph.nodes[nodes[1]]["receive_latency_ps"]
+    assert row["finish_ps"] == seen
     used = result.links[result.links["packets"] > 0]
     assert set(used["plane"]) == {network}
-    assert used[["src", "dst"]].values.tolist() == [
-        [nodes[0], f"{network}-switch"],
-        [f"{network}-switch", nodes[1]],
-    ]
+    switch = f"{network}-switch"
+    assert sorted(used[["src", "dst", "packets", "bytes"]].values.tolist()) == sorted(
+        [
+            [nodes[0], switch, 1, 2_000 + header],
+            [switch, nodes[1], 1, 2_000 + header],
+            [nodes[1], switch, 1, acknowledgement],
+            [switch, nodes[0], 1, acknowledgement],
+        ]
+    )
 
 
 # --------------------------------------------------------------------- sharing and incast

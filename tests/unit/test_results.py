@@ -27,6 +27,8 @@ from ubfabric.results import (
     check_run_target,
 )
 
+#: Columns of flows that are categorical.
+TEXTS = ("phase", "network", "operation")
 FILES = ["flows.parquet", "links.parquet", "summary.json", "tasks.parquet"]
 
 
@@ -41,6 +43,7 @@ def flow_table(layer: int, n: int = 6) -> pa.Table:
             "src": row,
             "dst": row[::-1],
             "network": ["ub"] * n,
+            "operation": ["write" if i % 3 else "sdma-read" for i in row],
             "service_level": np.zeros(n, dtype=np.int64),
             "messages": row + 1,
             "message_bytes": np.full(n, 7_680),
@@ -95,7 +98,7 @@ def test_run_reads_back_what_was_written(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["run"]
     assert sorted(os.listdir(tmp_path / "run")) == FILES
     expected = pd.concat([flow_table(layer).to_pandas() for layer in range(3)], ignore_index=True)
-    found = result.flows().astype({"phase": object, "network": object})
+    found = result.flows().astype(dict.fromkeys(TEXTS, object))
     pd.testing.assert_frame_equal(found, expected, check_dtype=False, check_column_type=False)
     assert list(found.columns) == FLOW_SCHEMA.names
     assert result.n_flows == 18 and result.n_tasks == 3
@@ -112,8 +115,8 @@ def test_flow_batches_are_one_frame_a_layer_in_order(tmp_path):
     assert [frame["layer"].unique().tolist() for frame in batches] == [[3], [4], [7]]
     assert result.layers == [3, 4, 7]
     pd.testing.assert_frame_equal(
-        pd.concat(batches, ignore_index=True).astype({"phase": object, "network": object}),
-        result.flows().astype({"phase": object, "network": object}),
+        pd.concat(batches, ignore_index=True).astype(dict.fromkeys(TEXTS, object)),
+        result.flows().astype(dict.fromkeys(TEXTS, object)),
     )
     narrow = next(result.flow_batches(columns=["fct_ps", "src"]))
     assert list(narrow.columns) == ["fct_ps", "src"]

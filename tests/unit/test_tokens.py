@@ -487,6 +487,7 @@ def flow_table(flows):
         "src": flows["src"],
         "dst": flows["dst"],
         "network": ["ub"] * n,
+        "operation": ["write"] * n,
         "service_level": np.zeros(n, np.int64),
         "messages": flows["messages"],
         "message_bytes": np.full(n, 8),

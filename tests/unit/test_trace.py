@@ -11,12 +11,14 @@ import pytest
 from ubfabric.errors import TraceError
 from ubfabric.trace import (
     FLOW_SCHEMA,
+    OPERATIONS,
     TASK_SCHEMA,
     Trace,
     TraceChunk,
     check_chunk,
     check_trace,
     find_cycle,
+    link_flows,
     read_trace,
     write_trace,
 )
@@ -27,7 +29,7 @@ TRAFFIC = Path(__file__).parents[2] / "traffic"
 def flow(src, dst, phase="dispatch", layer=0, **changes):
     row = {"phase": phase, "layer": layer, "microbatch": 0, "src": src, "dst": dst, "messages": 2}
     row |= {"message_bytes": 100, "network": "ub", "service_level": 0, "start_ps": -1}
-    return row | changes
+    return row | {"operation": "write"} | changes
 
 
 def task(number, rank, kind="dispatch", layer=0, **changes):
@@ -130,6 +132,7 @@ def test_foreign_file_needs_the_required_columns_only(tmp_path):
     assert trace.n_ranks == 2 and trace.n_chunks == 2 and first.tasks.num_rows == 0
     assert first.flows["network"].to_pylist() == ["ub"] * 3
     assert first.flows["microbatch"].to_pylist() == [0] * 3
+    assert first.flows["operation"].to_pylist() == ["write"] * 3
 
 
 def test_shipped_open_loop_sample_is_whole():
@@ -231,6 +234,11 @@ def test_sound_tables_pass(tmp_path, flows, tasks):
     ("column", "value", "message"),
     [
         ("network", "ib", "column 'network': found 'ib', allowed ub, rdma, vpc"),
+        (
+            "operation",
+            "atomic",
+            "column 'operation': found 'atomic', allowed write, read, sdma-write, sdma-read",
+        ),
         ("service_level", 16, "column 'service_level': found 16, allowed 0 to 15"),
         ("microbatch", -1, "column 'microbatch': found -1, allowed 0 or more"),
         ("layer", 3, "column 'layer': found 3, allowed 0"),
@@ -240,6 +248,31 @@ def test_bad_flow_value_is_refused(column, value, message):
     flows = [flow(0, 1), flow(1, 0, **{column: value})]
     with pytest.raises(TraceError, match=f"generated flows: row 2: {message}"):
         check_chunk(chunk(flows, [task(0, 0), task(1, 1)]), 2)
+
+
+def test_the_bytes_of_a_read_arrive_at_the_rank_that_asks():
+    tasks = [task(0, 0), task(1, 1, sends="", waits="")]
+    for operation in ("read", "sdma-read"):
+        fetched = chunk([flow(0, 1, operation=operation)], tasks)
+        check_chunk(fetched, 2)
+        sender, waiter = link_flows(fetched, 2)
+        assert (sender.tolist(), waiter.tolist()) == ([0], [0])
+    for operation in ("write", "sdma-write"):
+        with pytest.raises(TraceError, match="column 'dst': found 1, allowed a rank with a task"):
+            check_chunk(chunk([flow(0, 1, operation=operation)], tasks), 2)
+    tasks = [task(0, 0, waits=""), task(1, 1, sends="")]
+    message = r"row 1: column 'src': found 0, allowed a rank with a task that waits for it"
+    with pytest.raises(TraceError, match=message):
+        check_chunk(chunk([flow(0, 1, operation="read")], tasks), 2)
+
+
+def test_operation_is_kept_in_both_formats(tmp_path):
+    flows = [flow(0, 1, operation=name, start_ps=0, phase=name) for name in OPERATIONS]
+    trace = Trace({"schema": 1, "n_ranks": 2}, 1, lambda: iter([chunk(flows, [])]))
+    for file_format in ("parquet", "csv"):
+        folder = write_trace(trace, tmp_path / file_format, file_format=file_format)
+        again = next(read_trace(folder).chunks()).flows
+        assert again["operation"].to_pylist() == list(OPERATIONS)
 
 
 def test_task_that_sends_for_all_microbatches_is_refused():
@@ -388,6 +421,12 @@ def test_cycle_is_found_and_closed():
     edges = set(zip(before.tolist(), after.tolist(), strict=True))
     assert all(pair in edges for pair in zip(cycle, [*cycle[1:], cycle[0]], strict=True))
     assert find_cycle(before[:3], after[:3], 5) is None
+
+
+def test_readme_names_every_column_and_operation():
+    text = (TRAFFIC / "README.md").read_text()
+    named = set(re.findall(r"`([a-z_-]+)`", text))
+    assert {*FLOW_SCHEMA.names, *TASK_SCHEMA.names, *OPERATIONS} <= named
 
 
 def test_readme_example_makes_a_sound_trace(tmp_path, monkeypatch):
