@@ -378,11 +378,9 @@ UbEndpointProcess::StartJob(uint32_t endpointIndex,
             Job& job = m_jobs[index];
             job.task = task;
             job.partner = UB_NONE;
-            job.endpoint = endpointIndex;
             job.read = 0;
             job.write = 0;
             job.unissued = 0;
-            job.startPs = nowPs;
             job.issuedPs = nowPs;
             job.items.clear();
         }
@@ -558,7 +556,7 @@ UbEndpointProcess::Prepare(uint32_t endpointIndex, uint32_t engineIndex)
     if (NextMessage(group, engine.nextFlow, engine.nextJob))
     {
         engine.nextReadyPs =
-            std::max(engine.streamPs, m_jobs[engine.nextJob].startPs) + group.issueCostPs;
+            std::max(engine.streamPs, Flow(engine.nextFlow).startPs) + group.issueCostPs;
     }
     else
     {
@@ -690,7 +688,7 @@ UbEndpointProcess::Emit(uint32_t endpointIndex, uint32_t engineIndex, int64_t no
         Push(donePs + untilPs, EMIT, endpointIndex * MAX_ENGINES + engineIndex, 0);
         return;
     }
-    JobStep(engine.job, donePs);
+    JobStep(engine.job, endpointIndex, donePs);
     engine.freePs = donePs;
     group.hungry &= ~(uint64_t{1} << engineIndex);
     if (engine.nextFlow != UB_NONE)
@@ -711,7 +709,7 @@ UbEndpointProcess::Emit(uint32_t endpointIndex, uint32_t engineIndex, int64_t no
 }
 
 void
-UbEndpointProcess::JobStep(uint32_t index, int64_t nowPs)
+UbEndpointProcess::JobStep(uint32_t index, uint32_t endpoint, int64_t nowPs)
 {
     Job& job = m_jobs[index];
     job.issuedPs = std::max(job.issuedPs, nowPs);
@@ -727,7 +725,7 @@ UbEndpointProcess::JobStep(uint32_t index, int64_t nowPs)
     }
     else if (job.task != UB_NONE)
     {
-        Push(job.issuedPs, JOB_ISSUED, job.endpoint, job.task);
+        Push(job.issuedPs, JOB_ISSUED, endpoint, job.task);
     }
     m_freeJobs.push_back(index);
 }
@@ -920,7 +918,7 @@ UbEndpointProcess::CountSent(uint32_t bytes)
 void
 UbEndpointProcess::Complete(uint32_t flow, int64_t nowPs)
 {
-    JobStep(ChunkOf(flow).jobOf[IndexOf(flow)], nowPs);
+    JobStep(ChunkOf(flow).jobOf[IndexOf(flow)], Flow(flow).src, nowPs);
 }
 
 void

@@ -387,17 +387,15 @@ class UbEndpointProcess : public UbTransportHost
         uint32_t left; //!< messages
     };
 
-    /// Flows that are issued together by engines of one group.
-    struct Job
+    /// Flows that are issued together by engines of one group. One cache line.
+    struct alignas(64) Job
     {
         uint32_t task{UB_NONE};    //!< who wants to know
         uint32_t partner{UB_NONE}; //!< job of the same task at the other engines, UB_NONE if none
-        uint32_t endpoint{0};      //!< the endpoint
         uint32_t read{0};          //!< next item of this pass
         uint32_t write{0};         //!< items kept for the next pass
         uint64_t unissued{0};      //!< messages not yet taken by an engine
         uint64_t unfinished{0};    //!< messages not yet out, pieces not yet complete
-        int64_t startPs{0};        //!< handed over
         int64_t issuedPs{0};       //!< last message out
         std::vector<Item> items;   //!< flows with messages left
     };
@@ -539,9 +537,10 @@ class UbEndpointProcess : public UbTransportHost
     /**
      * A message of a job is out, or a piece of it complete.
      * @param [in] job The job.
+     * @param [in] endpoint Its endpoint.
      * @param [in] nowPs When.
      */
-    void JobStep(uint32_t job, int64_t nowPs);
+    void JobStep(uint32_t job, uint32_t endpoint, int64_t nowPs);
 
     /**
      * Count what arrived for a flow.
