@@ -164,6 +164,10 @@ class WireHost : public UbTransportHost
         {
             delivery.congestion |= UB_CONGESTION_MARKED;
         }
+        if (refuses)
+        {
+            delivery.congestion &= static_cast<uint8_t>(~UB_CONGESTION_GROW);
+        }
         sent.push_back({injection.readyPs, injection});
         At(delivery.tailPs, [this, delivery] { m_transport->Account(delivery); });
         return injection.readyPs;
@@ -273,6 +277,7 @@ class WireHost : public UbTransportHost
     std::set<std::tuple<int64_t, uint64_t, uint32_t>> timers; //!< timers
     std::function<bool(const UbInjection&)> loses;            //!< which packets are lost
     std::function<bool(const UbInjection&)> marks;            //!< which packets are marked
+    bool refuses{false};                                      //!< growth is refused
     std::function<int64_t(const UbInjection&)> delay;         //!< which packets are late
     uint64_t sentBytes{0};                                    //!< payload counted as sent
     uint64_t deliveredBytes{0};                               //!< payload delivered
@@ -506,6 +511,79 @@ class UbReliableClockTestCase : public UbTestCase
 
 /**
  * @ingroup ub-fabric-test
+ * @brief A read of several requests.
+ */
+class UbReadPaceTestCase : public UbTestCase
+{
+  public:
+    UbReadPaceTestCase()
+        : UbTestCase("requests of a read follow each other at the rate of the engine")
+    {
+    }
+
+  private:
+    void DoRun() override
+    {
+        constexpr uint64_t engineRate = 1'000'000'000; // 512 ns a request
+        UbTestChain chain;
+        chain.endpoint.engineRate = UbTestRate(engineRate);
+        const auto fabric = BuildChain("ns3::UbLoadStore", chain);
+        UbTestChunk chunk;
+        chunk.AddFlow(chain.sources[0], chain.destinations[0], 1, 1200);
+        chunk.flows[0].operation = UB_READ;
+        fabric->AddChunk(chunk.Arrays());
+        Simulator::Run();
+        const int64_t last = ISSUE_PS + 2 * UbTestWirePs(512, engineRate); // asks for 176 bytes
+        NS_TEST_ASSERT_MSG_EQ(chunk.flows[0].finishPs,
+                              last + chain.PathPs() + LinkPs(28) + MEMORY_PS + chain.PathPs() +
+                                  LinkPs(176 + 20) + RECEIVE_PS,
+                              "finish");
+        NS_TEST_ASSERT_MSG_EQ(fabric->GetPacketsSent(), 6, "three requests and their data");
+        NS_TEST_ASSERT_MSG_EQ(fabric->GetBytesDelivered(), 1200, "bytes");
+    }
+};
+
+/**
+ * @ingroup ub-fabric-test
+ * @brief Acknowledgements for several packets at a time.
+ */
+class UbAcknowledgeTestCase : public UbTestCase
+{
+  public:
+    UbAcknowledgeTestCase()
+        : UbTestCase("packets are acknowledged every so many, or a delay after the first of them")
+    {
+    }
+
+  private:
+    void DoRun() override
+    {
+        WireHost host(Make<UbTransport>(
+            "ns3::UbReliable[Mtu=1000|AcknowledgeEvery=4|AcknowledgeDelay=700ns]"));
+        host.AddFlow(9000);
+        host.Run();
+        std::vector<WireHost::Sent> acks;
+        for (const auto& packet : host.sent)
+        {
+            if (packet.injection.payloadBytes == 0)
+            {
+                acks.push_back(packet);
+            }
+        }
+        const auto known = [](int64_t packet) { // the receiver looks at it
+            return packet * (1000 + 56) * WireHost::BYTE_PS + WireHost::WIRE_PS +
+                   WireHost::ANSWER_PS;
+        };
+        NS_TEST_ASSERT_MSG_EQ(acks.size(), 3, "acknowledgements of nine packets");
+        NS_TEST_ASSERT_MSG_EQ(acks[0].timePs, known(4), "with the fourth");
+        NS_TEST_ASSERT_MSG_EQ(acks[1].timePs, known(8), "with the eighth");
+        NS_TEST_ASSERT_MSG_EQ(acks[2].timePs, known(9) + 700'000, "after the delay");
+        NS_TEST_ASSERT_MSG_EQ(host.timers.empty(), true, "timers");
+    }
+};
+
+/**
+ * @ingroup ub-fabric-test
  * @brief Messages longer than a work request, and the compact transport.
  */
 class UbCompactTestCase : public UbTestCase
@@ -596,6 +674,7 @@ class UbReliableLossTestCase : public UbTestCase
         auto data = Lose("Ordered=true|Retransmission=Selective");
         NS_TEST_ASSERT_MSG_EQ(data.size(), 7, "selective repeats one packet");
         NS_TEST_ASSERT_MSG_EQ(data[6].injection.tag, 1, "which is the lost one");
+        NS_TEST_ASSERT_MSG_EQ(data[6].injection.ordered, true, "on the same path");
         NS_TEST_ASSERT_MSG_EQ(data[6].timePs, known, "as soon as its successor is acknowledged");
 
         data = Lose("Ordered=true|Retransmission=GoBackN");
@@ -1343,6 +1422,18 @@ class UbCongestionLoopTestCase : public UbTestCase
             NS_TEST_ASSERT_MSG_EQ(nData, 200, "nothing is repeated");
             NS_TEST_ASSERT_MSG_EQ(nOther, 200, "an acknowledgement a packet");
         }
+        int64_t endPs[2];
+        for (const bool refuses : {false, true})
+        {
+            WireHost host(Make<UbTransport>(reliable), Make<UbCongestionControl>("ns3::UbCaqm"));
+            host.refuses = refuses;
+            host.AddFlow(200 * 4096);
+            host.Run();
+            endPs[refuses ? 1 : 0] = host.flows[0].finishPs;
+        }
+        // ten packets a round trip of 2.1 us and a packet's time of 41.5 ns, 20 times
+        NS_TEST_ASSERT_MSG_GT(endPs[1], 19 * 2'100'000, "a window that may not grow stays small");
+        NS_TEST_ASSERT_MSG_LT(endPs[0], endPs[1] / 2, "a window that may grow does");
         for (const std::string& transport : {reliable, std::string("ns3::UbCompact")})
         {
             const auto quiet = Send(transport, "ns3::UbDcqcn", false);
@@ -1368,6 +1459,8 @@ class UbTransportTestSuite : public TestSuite
         AddTestCase(new UbLoadStoreWindowTestCase(1), TestCase::Duration::QUICK);
         AddTestCase(new UbLoadStoreWindowTestCase(5), TestCase::Duration::QUICK);
         AddTestCase(new UbReliableClockTestCase(), TestCase::Duration::QUICK);
+        AddTestCase(new UbReadPaceTestCase(), TestCase::Duration::QUICK);
+        AddTestCase(new UbAcknowledgeTestCase(), TestCase::Duration::QUICK);
         AddTestCase(new UbCompactTestCase(), TestCase::Duration::QUICK);
         AddTestCase(new UbReliableLossTestCase(), TestCase::Duration::QUICK);
         AddTestCase(new UbReliableReorderTestCase(), TestCase::Duration::QUICK);
