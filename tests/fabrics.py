@@ -62,7 +62,7 @@ class FabricBuilder:
             name="by-hand",
             schema=1,
             packet_payload_bytes=payload,
-            packet_header_bytes=header,
+            transports={name: {"header_bytes": header} for name in ("ub", "rdma", "vpc")},
             max_payload_bytes=max(payload, 10_000),
         )
 
@@ -158,13 +158,14 @@ def flow(src: int, dst: int, **changes: Any) -> dict[str, Any]:
     """Return a row of the flow table: one message of 1,000 B, started at time 0."""
     row = {"phase": "dispatch", "layer": 0, "microbatch": 0, "src": src, "dst": dst}
     row |= {"messages": 1, "message_bytes": 1_000, "network": "ub", "service_level": 0}
-    return row | {"start_ps": 0} | changes
+    return row | {"start_ps": 0, "operation": "write"} | changes
 
 
 def task(number: int, rank: int, **changes: Any) -> dict[str, Any]:
     """Return a row of the task table: a computation."""
     row = {"task": number, "rank": rank, "stream": 0, "kind": "attention", "layer": 0}
     row |= {"microbatch": 0, "duration_ps": 0, "sends": "", "waits": "", "depends_on": []}
+    row["message_cost_ps"] = 0
     return row | changes
 
 

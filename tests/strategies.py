@@ -43,7 +43,7 @@ def topologies(
         name="random",
         schema=1,
         packet_payload_bytes=payload,
-        packet_header_bytes=header,
+        transports={name: {"header_bytes": header} for name in ("ub", "rdma")},
         max_payload_bytes=payload + draw(st.integers(0, 4_096)),
     )
     endpoints = [f"die-{n}" for n in range(draw(st.integers(2, max_endpoints)))]
@@ -188,6 +188,7 @@ def _phases(draw, graph: nx.Graph, max_flows: int) -> list[dict]:
             "src": src,
             "dst": dst,
             "network": network,
+            "operation": "write",
             "messages": draw(st.integers(1, 4)),
             "message_bytes": draw(st.sampled_from(sizes)),
             "service_level": draw(st.integers(0, 3)),
@@ -244,6 +245,7 @@ def closed_loop_traces(draw, graph: nx.Graph, max_layers: int = 3, max_flows: in
                         | {
                             "stream": second_stream,
                             "depends_on": [] if before is None else [before],
+                            "message_cost_ps": 0,
                         }
                         | step
                     )

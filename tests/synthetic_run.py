@@ -117,6 +117,7 @@ def write_run(path: Path, spec: Synthetic, *, n_links: int | None = None) -> Run
                                 "src": source,
                                 "dst": target,
                                 "network": np.full(len(source), "ub"),
+                                "operation": np.full(len(source), "write"),
                                 "service_level": np.zeros(len(source), np.int64),
                                 "messages": messages,
                                 "message_bytes": np.full(len(source), size),

@@ -221,7 +221,21 @@ TASK_RECORD = np.dtype(
         ("next", np.uint32),
         ("successor", np.uint32),
         ("state", np.uint32),
-        ("reserved", np.uint32),
+        ("message_ps", np.uint32),
+    ]
+)
+
+#: Where the time of a flow's packets went, laid out as the C++ ``UbFlowAccount``.
+ACCOUNT_RECORD = np.dtype(
+    [
+        ("issue_ps", np.int64),
+        ("source_wait_ps", np.int64),
+        ("first_wait_ps", np.int64),
+        ("second_wait_ps", np.int64),
+        ("further_wait_ps", np.int64),
+        ("serialise_ps", np.int64),
+        ("propagate_ps", np.int64),
+        ("switch_ps", np.int64),
     ]
 )
 
@@ -236,11 +250,19 @@ _POINTERS = {
     "nodeEgressBytesPerS": "node_egress_bytes_per_s",
     "nodeReceiveLatencyPs": "node_receive_latency_ps",
     "nodeCopyBytesPerS": "node_copy_bytes_per_s",
+    "nodeMemoryWritePpm": "node_memory_write_ppm",
+    "nodeMemoryReadLatencyPs": "node_memory_read_latency_ps",
+    "nodeAcknowledgeLatencyPs": "node_acknowledge_latency_ps",
+    "nodeOverlapsIssue": "node_overlaps_issue",
+    "nodeSdmaEngines": "node_sdma_engines",
+    "nodeSdmaStartPs": "node_sdma_start_ps",
+    "nodeSdmaBytesPerS": "node_sdma_bytes_per_s",
     "linkSrc": "link_src",
     "linkDst": "link_dst",
     "linkPlane": "link_plane",
     "linkBytesPerS": "link_rate_bytes_per_s",
     "linkDelayPs": "link_delay_ps",
+    "linkBitErrorRate": "link_bit_error_rate",
     "planeNetwork": "plane_network",
     "planeNClasses": "plane_n_classes",
     "endpointClass": "endpoint_class",
@@ -257,6 +279,26 @@ _POINTERS = {
 }
 
 _engine_alive = False
+
+
+def _fabric_arrays(arrays: FabricArrays) -> tuple[Any, list[np.ndarray]]:
+    """Return the C++ ``UbFabricArrays`` that points to arrays, and those arrays."""
+    cpp = load().UbFabricArrays()
+    cpp.nNodes = arrays.n_nodes
+    cpp.nLinks = arrays.n_links
+    cpp.nPlanes = arrays.n_planes
+    cpp.nTable = len(arrays.table)
+    cpp.nLocal = len(arrays.local)
+    cpp.nGroups = len(arrays.group_start) - 1
+    keep = []
+    for pointer, name in _POINTERS.items():
+        values = np.ascontiguousarray(getattr(arrays, name)).reshape(-1)
+        # cppyy cannot point to nothing; a fabric may have no direct link, for one
+        keep.append(values if len(values) else np.zeros(1, values.dtype))
+        # and it refuses an array longer than the first that this member ever pointed
+        # to, whatever object: it is shown one element, and so takes the address only
+        setattr(cpp, pointer, keep[-1][:1])
+    return cpp, keep
 
 
 class Engine:
@@ -294,24 +336,11 @@ class Engine:
         self._chunks: dict[int, tuple[np.ndarray, ...]] = {}
         self._n_links = arrays.n_links
         try:
-            cpp = namespace.UbFabricArrays()
-            cpp.nNodes = arrays.n_nodes
-            cpp.nLinks = arrays.n_links
-            cpp.nPlanes = arrays.n_planes
-            cpp.nTable = len(arrays.table)
-            cpp.nLocal = len(arrays.local)
-            cpp.nGroups = len(arrays.group_start) - 1
-            keep = []
-            for pointer, name in _POINTERS.items():
-                values = np.ascontiguousarray(getattr(arrays, name)).reshape(-1)
-                # cppyy cannot point to nothing; a fabric may have no direct link, for one
-                keep.append(values if len(values) else np.zeros(1, values.dtype))
-                # and it refuses an array longer than the first that this member ever pointed
-                # to, whatever object: it is shown one element, and so takes the address only
-                setattr(cpp, pointer, keep[-1][:1])
             for name, value in attributes.items():
                 self._run.SetAttribute(name, str(value))
+            cpp, keep = _fabric_arrays(arrays)
             self._run.Build(cpp)
+            del keep
         except BaseException:
             self.close()
             raise
@@ -347,6 +376,7 @@ class Engine:
         deps: np.ndarray,
         open_order: np.ndarray,
         is_last: bool,
+        accounts: np.ndarray | None = None,
     ) -> int | None:
         """Load flows and tasks; the engine works on the arrays until the chunk is complete.
 
@@ -365,15 +395,20 @@ class Engine:
             Open-loop flows in order of their start.
         is_last : bool
             Whether no chunk follows.
+        accounts : ndarray of ACCOUNT_RECORD, shape (n_flows,), optional
+            Zeros, to be filled if the attribute ``KeepAccount`` is set.
 
         Returns
         -------
         int or None
             Number of the chunk from 0, None if too many chunks are at work.
         """
-        arrays = (flows, tasks, send_order, dep_start, deps, open_order)
+        if accounts is None:
+            accounts = np.zeros(0, ACCOUNT_RECORD)
+        arrays = (flows, tasks, send_order, dep_start, deps, open_order, accounts)
         expected: list[np.dtype[Any]] = [FLOW_RECORD, TASK_RECORD]
         expected += [np.dtype(name) for name in ("uint32", "uint64", "uint64", "uint32")]
+        expected += [ACCOUNT_RECORD]
         for values, dtype in zip(arrays, expected, strict=True):
             if values.dtype != dtype or not values.flags.c_contiguous:
                 raise TypeError(f"expected a contiguous array of {dtype}")
@@ -390,6 +425,7 @@ class Engine:
                 address[4],
                 address[5],
                 len(open_order),
+                address[6] if len(accounts) else 0,
                 is_last,
             )
         )
@@ -397,6 +433,81 @@ class Engine:
             return None
         self._chunks[number] = arrays
         return number
+
+    def schedule_link(
+        self, time_ps: int, link: int, bytes_per_s: int, bit_error_rate: float = 0.0
+    ) -> None:
+        """Let a directed link change at a time to come; a rate of 0 is down.
+
+        To be called before the first :meth:`run`, in order of time, like the other schedules.
+        """
+        self._run.ScheduleLink(time_ps, link, bytes_per_s, bit_error_rate)
+
+    def schedule_switch(self, time_ps: int, node: int, *, is_dead: bool) -> None:
+        """Let a switch lose all it holds, or be alive again, at a time to come."""
+        self._run.ScheduleSwitch(time_ps, node, is_dead)
+
+    def schedule_routes(self, time_ps: int, arrays: FabricArrays) -> None:
+        """Let routes change at a time to come; nodes, links and planes stay as they are."""
+        cpp, keep = _fabric_arrays(arrays)
+        self._run.ScheduleRoutes(time_ps, cpp)
+        del keep
+
+    def report_broken_links(self) -> None:
+        """Let :meth:`run` return when a link has given up for bit errors."""
+        self._run.ReportBrokenLinks()
+
+    def take_broken(self) -> list[tuple[int, int]]:
+        """Return the links that gave up, and when in picoseconds, each once."""
+        count = int(self._run.CountBroken())
+        if not count:
+            return []
+        links, times = np.zeros(count, np.uint32), np.zeros(count, np.int64)
+        self._run.ReadBroken(links, times)
+        return [(int(link), int(time)) for link, time in zip(links, times, strict=True)]
+
+    def failure(self) -> tuple[int, int, int, int, bool] | None:
+        """Return the packet that a source gave up: src, dst, network, time, and why.
+
+        Returns
+        -------
+        tuple of int, int, int, int, bool, or None
+            Nodes, position in ``NETWORKS``, picoseconds, and whether there was a way and no
+            answer; None if no source gave up.
+        """
+        if not self._run.HasFailed():
+            return None
+        found = np.zeros(5, np.int64)
+        self._run.ReadFailure(found)
+        src, dst, network, time, has_way = (int(value) for value in found)
+        return src, dst, network, time, bool(has_way)
+
+    def is_stalled(self) -> bool:
+        """Return whether the watchdog stopped the run, since no packet moved for long."""
+        return bool(self._run.IsStalled())
+
+    def stalled_links(self) -> np.ndarray:
+        """Return the directed links that hold packets and cannot send them, uint32."""
+        links = np.zeros(int(self._run.CountStalledLinks()), np.uint32)
+        if len(links):
+            self._run.ReadStalledLinks(links)
+        return links
+
+    def take_samples(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the samples since the last call; see the attribute ``SampleInterval``.
+
+        Returns
+        -------
+        times_ps : ndarray of int64, shape (n,)
+        bytes_sent, waiting_bytes : ndarray of uint64, shape (n, n_links)
+            Bytes that each link has sent since time 0, and that wait for it.
+        """
+        count = int(self._run.CountSamples())
+        times = np.zeros(count, np.int64)
+        sent, waiting = (np.zeros((count, self._n_links), np.uint64) for _ in range(2))
+        if count and self._n_links:
+            self._run.ReadSamples(times, sent.reshape(-1), waiting.reshape(-1))
+        return times, sent, waiting
 
     def run(self, packet_hops: int = 0) -> None:
         """Simulate until a chunk is needed, so many packet-hops are done, or nothing is left."""
@@ -434,6 +545,7 @@ class Engine:
         return {
             "packets": int(run.GetPacketsSent()),
             "packet_hops": int(run.GetPacketHops()),
+            "packets_lost": int(run.GetPacketsLost()),
             "fabric_events": int(run.GetFabricEvents()),
             "bytes_sent": int(run.GetBytesSent()),
             "bytes_delivered": int(run.GetBytesDelivered()),
@@ -445,16 +557,20 @@ class Engine:
         Returns
         -------
         dict of str to ndarray of int64, shape (n_links,)
-            ``packets``, ``bytes``, ``busy_ps``, ``max_queue_bytes``, ``no_credit_ps``.
+            ``packets``, ``bytes``, ``busy_ps``, ``max_queue_bytes``, ``no_credit_ps``,
+            ``retries``.
         """
-        unsigned = [np.zeros(self._n_links, np.uint64) for _ in range(3)]
+        unsigned = [np.zeros(self._n_links, np.uint64) for _ in range(4)]
         signed = [np.zeros(self._n_links, np.int64) for _ in range(2)]
         if self._n_links:
-            self._run.ReadLinkStats(unsigned[0], unsigned[1], signed[0], unsigned[2], signed[1])
+            self._run.ReadLinkStats(
+                unsigned[0], unsigned[1], signed[0], unsigned[2], signed[1], unsigned[3]
+            )
         return {
             "packets": unsigned[0].astype(np.int64),
             "bytes": unsigned[1].astype(np.int64),
             "busy_ps": signed[0],
             "max_queue_bytes": unsigned[2].astype(np.int64),
             "no_credit_ps": signed[1],
+            "retries": unsigned[3].astype(np.int64),
         }

@@ -271,6 +271,7 @@ class DecodeStep:
             "network": _dictionary(np.zeros(total, np.int32), (messages.network,)),
             "service_level": np.full(total, messages.service_level, np.int8),
             "start_ps": np.full(total, -1, np.int64),
+            "operation": _dictionary(np.zeros(total, np.int32), ("write",)),
         }
         arrays = [pa.array(columns[name]) for name in FLOW_SCHEMA.names]
         return pa.Table.from_arrays(arrays, schema=FLOW_SCHEMA)
@@ -314,6 +315,7 @@ class DecodeStep:
             "duration_ps": np.concatenate(durations),
             "sends": repeat_text(sends),
             "waits": repeat_text(sends),
+            "message_cost_ps": np.zeros(n_operators * self.n_ranks, np.int64),
             "depends_on": pa.ListArray.from_arrays(
                 pa.array(np.concatenate([[0], ends]), pa.int32()),
                 pa.array(np.concatenate(depends_on)),

@@ -14,6 +14,15 @@ from typing import Any
 import networkx as nx
 import numpy as np
 
+from ubfabric.fabric_settings import (
+    PLAIN_LINK_LAYER,
+    buffered_bytes,
+    link_layer,
+    switching,
+    transports,
+    used_settings,
+    wire_bytes,
+)
 from ubfabric.quantities import provenance
 from ubfabric.routing import UNREACHED, Plane, compile_planes
 from ubfabric.specs import NETWORKS
@@ -56,6 +65,12 @@ def describe_topology(graph: nx.Graph) -> dict[str, Any]:
             For each network and kind of switch: down- and uplink rate of a chip (least and
             largest), sums, and oversubscription (sum of downlinks over sum of uplinks), with
             all endpoints and with dies only; None at the top.
+        ``link_layer``, ``switching``, ``transports``
+            As :mod:`ubfabric.fabric_settings` returns them; of a transport, what it reads.
+        ``packet``
+            A full packet of the default payload in each network: payload, bytes on the wire,
+            share of the link's rate that is payload (after forward error correction), and
+            bytes of a buffer that it takes.
         ``endpoints``
             For each kind of endpoint and network: rate a node (least and largest) over the
             planes with switches, and over direct links.
@@ -74,8 +89,11 @@ def describe_topology(graph: nx.Graph) -> dict[str, Any]:
     Notes
     -----
     Two paths that differ only in which of several parallel links they take count as two.
+    Rates are those of the cables, before forward error correction takes its share.
     """
     arrays, planes = compile_planes(graph)
+    cables = [int(rate) for _, _, rate in graph.edges(data="bandwidth_bytes_per_s")]
+    arrays["link_rate_bytes_per_s"] = np.repeat(np.array(cables, np.uint64), 2)
     data = [attributes for _, attributes in graph.nodes(data=True)]
     kinds = np.array([item["kind"] for item in data])
     servers = np.array([item["server"] for item in data], np.int64)
@@ -92,6 +110,10 @@ def describe_topology(graph: nx.Graph) -> dict[str, Any]:
             plane.name: _plane_row(plane, arrays, network_of[plane.name]) for plane in planes
         },
         "levels": _levels(graph, networks),
+        "link_layer": link_layer(graph),
+        "switching": switching(graph),
+        "transports": {name: used_settings(transports(graph)[name]) for name in networks},
+        "packet": _packets(graph, networks),
         "switch_levels": _switch_levels(graph, networks),
         "endpoints": _endpoint_rates(graph, networks),
         "bisection": _bisection(arrays, planes, kinds, servers, network_of),
@@ -125,6 +147,24 @@ def _ports(graph: nx.Graph) -> dict[str, dict[str, Any]]:
         row["ports_used"] += degrees[node]
     for row in rows.values():
         row["ports_free"] = row["ports"] - row["ports_used"]
+    return rows
+
+
+def _packets(graph: nx.Graph, networks: list[str]) -> dict[str, dict[str, Any]]:
+    payload = int(graph.graph["packet_payload_bytes"])
+    rows = {}
+    for network in networks:
+        # Framing, cells and code rate are UB's; elsewhere a packet is headers and payload.
+        layer = link_layer(graph) if network == "ub" else PLAIN_LINK_LAYER
+        header = transports(graph)[network]["header_bytes"]
+        on_wire = wire_bytes(layer, header, payload)
+        code_rate = layer["fec_data_symbols"] / layer["fec_total_symbols"]
+        rows[network] = {
+            "payload_bytes": payload,
+            "wire_bytes": on_wire,
+            "efficiency": payload / on_wire * code_rate,
+            "buffer_bytes": buffered_bytes(layer, header, payload),
+        }
     return rows
 
 
@@ -411,6 +451,21 @@ def _rate(value: float) -> str:
     return f"{value / 1e9:,.2f}".rstrip("0").rstrip(".") + " GB/s"
 
 
+def _setting(key: str, value: Any) -> list[str]:
+    """Return name and value of a setting as text, with the unit at the value."""
+    if key.endswith("_bytes"):
+        return [_words(key.removesuffix("_bytes")), f"{value:,} B"]
+    if key.endswith("_ps"):
+        return [_words(key.removesuffix("_ps")), f"{value / 1000:,.10g} ns"]
+    if isinstance(value, list):
+        return [_words(key), " ".join(str(item) for item in value)]
+    return [_words(key), f"{value:g}" if isinstance(value, float) else str(value)]
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
 def _count(value: int, noun: str) -> str:
     return f"{value:,} {noun}" if value == 1 else f"{value:,} {noun}s"
 
@@ -501,6 +556,30 @@ def render_description(description: dict[str, Any]) -> str:
             for row in d["switch_levels"]
         ],
     )
+    lines += _table(
+        "Link layer of UB (links and switches)",
+        ["setting", "value"],
+        [_setting(*item) for item in (d["link_layer"] | d["switching"]).items()],
+    )
+    lines += _table(
+        "Transports and a full packet of each",
+        ["network", "transport", "headers", "payload", "on the wire", "in a buffer", "efficiency"],
+        [
+            [
+                network,
+                d["transports"][network]["name"],
+                f"{d['transports'][network]['header_bytes']:,} B",
+                f"{row['payload_bytes']:,} B",
+                f"{row['wire_bytes']:,} B",
+                f"{row['buffer_bytes']:,} B",
+                f"{100 * row['efficiency']:.1f} %",
+            ]
+            for network, row in d["packet"].items()
+        ],
+    )
+    for network, settings in d["transports"].items():
+        others = [" ".join(_setting(key, settings[key])) for key in settings]
+        lines.append(f"  {network}: {', '.join(others[2:]) or 'no other settings'}.")
     bisection = d["bisection"]
     lines += _table(
         "Planes",

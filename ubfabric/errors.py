@@ -34,3 +34,7 @@ class BridgeError(UbfabricError):
 
 class SimulationError(UbfabricError):
     """A run ended with undelivered bytes or unfinished tasks."""
+
+
+class UbfabricWarning(UserWarning):
+    """Something that runs and is likely not meant, such as buffers too small for full rate."""

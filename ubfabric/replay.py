@@ -11,7 +11,8 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -30,24 +31,43 @@ from rich.progress import (
 )
 
 from ubfabric import _bridge
-from ubfabric.errors import SimulationError, SpecError, TopologyError, TraceError
+from ubfabric.attributes import (
+    buffer_bytes,
+    credit_warnings,
+    engine_attributes,
+    lanes_of_service_levels,
+)
+from ubfabric.deadlock import check_deadlock_free
+from ubfabric.errors import (
+    SimulationError,
+    SpecError,
+    TopologyError,
+    TraceError,
+    UbfabricWarning,
+)
+from ubfabric.fabric_settings import link_layer, switching, transports, used_settings
+from ubfabric.faults import DEFAULT_DETECTION_TIME, FaultPlan, plan_faults
 from ubfabric.placement import place_ranks
 from ubfabric.results import RunResult, RunWriter, check_run_target
-from ubfabric.routing import FabricArrays, compile_fabric
+from ubfabric.quantities import parse_time_ps
+from ubfabric.routing import FabricArrays, compile_fabric, reroute
 from ubfabric.specs import NETWORKS
-from ubfabric.trace import Trace, TraceChunk, check_chunk, link_flows
+from ubfabric.trace import OPERATIONS, Trace, TraceChunk, check_chunk, link_flows
 
 #: How a switch picks among the shortest paths, by name.
 PATH_POLICIES = {
     "flow-hash": "ns3::UbPathFlowHash",
     "round-robin": "ns3::UbPathRoundRobin",
     "random": "ns3::UbPathRandom",
+    "load-balance": "ns3::UbPathLoadBalance",
+    "adaptive": "ns3::UbPathAdaptive",
 }
 #: How a source picks the plane of a packet, by name.
 PLANE_POLICIES = {
     "flow-hash": "ns3::UbPlaneFlowHash",
     "round-robin": "ns3::UbPlaneRoundRobin",
     "random": "ns3::UbPlaneRandom",
+    "adaptive": "ns3::UbPlaneAdaptive",
 }
 #: Packet-hops between two looks at the progress bar and at Ctrl-C.
 _SLICE_PACKET_HOPS = 1_000_000
@@ -59,7 +79,6 @@ _MAX_PACKETS = (1 << 32) - 1
 _MAX_ENGINES = 64
 _MAX_PLANES = 64
 _MAX_PAYLOAD_BYTES = 60_000
-_MAX_HEADER_BYTES = 5_000
 _MAX_PORTS = (1 << 16) - 1
 
 
@@ -71,22 +90,28 @@ class ReplayConfig:
     ----------
     payload_bytes : int
         Most bytes of a message in one packet.
-    header_bytes : int
-        Bytes that headers and checks add to each packet.
     plane_policy, path_policy : str
         A key of :data:`PLANE_POLICIES` and of :data:`PATH_POLICIES`.
     n_virtual_lanes : int
-        Virtual lanes of each port; service level ``s`` uses lane ``s mod n_virtual_lanes``.
+        Virtual lanes of each port.
     seed : int
         Seed of hashes and random choices.
+    account : bool
+        Whether the time of each flow is kept by cause.
+    sample_interval_ps : int
+        Time between looks at all links, 0 for none.
+    watchdog_ps : int
+        Time without any packet moving after which the run ends.
     """
 
     payload_bytes: int
-    header_bytes: int
     plane_policy: str
     path_policy: str
     n_virtual_lanes: int
     seed: int
+    account: bool
+    sample_interval_ps: int
+    watchdog_ps: int
 
 
 def replay(
@@ -97,8 +122,12 @@ def replay(
     payload_bytes: int | None = None,
     plane_policy: str = "round-robin",
     path_policy: str = "round-robin",
-    n_virtual_lanes: int = 1,
+    n_virtual_lanes: int | None = None,
     seed: int | None = None,
+    faults: str | Path | Mapping[str, Any] | None = None,
+    account: bool = False,
+    sample_interval_ps: int | None = None,
+    watchdog_ps: int = 100_000_000_000,
     overwrite: bool = False,
     progress: bool | None = None,
     attach: Callable[[_bridge.Engine, FabricArrays], None] | None = None,
@@ -115,14 +144,26 @@ def replay(
         Run folder to write; it appears only when the run is whole.
     payload_bytes : int, optional
         Most bytes of a message in one packet; the graph's ``packet_payload_bytes`` if not given.
-    plane_policy : {'round-robin', 'flow-hash', 'random'}
-        How a source picks the plane of each packet.
-    path_policy : {'round-robin', 'flow-hash', 'random'}
-        How a switch picks among the shortest paths.
-    n_virtual_lanes : int
-        Virtual lanes of each port, 1 to 16.
+    plane_policy : {'round-robin', 'flow-hash', 'random', 'adaptive'}
+        How a source picks the plane of each packet. ``adaptive`` takes the port with least to
+        send; it couples the planes, so the run proceeds instant by instant and takes longer.
+    path_policy : {'round-robin', 'flow-hash', 'random', 'load-balance', 'adaptive'}
+        How a switch picks among the shortest paths. ``flow-hash`` keeps a pair of endpoints on
+        one path, ``load-balance`` hashes UB's load-balance factor, which counts up from packet
+        to packet, ``adaptive`` looks at bytes and credits of the chip's own ports.
+    n_virtual_lanes : int, optional
+        Virtual lanes of each port, 1 to 16; the graph's ``link_layer`` says how many if not
+        given.
     seed : int, optional
         Seed of hashes and random choices; the trace's seed if not given.
+    faults : path or mapping, optional
+        Schedule of faults, a YAML file or its content; see :mod:`ubfabric.faults`.
+    account : bool
+        Keep where the time of each flow went: ``RunResult.account()``.
+    sample_interval_ps : int, optional
+        Look at load and queue of all links so often: ``RunResult.samples()``.
+    watchdog_ps : int
+        End the run with an error if packets are under way and none moves for so long.
     overwrite : bool
         Whether a complete run folder of that name may be replaced.
     progress : bool, optional
@@ -152,70 +193,109 @@ def replay(
     """
     check_run_target(out, overwrite=overwrite)
     arrays = compile_fabric(graph)
-    config = _configure(
-        graph, trace, payload_bytes, plane_policy, path_policy, n_virtual_lanes, seed
+    config = ReplayConfig(
+        payload_bytes=_payload(graph, payload_bytes),
+        plane_policy=_one_of("plane_policy", plane_policy, PLANE_POLICIES),
+        path_policy=_one_of("path_policy", path_policy, PATH_POLICIES),
+        n_virtual_lanes=_in_range(
+            "n_virtual_lanes",
+            link_layer(graph)["virtual_lanes"] if n_virtual_lanes is None else n_virtual_lanes,
+            1,
+            16,
+        ),
+        seed=_in_range(
+            "seed", int(trace.metadata.get("seed") or 0) if seed is None else seed, 0, (1 << 64) - 1
+        ),
+        account=account,
+        sample_interval_ps=0
+        if sample_interval_ps is None
+        else _in_range("sample_interval_ps", sample_interval_ps, 1, 1 << 60),
+        watchdog_ps=_in_range("watchdog_ps", watchdog_ps, 1, 1 << 60),
     )
     rank_nodes = _rank_nodes(graph, trace)
     _check_limits(arrays)
-    _check_buffers(arrays, config)
+    _check_buffers(graph, arrays, config)
+    check_deadlock_free(graph)
+    plan = None if faults is None else plan_faults(arrays, faults)
+    if plan is not None:
+        plan.check_deadlock_free(str(faults) if isinstance(faults, (str, Path)) else "faults")
+    for line in credit_warnings(graph, arrays, config.payload_bytes):
+        warnings.warn(line, UbfabricWarning, stacklevel=2)
     started = time.perf_counter()
     with (
         RunWriter(out, overwrite=overwrite) as writer,
         _bridge.Engine(
             arrays,
-            {
-                "PayloadBytes": config.payload_bytes,
-                **{
-                    f"{network}Transport": f"ns3::UbPosted[HeaderBytes={config.header_bytes}]"
-                    for network in ("Ub", "Rdma", "Vpc")
-                },
-                "NumVirtualLanes": config.n_virtual_lanes,
+            engine_attributes(
+                graph,
+                payload_bytes=config.payload_bytes,
+                n_virtual_lanes=config.n_virtual_lanes,
+            )
+            | {
                 "Seed": config.seed,
                 "PathPolicy": PATH_POLICIES[config.path_policy],
                 "PlanePolicy": PLANE_POLICIES[config.plane_policy],
+                "KeepAccount": str(config.account).lower(),
+                "SampleInterval": f"{config.sample_interval_ps}ps",
+                "Watchdog": f"{config.watchdog_ps}ps",
             },
         ) as engine,
     ):
         if attach is not None:
             attach(engine, arrays)
-        session = _Session(engine, arrays, trace, rank_nodes, config, writer)
+        if plan is not None:
+            _schedule(engine, plan)
+        engine.report_broken_links()
+        lanes = lanes_of_service_levels(graph, config.n_virtual_lanes)
+        session = _Session(
+            engine, graph, arrays, trace, rank_nodes, config, lanes, writer, plan
+        )
         session.run(_progress_bar(progress))
         writer.write_links(_links_table(graph, arrays, engine.link_stats()))
         wall_s = time.perf_counter() - started
-        return writer.finish(_summary(graph, trace, rank_nodes, config, engine, session, wall_s))
+        return writer.finish(_summary(graph, trace, rank_nodes, config, engine, plan, wall_s))
 
 
-def _configure(
-    graph: nx.Graph,
-    trace: Trace,
-    payload_bytes: int | None,
-    plane_policy: str,
-    path_policy: str,
-    n_virtual_lanes: int,
-    seed: int | None,
-) -> ReplayConfig:
-    for key, value, table in (
-        ("plane_policy", plane_policy, PLANE_POLICIES),
-        ("path_policy", path_policy, PATH_POLICIES),
+def _schedule(engine: _bridge.Engine, plan: FaultPlan) -> None:
+    """Tell the engine what will fail and when."""
+    for time_ps, link, rate, bit_error_rate in zip(
+        plan.time_ps.tolist(),
+        plan.link.tolist(),
+        plan.rate_bytes_per_s.tolist(),
+        plan.bit_error_rate.tolist(),
+        strict=True,
     ):
-        if value not in table:
-            raise SpecError(f"{key}: found {value!r}, allowed {', '.join(table)}")
-    if not 1 <= n_virtual_lanes <= 16:
-        raise SpecError(f"n_virtual_lanes: found {n_virtual_lanes}, allowed 1 to 16")
-    name = graph.graph["name"]
+        engine.schedule_link(time_ps, link, rate, bit_error_rate)
+    for time_ps, node, is_dead in zip(
+        plan.node_time_ps.tolist(), plan.node.tolist(), plan.node_is_dead.tolist(), strict=True
+    ):
+        engine.schedule_switch(time_ps, node, is_dead=bool(is_dead))
+    for time_ps, arrays in plan.routes:
+        engine.schedule_routes(time_ps, arrays)
+
+
+def _one_of(key: str, value: str, table: Mapping[str, str]) -> str:
+    if value not in table:
+        raise SpecError(f"{key}: found {value!r}, allowed {', '.join(table)}")
+    return value
+
+
+def _in_range(key: str, value: int, lowest: int, highest: int) -> int:
+    if not lowest <= value <= highest:
+        limit = "2**64 - 1" if highest == (1 << 64) - 1 else str(highest)
+        raise SpecError(f"{key}: found {value}, allowed {lowest} to {limit}")
+    return value
+
+
+def _payload(graph: nx.Graph, payload_bytes: int | None) -> int:
+    """Return the payload of a full packet, checked."""
     largest = min(int(graph.graph["max_payload_bytes"]), _MAX_PAYLOAD_BYTES)
     payload = int(graph.graph["packet_payload_bytes"] if payload_bytes is None else payload_bytes)
     if not 1 <= payload <= largest:
-        raise SpecError(f"payload_bytes: found {payload}, {name} allows 1 to {largest}")
-    chosen = int(trace.metadata.get("seed") or 0) if seed is None else seed
-    if not 0 <= chosen < 1 << 64:
-        raise SpecError(f"seed: found {chosen}, allowed 0 to 2**64 - 1")
-    header = int(graph.graph["packet_header_bytes"])
-    if header > _MAX_HEADER_BYTES:
-        raise TopologyError(
-            f"{name}: graph: packet_header_bytes is {header}; allowed up to {_MAX_HEADER_BYTES}"
+        raise SpecError(
+            f"payload_bytes: found {payload}, {graph.graph['name']} allows 1 to {largest}"
         )
-    return ReplayConfig(payload, header, plane_policy, path_policy, n_virtual_lanes, chosen)
+    return payload
 
 
 def _rank_nodes(graph: nx.Graph, trace: Trace) -> list[str]:
@@ -241,16 +321,19 @@ def _check_limits(arrays: FabricArrays) -> None:
             )
 
 
-def _check_buffers(arrays: FabricArrays, config: ReplayConfig) -> None:
-    packet = config.payload_bytes + config.header_bytes
-    receivers = np.unique(arrays.link_dst)
-    small = receivers[arrays.node_buffer_bytes[receivers] < packet]
+def _check_buffers(graph: nx.Graph, arrays: FabricArrays, config: ReplayConfig) -> None:
+    """Refuse buffers that do not hold one packet."""
+    taken = buffer_bytes(graph, config.payload_bytes)
+    network = np.asarray(arrays.plane_network)[arrays.link_plane]
+    needed = np.array([taken[name] for name in NETWORKS])[network]
+    small = np.flatnonzero(arrays.node_buffer_bytes[arrays.link_dst] < needed)
     if len(small):
-        node = int(small[0])
+        link = int(small[0])
+        node = int(arrays.link_dst[link])
         raise TopologyError(
-            f"node {arrays.node_names[node]!r}: buffer_bytes is "
-            f"{arrays.node_buffer_bytes[node]}, a packet of {config.payload_bytes} B payload needs "
-            f"{packet} B a port and virtual lane"
+            f"node {arrays.node_names[node]!r}: buffer_bytes is {arrays.node_buffer_bytes[node]}, a "
+            f"packet of {config.payload_bytes} B payload needs {needed[link]} B a port and virtual "
+            "lane"
         )
 
 
@@ -275,6 +358,7 @@ class _Loaded:
     layers: list[TraceChunk]
     flows: np.ndarray
     tasks: np.ndarray
+    accounts: np.ndarray | None
 
 
 class _Session:
@@ -283,16 +367,27 @@ class _Session:
     def __init__(
         self,
         engine: _bridge.Engine,
+        graph: nx.Graph,
         arrays: FabricArrays,
         trace: Trace,
         rank_nodes: list[str],
         config: ReplayConfig,
+        lanes: np.ndarray,
         writer: RunWriter,
+        plan: FaultPlan | None,
     ) -> None:
         self.engine = engine
+        self.plan = plan
+        self.gave_up: list[int] = []
+        self.can_read = [
+            transport["name"] == "load-store" for transport in transports(graph).values()
+        ]
+        self.arrays = arrays
         self.trace = trace
         self.config = config
+        self.lanes = lanes
         self.writer = writer
+        self.sampled_bytes = np.zeros(arrays.n_links, np.uint64)
         number = {name: node for node, name in enumerate(arrays.node_names)}
         self.rank_node = np.array([number[name] for name in rank_nodes], np.uint32)
         self.loaded: dict[int, _Loaded] = {}
@@ -323,7 +418,8 @@ class _Session:
                     break
         left = engine.leftover()
         if left:
-            raise SimulationError(f"the run ended unfinished: {left}")
+            ports = self._stalled_ports()
+            raise SimulationError(f"the run ended unfinished: {left}{ports}")
 
     def _run_on(self, bar: Progress, line: Any, started: float) -> None:
         """Simulate until the next layer is needed or nothing is left."""
@@ -331,6 +427,9 @@ class _Session:
         while True:
             engine.run(_SLICE_PACKET_HOPS)
             self._collect()
+            if self.config.sample_interval_ps:
+                self._sample()
+            self._check_alive()
             rate = engine.counters["packet_hops"] / max(time.perf_counter() - started, 1e-9)
             bar.update(
                 line,
@@ -340,6 +439,88 @@ class _Session:
             )
             if engine.needs_chunk() or engine.is_finished():
                 return
+
+    def _stalled_ports(self) -> str:
+        """Return the ports that hold packets, for the end of a message."""
+        links = self.engine.stalled_links()
+        if not len(links):
+            return ""
+        names = self.arrays.node_names
+        ports = [
+            f"{names[self.arrays.link_src[link]]} to {names[self.arrays.link_dst[link]]} in "
+            f"{self.arrays.plane_names[self.arrays.link_plane[link]]}"
+            for link in links[:4]
+        ]
+        more = f" and {len(links) - len(ports)} more" if len(links) > len(ports) else ""
+        return f"; packets wait for the ports {', '.join(ports)}{more}"
+
+    def _check_alive(self) -> None:
+        self._route_around_broken_links()
+        failure = self.engine.failure()
+        if failure is not None:
+            src, dst, network, time_ps, has_way = failure
+            names = self.arrays.node_names
+            text = (
+                f"{names[src]} got no answer from {names[dst]} in network {NETWORKS[network]}"
+                if has_way
+                else f"no way from {names[src]} to {names[dst]} in network {NETWORKS[network]}"
+            )
+            why = "" if self.plan is None else f"; {'; '.join(self.plan.describe())}"
+            if self.plan is not None and not has_way:
+                cut = self.plan.cut_off(
+                    NETWORKS[network], np.array([src]), np.array([dst]), time_ps
+                )
+                why = f"; {cut}" if cut else why
+            raise SimulationError(f"{text} at {time_ps / 1e6:g} us{why}")
+        if self.engine.is_stalled():
+            raise SimulationError(
+                f"no packet moved for {self.config.watchdog_ps / 1e9:g} ms until "
+                f"{self.engine.now_ps / 1e9:g} ms{self._stalled_ports()}"
+            )
+
+    def _route_around_broken_links(self) -> None:
+        """Give the switches routes without the links that gave up for bit errors."""
+        broken = self.engine.take_broken()
+        if not broken:
+            return
+        link, time_ps = broken[0]
+        if self.plan is not None and any(start > time_ps for start, _ in self.plan.routes):
+            names = self.arrays.node_names
+            raise SimulationError(
+                f"the link {names[self.arrays.link_src[link]]} to "
+                f"{names[self.arrays.link_dst[link]]} gave up for bit errors at "
+                f"{time_ps / 1e6:g} us, before scheduled changes of routes that do not know of it; "
+                "schedule it as down as well"
+            )
+        self.gave_up += [link for link, _ in broken]
+        known = self.plan.route_dead_links[-1] if self.plan and self.plan.routes else []
+        detection_ps = (
+            self.plan.detection_ps
+            if self.plan is not None
+            else parse_time_ps(DEFAULT_DETECTION_TIME["value"])
+        )
+        seen_ps = max(time for _, time in broken) + detection_ps
+        routes = reroute(self.arrays, sorted({*self.gave_up, *known}))
+        self.engine.schedule_routes(max(seen_ps, self.engine.now_ps), routes)
+
+    def _sample(self) -> None:
+        """Write what the links did since the last call."""
+        times, sent, waiting = self.engine.take_samples()
+        if not len(times):
+            return
+        step = np.diff(np.concatenate([self.sampled_bytes[None], sent]), axis=0)
+        self.sampled_bytes = sent[-1]
+        at, link = np.nonzero((step > 0) | (waiting > 0))
+        self.writer.write_samples(
+            pa.table(
+                {
+                    "time_ps": times[at],
+                    "link": link.astype(np.int32),
+                    "bytes": step[at, link].astype(np.int64),
+                    "waiting_bytes": waiting[at, link].astype(np.int64),
+                }
+            )
+        )
 
     def _batches(self) -> Iterator[list[TraceChunk]]:
         """Yield what is loaded at once: a layer, or everything if the trace is open loop."""
@@ -392,6 +573,7 @@ class _Session:
             raise TraceError(
                 f"{layers[0].flows_file}: {len(flows)} flows in one layer, allowed {_MAX_FLOWS - 1}"
             )
+        accounts = np.zeros(len(flows), _bridge.ACCOUNT_RECORD) if self.config.account else None
         number = self.engine.add_chunk(
             flows,
             tasks,
@@ -401,13 +583,14 @@ class _Session:
             deps=deps.astype(np.uint64),
             open_order=np.ascontiguousarray(open_order),
             is_last=is_last,
+            accounts=accounts,
         )
         if number is None:
             raise TraceError(
                 f"{layers[0].tasks_file}: more than 32 layers are unfinished at one time; a rank "
                 "runs that far ahead of another"
             )
-        self.loaded[number] = _Loaded(layers, flows, tasks)
+        self.loaded[number] = _Loaded(layers, flows, tasks, accounts)
         self._check_new_streams(layers[0], tasks)
 
     def _check_new_streams(self, chunk: TraceChunk, tasks: np.ndarray) -> None:
@@ -452,7 +635,9 @@ class _Session:
             )
         flows["start_ps"] = table["start_ps"].to_numpy()
         flows["network"] = network
-        flows["lane"] = table["service_level"].to_numpy() % config.n_virtual_lanes
+        flows["operation"] = _codes(table["operation"], OPERATIONS)
+        self._check_operations(chunk, flows)
+        flows["lane"] = self.lanes[table["service_level"].to_numpy()]
         sender, waiter = link_flows(chunk, self.trace.n_ranks)
         flows["send_task"] = np.where(sender < 0, _bridge.NONE, sender)
         flows["wait_task"] = np.where(waiter < 0, _bridge.NONE, waiter)
@@ -461,6 +646,7 @@ class _Session:
         rank = table["rank"].to_numpy()
         tasks = np.zeros(table.num_rows, _bridge.TASK_RECORD)
         tasks["duration_ps"] = table["duration_ps"].to_numpy()
+        tasks["message_ps"] = table["message_cost_ps"].to_numpy()
         tasks["endpoint"] = self.rank_node[rank]
         tasks["stream"] = table["stream"].to_numpy().astype(np.uint32) * len(self.rank_node) + rank
         lists = table["depends_on"].combine_chunks()
@@ -468,6 +654,26 @@ class _Session:
         needed = np.asarray(lists.flatten(), np.int64)
         deps = np.searchsorted(self.known_tasks, needed)
         return flows, tasks, counts, deps
+
+    def _check_operations(self, chunk: TraceChunk, flows: np.ndarray) -> None:
+        """Refuse reads where the transport cannot read, and SDMA where there is none."""
+        is_read = flows["operation"] & 1 == 1
+        by_sdma = flows["operation"] & 2 == 2
+        silent = is_read & ~np.array(self.can_read)[flows["network"]]
+        bare = by_sdma & (self.arrays.node_sdma_engines[flows["src"]] == 0)
+        for bad, why in (
+            (silent, "transports.{network}.name to be load-store"),
+            (bare, "sdma engines on the endpoint of rank {src}"),
+        ):
+            if bad.any():
+                row = int(np.argmax(bad))
+                network = NETWORKS[flows["network"][row]]
+                src = chunk.flows["src"][row].as_py()
+                operation = OPERATIONS[flows["operation"][row]]
+                raise TraceError(
+                    f"{chunk.flows_file}: row {chunk.first_flow_row + row + 1}: operation "
+                    f"{operation} needs {why.format(network=network, src=src)}"
+                )
 
     def _collect(self) -> None:
         """Write what is complete, in the order of the trace."""
@@ -480,6 +686,9 @@ class _Session:
             for chunk in loaded.layers:
                 flows = loaded.flows[flow_row : flow_row + chunk.flows.num_rows]
                 tasks = loaded.tasks[task_row : task_row + chunk.tasks.num_rows]
+                if loaded.accounts is not None:
+                    account = loaded.accounts[flow_row : flow_row + len(flows)]
+                    self.writer.write_account(_account_table(chunk, account))
                 flow_row += len(flows)
                 task_row += len(tasks)
                 self.writer.write_flows(
@@ -551,7 +760,7 @@ def _packets(flows: np.ndarray, payload_bytes: int) -> np.ndarray:
 def _flows_table(asked: pa.Table, flows: np.ndarray, payload_bytes: int) -> pa.Table:
     messages = flows["messages"].astype(np.int64)
     size = flows["message_bytes"].astype(np.int64)
-    kept = ["phase", "layer", "microbatch", "src", "dst", "network", "service_level"]
+    kept = ["phase", "layer", "microbatch", "src", "dst", "network", "operation", "service_level"]
     columns = {name: asked[name] for name in [*kept, "messages", "message_bytes"]}
     columns |= {
         "bytes": messages * size,
@@ -564,6 +773,11 @@ def _flows_table(asked: pa.Table, flows: np.ndarray, payload_bytes: int) -> pa.T
         "queueing_ps": flows["queueing_ps"],
     }
     return pa.table(columns)
+
+
+def _account_table(chunk: TraceChunk, account: np.ndarray) -> pa.Table:
+    columns: dict[str, Any] = {"layer": chunk.flows["layer"]}
+    return pa.table(columns | {name: account[name] for name in _bridge.ACCOUNT_RECORD.names or ()})
 
 
 def _tasks_table(asked: pa.Table, tasks: np.ndarray) -> pa.Table:
@@ -598,7 +812,7 @@ def _summary(
     rank_nodes: list[str],
     config: ReplayConfig,
     engine: _bridge.Engine,
-    session: _Session,
+    plan: FaultPlan | None,
     wall_s: float,
 ) -> dict[str, Any]:
     counters = engine.counters
@@ -613,10 +827,13 @@ def _summary(
         "trace": trace.metadata,
         "rank_nodes": rank_nodes,
         "payload_bytes": config.payload_bytes,
-        "header_bytes": config.header_bytes,
         "n_virtual_lanes": config.n_virtual_lanes,
         "plane_policy": config.plane_policy,
         "path_policy": config.path_policy,
+        "link_layer": link_layer(graph),
+        "switching": switching(graph),
+        "transports": {name: used_settings(one) for name, one in transports(graph).items()},
+        "faults": [] if plan is None else plan.describe(),
         **counters,
         "simulated_ps": engine.now_ps,
         "wall_s": wall_s,

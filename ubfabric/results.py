@@ -7,6 +7,8 @@
         tasks.parquet     one row a task of a rank
         links.parquet     one row a one-way link of the fabric
         summary.json      spec, seed, versions, totals, wall time; written last
+        account.parquet   where the time of each flow went; only if asked for
+        samples.parquet   load and queue of each link over time; only if asked for
 
 :class:`RunWriter` fills a hidden folder beside the target and renames it at the very
 end, so a folder under its final name is always whole. :class:`RunResult` opens a run
@@ -52,6 +54,7 @@ FLOW_SCHEMA = pa.schema(
         ("src", pa.int32()),  # source rank
         ("dst", pa.int32()),  # destination rank; equal to src for a local copy
         ("network", _LABEL),  # "ub", "rdma" or "vpc"
+        ("operation", _LABEL),  # "write", "read", "sdma-write" or "sdma-read"
         ("service_level", pa.int8()),
         ("messages", pa.int32()),
         ("message_bytes", pa.int32()),  # payload of one message
@@ -101,14 +104,45 @@ LINK_SCHEMA = pa.schema(
         ("busy_ps", pa.int64()),
         ("max_queue_bytes", pa.int64()),
         ("no_credit_ps", pa.int64()),
+        ("retries", pa.int64()),  # transmissions that a bit error spoilt
+    ]
+)
+
+#: One row a flow, in the order of the flow table; only if asked for. Where the time of the
+#: flow's packets went, summed over them: the parts of a packet add up from the hand-over of the
+#: flow to the packet's last byte at the port of its destination.
+ACCOUNT_SCHEMA = pa.schema(
+    [
+        ("layer", pa.int16()),
+        ("issue_ps", pa.int64()),  # hand-over until the packet is ready for a port
+        ("source_wait_ps", pa.int64()),  # waiting for a port of the source
+        ("first_wait_ps", pa.int64()),  # waiting in the first switch
+        ("second_wait_ps", pa.int64()),  # in the second
+        ("further_wait_ps", pa.int64()),  # in further ones
+        ("serialise_ps", pa.int64()),  # on the wire
+        ("propagate_ps", pa.int64()),  # in cables
+        ("switch_ps", pa.int64()),  # forwarding latency of switches
+    ]
+)
+
+#: One row a sample and link that sent or held something; only if asked for.
+SAMPLE_SCHEMA = pa.schema(
+    [
+        ("time_ps", pa.int64()),
+        ("link", pa.int32()),
+        ("bytes", pa.int64()),  # sent since the sample before, on the wire
+        ("waiting_bytes", pa.int64()),  # waiting for the link at that time
     ]
 )
 
 _SCHEMAS = {"flows": FLOW_SCHEMA, "tasks": TASK_SCHEMA, "links": LINK_SCHEMA}
+#: Tables that a run has if they were asked for.
+_OPTIONAL = {"account": ACCOUNT_SCHEMA, "samples": SAMPLE_SCHEMA}
+_ALL_SCHEMAS = _SCHEMAS | _OPTIONAL
 _SUMMARY = "summary.json"
 _RUN_FILES = frozenset([*(f"{name}.parquet" for name in _SCHEMAS), _SUMMARY])
 #: Other files that ubfabric itself puts into a run folder, replaced together with it.
-_COMPANIONS = frozenset(["tokens.json"])
+_COMPANIONS = frozenset(["tokens.json", *(f"{name}.parquet" for name in _OPTIONAL)])
 _PICTURES = (".png", ".pdf")
 #: Columns with few distinct values; for all others a Parquet dictionary costs time and saves
 #: nothing, while consecutive times differ little and pack well as differences.
@@ -118,6 +152,7 @@ _FEW_VALUES = frozenset(
         "layer",
         "microbatch",
         "network",
+        "operation",
         "service_level",
         "messages",
         "message_bytes",
@@ -316,6 +351,32 @@ class RunWriter:
         """
         self._write("links", _fit(table, "links"))
 
+    def write_account(self, table: pa.Table) -> None:
+        """Append the accounts of flows, the columns of :data:`ACCOUNT_SCHEMA`.
+
+        Raises
+        ------
+        ResultError
+            If a column is missing, unknown, null or of a type that does not fit.
+        """
+        self._write_optional("account", table)
+
+    def write_samples(self, table: pa.Table) -> None:
+        """Append samples of links, the columns of :data:`SAMPLE_SCHEMA`.
+
+        Raises
+        ------
+        ResultError
+            If a column is missing, unknown, null or of a type that does not fit.
+        """
+        self._write_optional("samples", table)
+
+    def _write_optional(self, name: str, table: pa.Table) -> None:
+        if self._writers and name not in self._writers:
+            self._rows[name] = 0
+            self._writers[name] = self._open(name)
+        self._write(name, _fit(table, name))
+
     def _write(self, name: str, table: pa.Table) -> None:
         if name not in self._writers:
             raise ResultError(
@@ -451,6 +512,9 @@ class RunResult:
         self._rows: dict[str, int] = {}
         for table in _SCHEMAS:
             self._rows[table] = self._check(table)
+        for table in _OPTIONAL:
+            if table in self.summary["rows"]:
+                self._rows[table] = self._check(table)
 
     def __repr__(self) -> str:
         return f"RunResult({os.fspath(self.path)!r}, n_flows={self.n_flows}, layers={self.layers})"
@@ -472,7 +536,7 @@ class RunResult:
             raise ResultError(
                 f"{file}: schema version {written.get('schema')!r}, expected {RESULT_SCHEMA}"
             )
-        for field in _SCHEMAS[table]:
+        for field in _ALL_SCHEMAS[table]:
             found = schema.field(field.name).type if field.name in schema.names else None
             if found is None:
                 raise ResultError(f"{file}: column {field.name!r} is missing")
@@ -608,6 +672,33 @@ class RunResult:
         """
         return self._table("links", columns)
 
+    def account(self, columns: Iterable[str] | None = None) -> pd.DataFrame:
+        """Return where the time of each flow went, the columns of :data:`ACCOUNT_SCHEMA`.
+
+        Rows are in the order of :meth:`flows`.
+
+        Raises
+        ------
+        ResultError
+            If the run was made without an account, a column is unknown or the file is damaged.
+        """
+        return self._optional("account", columns, "replay with account=True (--account)")
+
+    def samples(self, columns: Iterable[str] | None = None) -> pd.DataFrame:
+        """Return the samples of links, the columns of :data:`SAMPLE_SCHEMA`.
+
+        Raises
+        ------
+        ResultError
+            If the run was made without samples, a column is unknown or the file is damaged.
+        """
+        return self._optional("samples", columns, "replay with sample_interval_ps (--sample)")
+
+    def _optional(self, name: str, columns: Iterable[str] | None, advice: str) -> pd.DataFrame:
+        if name not in self._rows:
+            raise ResultError(f"{self.path}: the run has no {name}; {advice}")
+        return self._table(name, columns)
+
     def _table(self, name: str, columns: Iterable[str] | None) -> pd.DataFrame:
         names = _known_columns(columns, name)
         file = self.path / f"{name}.parquet"
@@ -645,7 +736,7 @@ class _Reading:
 def _schema_with_key(table: str) -> pa.Schema:
     """Return the schema with our key, so that a reader knows what it holds."""
     key = json.dumps({"schema": RESULT_SCHEMA, "table": table})
-    return _SCHEMAS[table].with_metadata({"ubfabric": key})
+    return _ALL_SCHEMAS[table].with_metadata({"ubfabric": key})
 
 
 def _fit(table: pa.Table, name: str) -> pa.Table:
@@ -679,7 +770,7 @@ def _frame(table: pa.Table) -> pd.DataFrame:
 
 
 def _known_columns(columns: Iterable[str] | None, table: str) -> list[str]:
-    known = _SCHEMAS[table].names
+    known = _ALL_SCHEMAS[table].names
     if columns is None:
         return list(known)
     names = [columns] if isinstance(columns, str) else list(columns)

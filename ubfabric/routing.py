@@ -8,15 +8,19 @@ entry a class and not one an endpoint.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 
 import networkx as nx
 import numpy as np
 
 from ubfabric.errors import TopologyError
+from ubfabric.fabric_settings import link_layer
 from ubfabric.specs import NETWORKS
-from ubfabric.topology import check_topology
+from ubfabric.topology import check_topology, endpoint_defaults
 
+#: How often a link may occur in a group whose links have different rates.
+MOST_REPEATS = 8
 #: Distance of a switch that does not reach a class.
 UNREACHED = np.iinfo(np.uint16).max
 
@@ -28,7 +32,8 @@ class FabricArrays:
     A node's id is its position in the graph. Edge ``e`` of the graph gives two directed
     links: ``2 * e`` from its first node to its second, ``2 * e + 1`` back. Planes are
     numbered in the order in which they first appear in the edge list. A *group* is a set of
-    links of one node among which a packet may choose, in ascending order.
+    links of one node among which a packet may choose, in ascending order. Where their rates
+    differ, faster links occur several times, in proportion and spread out.
 
     Attributes
     ----------
@@ -45,9 +50,23 @@ class FabricArrays:
     node_egress_bytes_per_s : uint64[n_nodes]
     node_receive_latency_ps : int64[n_nodes]
     node_copy_bytes_per_s : uint64[n_nodes]
+    node_memory_write_ppm : uint32[n_nodes]
+        Share of a link's rate at which a port takes writes into memory, parts per million.
+    node_memory_read_latency_ps : int64[n_nodes]
+    node_acknowledge_latency_ps : int64[n_nodes]
+    node_overlaps_issue : uint8[n_nodes]
+    node_sdma_engines : uint32[n_nodes]
+    node_sdma_start_ps : int64[n_nodes]
+    node_sdma_bytes_per_s : uint64[n_nodes]
     link_src, link_dst, link_plane : uint32[n_links]
     link_rate_bytes_per_s : uint64[n_links]
+        What forward error correction leaves of a UB link to or from a switch, rounded down;
+        the bandwidth itself on all other links.
     link_delay_ps : int64[n_links]
+    link_bit_error_rate : float64[n_links]
+    link_lanes : uint32[n_links]
+    link_reverse : uint32[n_links]
+        The other direction of the same cable.
     plane_names : list of str
     plane_network : uint32[n_planes]
         0 for ub, 1 for rdma, 2 for vpc.
@@ -62,7 +81,7 @@ class FabricArrays:
     endpoint_out : int64[n_planes, n_nodes]
         -1: not attached. -2 or less: group ``-(value + 2)``, for every destination. 0 or
         more: offset of a row of its own in ``table``, for an endpoint that is attached to
-        several switches of the plane.
+        several switches of the plane, or whose only switch does not reach every class.
     table : int32[...]
         0 or more: group. -1: unreachable. -2 or less: the class is attached to this switch;
         the group is ``local[-(value + 2) + slot]``.
@@ -85,11 +104,21 @@ class FabricArrays:
     node_egress_bytes_per_s: np.ndarray
     node_receive_latency_ps: np.ndarray
     node_copy_bytes_per_s: np.ndarray
+    node_memory_write_ppm: np.ndarray
+    node_memory_read_latency_ps: np.ndarray
+    node_acknowledge_latency_ps: np.ndarray
+    node_overlaps_issue: np.ndarray
+    node_sdma_engines: np.ndarray
+    node_sdma_start_ps: np.ndarray
+    node_sdma_bytes_per_s: np.ndarray
     link_src: np.ndarray
     link_dst: np.ndarray
     link_plane: np.ndarray
     link_rate_bytes_per_s: np.ndarray
     link_delay_ps: np.ndarray
+    link_bit_error_rate: np.ndarray
+    link_lanes: np.ndarray
+    link_reverse: np.ndarray
     plane_names: list[str]
     plane_network: np.ndarray
     plane_n_classes: np.ndarray
@@ -151,7 +180,7 @@ class FabricArrays:
         Returns
         -------
         ndarray of uint32
-            Ascending; empty when the plane does not lead there.
+            The group; empty when the plane does not lead there.
         """
         nothing = self.group_link[:0]
         klass = self.endpoint_class[plane, destination]
@@ -175,13 +204,25 @@ class FabricArrays:
         return self.group_link[self.group_start[group] : self.group_start[group + 1]]
 
 
-def compile_fabric(graph: nx.Graph) -> FabricArrays:
+def compile_fabric(
+    graph: nx.Graph,
+    dead_links: Collection[int] = (),
+    link_rates: Mapping[int, int] | None = None,
+    partial: bool = False,
+) -> FabricArrays:
     """Turn a topology graph into the arrays that the simulator reads.
 
     Parameters
     ----------
     graph : networkx.Graph or networkx.MultiGraph
         Any graph that :func:`ubfabric.topology.check_topology` accepts.
+    dead_links : collection of int, optional
+        Directed links that no route may take. A cable with a dead direction is dead both ways.
+    link_rates : mapping of int to int, optional
+        Rates of directed links, bytes/s, that replace ``link_rate_bytes_per_s``; for links
+        that lost lanes.
+    partial : bool, optional
+        Whether a plane may leave endpoints apart; their routes say so then.
 
     Returns
     -------
@@ -190,12 +231,76 @@ def compile_fabric(graph: nx.Graph) -> FabricArrays:
     Raises
     ------
     TopologyError
-        If the graph is not valid, or if a plane does not join all endpoints attached to it;
-        the line names one pair that it leaves apart.
+        If the graph is not valid; unless ``partial``, if a plane does not join all endpoints
+        attached to it (the line names one pair that it leaves apart).
+    ValueError
+        If a link does not exist or a rate is not 1 or more.
     """
-    arrays, planes = compile_planes(graph)
+    arrays, planes = compile_planes(graph, dead_links, link_rates, partial)
+    return _with_routes(arrays, planes, _dead_mask(len(arrays["link_src"]), dead_links))
+
+
+def reroute(
+    fabric: FabricArrays,
+    dead_links: Collection[int] = (),
+    link_rates: Mapping[int, int] | None = None,
+) -> FabricArrays:
+    """Return a fabric's arrays with routes around dead links.
+
+    Parameters
+    ----------
+    fabric : FabricArrays
+        Arrays without dead links, as :func:`compile_fabric` makes them from the graph alone.
+    dead_links, link_rates
+        As in :func:`compile_fabric`.
+
+    Returns
+    -------
+    FabricArrays
+        Nodes, links and planes keep their numbers; classes and groups get new ones. Endpoints
+        may be left apart: see :func:`unreachable_pairs`.
+
+    Raises
+    ------
+    ValueError
+        If a link does not exist or a rate is not 1 or more.
+    """
+    arrays = dict(vars(fabric))
+    arrays["link_rate_bytes_per_s"] = _changed_rates(arrays["link_rate_bytes_per_s"], link_rates)
+    return _with_routes(
+        arrays, measure_planes(arrays, dead_links), _dead_mask(fabric.n_links, dead_links)
+    )
+
+
+def _dead_mask(n_links: int, dead_links: Collection[int]) -> np.ndarray:
+    """Return bool[n_links], both directions of a cable alike."""
+    dead = np.zeros(n_links, bool)
+    numbers = np.array(sorted(dead_links), np.int64)
+    if numbers.size and not 0 <= numbers[0] <= numbers[-1] < n_links:
+        raise ValueError(
+            f"dead_links: found {numbers[0]} to {numbers[-1]}; allowed 0 to {n_links - 1}"
+        )
+    dead[numbers] = dead[numbers ^ 1] = True
+    return dead
+
+
+def _changed_rates(rates: np.ndarray, link_rates: Mapping[int, int] | None) -> np.ndarray:
+    if not link_rates:
+        return rates
+    rates = rates.copy()
+    for link, rate in link_rates.items():
+        if not 0 <= link < len(rates) or rate < 1:
+            raise ValueError(
+                f"link_rates: found {rate} for link {link}; allowed 1 or more for links 0 to "
+                f"{len(rates) - 1}"
+            )
+        rates[link] = rate
+    return rates
+
+
+def _with_routes(arrays: dict, planes: list[Plane], dead: np.ndarray) -> FabricArrays:
     arrays |= _route_arrays(arrays, planes)
-    arrays |= _direct_arrays(arrays)
+    arrays |= _direct_arrays(arrays, dead)
     return FabricArrays(**arrays)
 
 
@@ -205,6 +310,12 @@ def _node_arrays(graph: nx.Graph) -> dict:
     def column(name: str, dtype: type, role: str | None = None) -> np.ndarray:
         values = (item[name] if role is None or item["role"] == role else 0 for item in data)
         return np.fromiter(values, dtype=dtype, count=len(data))
+
+    nothing: dict[str, int] = {}
+    optional = [endpoint_defaults(item) if item["role"] == "endpoint" else nothing for item in data]
+
+    def optional_column(name: str, dtype: type) -> np.ndarray:
+        return np.fromiter((item.get(name, 0) for item in optional), dtype, count=len(data))
 
     return {
         "node_names": list(graph),
@@ -219,6 +330,13 @@ def _node_arrays(graph: nx.Graph) -> dict:
         "node_egress_bytes_per_s": column("egress_bytes_per_s", np.uint64, "endpoint"),
         "node_receive_latency_ps": column("receive_latency_ps", np.int64, "endpoint"),
         "node_copy_bytes_per_s": column("copy_bytes_per_s", np.uint64, "endpoint"),
+        "node_memory_write_ppm": optional_column("memory_write_share_ppm", np.uint32),
+        "node_memory_read_latency_ps": optional_column("memory_read_latency_ps", np.int64),
+        "node_acknowledge_latency_ps": optional_column("acknowledge_latency_ps", np.int64),
+        "node_overlaps_issue": optional_column("overlaps_issue", np.uint8),
+        "node_sdma_engines": optional_column("sdma_engines", np.uint32),
+        "node_sdma_start_ps": optional_column("sdma_start_ps", np.int64),
+        "node_sdma_bytes_per_s": optional_column("sdma_bytes_per_s", np.uint64),
     }
 
 
@@ -231,6 +349,11 @@ def _link_arrays(graph: nx.Graph) -> dict:
     plane = np.empty(n_edges, np.uint32)
     rate = np.empty(n_edges, np.uint64)
     delay = np.empty(n_edges, np.int64)
+    error_rate = np.empty(n_edges, np.float64)
+    lanes = np.empty(n_edges, np.uint32)
+    is_endpoint = {node: role == "endpoint" for node, role in graph.nodes(data="role")}
+    layer = link_layer(graph)
+    data_symbols, total_symbols = layer["fec_data_symbols"], layer["fec_total_symbols"]
     for edge, (u, v, data) in enumerate(graph.edges(data=True)):
         name = data["plane"]
         if name not in plane_of:
@@ -238,21 +361,36 @@ def _link_arrays(graph: nx.Graph) -> dict:
             network_of.append(NETWORKS.index(data["network"]))
         ends[edge] = position[u], position[v]
         plane[edge] = plane_of[name]
-        rate[edge] = data["bandwidth_bytes_per_s"]
+        bytes_per_s = int(data["bandwidth_bytes_per_s"])
+        if data["network"] == "ub" and not (is_endpoint[u] and is_endpoint[v]):
+            bytes_per_s = max(1, bytes_per_s * data_symbols // total_symbols)
+        rate[edge] = bytes_per_s
         delay[edge] = data["delay_ps"]
+        error_rate[edge] = data.get("bit_error_rate", 0.0)
+        lanes[edge] = data["lanes"]
     return {
         "link_src": ends.reshape(-1).copy(),
         "link_dst": ends[:, ::-1].reshape(-1).copy(),
         "link_plane": np.repeat(plane, 2),
         "link_rate_bytes_per_s": np.repeat(rate, 2),
         "link_delay_ps": np.repeat(delay, 2),
+        "link_bit_error_rate": np.repeat(error_rate, 2),
+        "link_lanes": np.repeat(lanes, 2),
+        "link_reverse": (np.arange(2 * n_edges) ^ 1).astype(np.uint32),
         "plane_names": list(plane_of),
         "plane_network": np.array(network_of, np.uint32),
     }
 
 
-def compile_planes(graph: nx.Graph) -> tuple[dict, list[Plane]]:
+def compile_planes(
+    graph: nx.Graph,
+    dead_links: Collection[int] = (),
+    link_rates: Mapping[int, int] | None = None,
+    partial: bool = False,
+) -> tuple[dict, list[Plane]]:
     """Check a graph and measure its planes, without making tables.
+
+    Parameters as of :func:`compile_fabric`.
 
     Returns
     -------
@@ -268,11 +406,19 @@ def compile_planes(graph: nx.Graph) -> tuple[dict, list[Plane]]:
     label = str(graph.graph.get("name", "topology")) if isinstance(graph, nx.Graph) else "topology"
     check_topology(graph, label)
     arrays = _node_arrays(graph) | _link_arrays(graph)
-    src, dst = arrays["link_src"].astype(np.int64), arrays["link_dst"].astype(np.int64)
-    planes = [Plane(arrays, plane, src, dst) for plane in range(len(arrays["plane_names"]))]
-    for plane in planes:
-        plane.check_joined(label)
+    arrays["link_rate_bytes_per_s"] = _changed_rates(arrays["link_rate_bytes_per_s"], link_rates)
+    planes = measure_planes(arrays, dead_links)
+    if not partial:
+        for plane in planes:
+            plane.check_joined(label)
     return arrays, planes
+
+
+def measure_planes(arrays: dict, dead_links: Collection[int] = ()) -> list[Plane]:
+    """Return the planes of arrays that describe nodes and links, without dead links."""
+    src, dst = arrays["link_src"].astype(np.int64), arrays["link_dst"].astype(np.int64)
+    dead = _dead_mask(len(src), dead_links)
+    return [Plane(arrays, plane, src, dst, dead) for plane in range(len(arrays["plane_names"]))]
 
 
 class Plane:
@@ -282,7 +428,7 @@ class Plane:
     ----------
     name, index : str, int
     switches : int64[n_switches]
-        Node ids, ascending.
+        Node ids, ascending; those that lost all their links as well.
     up : int64[...]
         Links from endpoints to switches, ascending by (endpoint, link).
     between : int64[...]
@@ -298,16 +444,19 @@ class Plane:
         Links from a switch to the endpoints of a class; UNREACHED if there is no path.
     """
 
-    def __init__(self, arrays: dict, plane: int, src: np.ndarray, dst: np.ndarray) -> None:
+    def __init__(
+        self, arrays: dict, plane: int, src: np.ndarray, dst: np.ndarray, dead: np.ndarray
+    ) -> None:
         self.name: str = arrays["plane_names"][plane]
         self.index = plane
         self.node_names = arrays["node_names"]
         self.src, self.dst = src, dst
         is_endpoint = arrays["node_is_endpoint"].astype(bool)
         links = np.flatnonzero(arrays["link_plane"] == plane)
-        src_is_endpoint, dst_is_endpoint = is_endpoint[src[links]], is_endpoint[dst[links]]
         ends = np.unique(src[links])
         self.switches = ends[~is_endpoint[ends]]
+        links = links[~dead[links]]
+        src_is_endpoint, dst_is_endpoint = is_endpoint[src[links]], is_endpoint[dst[links]]
         up = links[src_is_endpoint & ~dst_is_endpoint]
         self.up = up[np.argsort(src[up], kind="stable")]
         between = links[~src_is_endpoint & ~dst_is_endpoint]
@@ -394,12 +543,42 @@ class _Groups:
         self._links.append(links)
         return first
 
-    def arrays(self) -> dict:
-        start = np.zeros(self.count + 1, np.uint32)
+    def arrays(self, rates: np.ndarray) -> dict:
+        sizes = np.concatenate([*self._sizes, np.empty(0, np.int64)]).astype(np.int64)
+        links = np.concatenate([*self._links, np.empty(0, np.int64)]).astype(np.int64)
+        start = np.zeros(self.count + 1, np.int64)
+        start[1:] = np.cumsum(sizes)
         if self.count:
-            start[1:] = np.cumsum(np.concatenate(self._sizes))
-        links = np.concatenate(self._links) if self.count else np.empty(0)
-        return {"group_start": start, "group_link": links.astype(np.uint32)}
+            of_link = rates[links]
+            least = np.minimum.reduceat(of_link, start[:-1])
+            uneven = np.flatnonzero(least != np.maximum.reduceat(of_link, start[:-1]))
+            if uneven.size:
+                parts = np.split(links, start[1:-1])
+                for group in uneven.tolist():
+                    parts[group] = _weighted(parts[group], rates)
+                links = np.concatenate(parts)
+                start[1:] = np.cumsum([len(part) for part in parts])
+        return {"group_start": start.astype(np.uint32), "group_link": links.astype(np.uint32)}
+
+
+def _weighted(links: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """Return links of unlike rates, each as often as its share of the rate asks for.
+
+    The rates' ratio is kept if it is one of integers up to ``MOST_REPEATS``; otherwise it is
+    rounded to such. Repeats are spread out, so that a turn through the group is smooth.
+    """
+    own = rates[links].astype(np.int64)
+    weights = own // np.gcd.reduce(own)
+    if weights.max() > MOST_REPEATS:
+        weights = np.maximum(1, np.rint(MOST_REPEATS * (own / own.max()))).astype(np.int64)
+        weights //= np.gcd.reduce(weights)
+    due, order = np.zeros(len(links), np.int64), []
+    for _ in range(int(weights.sum())):
+        due += weights
+        turn = int(np.argmax(due))
+        due[turn] -= weights.sum()
+        order.append(links[turn])
+    return np.array(order, np.int64)
 
 
 def _choices(ahead: np.ndarray, links: np.ndarray, groups: _Groups) -> np.ndarray:
@@ -457,7 +636,7 @@ def _route_arrays(arrays: dict, planes: list[Plane]) -> dict:
         "endpoint_out": endpoint_out,
         "table": np.concatenate([*rows, np.empty(0, np.int32)]).astype(np.int32),
         "local": np.concatenate([*local, np.empty(0, np.int32)]).astype(np.int32),
-        **groups.arrays(),
+        **groups.arrays(arrays["link_rate_bytes_per_s"]),
     }
 
 
@@ -503,10 +682,12 @@ def _endpoint_choices(
     switch = np.searchsorted(plane.switches, plane.dst[plane.up])
     bounds = np.append(np.searchsorted(plane.src[plane.up], plane.endpoints), len(plane.up))
     single = np.array([len(attached) == 1 for attached in plane.class_switches], bool)
+    reaches_all = (plane.distance != UNREACHED).all(axis=1)
     for index, endpoint in enumerate(plane.endpoints):
         begin, end = bounds[index : index + 2]
         links = plane.up[begin:end]
-        if single[plane.endpoint_class[index]]:
+        klass = plane.endpoint_class[index]
+        if single[klass] and reaches_all[plane.class_switches[klass][0]]:
             out[endpoint] = -groups.add(np.array([len(links)]), links) - 2
             continue
         near = plane.distance[switch[begin:end]]
@@ -518,10 +699,10 @@ def _endpoint_choices(
     return rows
 
 
-def _direct_arrays(arrays: dict) -> dict:
+def _direct_arrays(arrays: dict, dead: np.ndarray) -> dict:
     src, dst = arrays["link_src"], arrays["link_dst"]
     is_endpoint = arrays["node_is_endpoint"].astype(bool)
-    links = np.flatnonzero(is_endpoint[src] & is_endpoint[dst])
+    links = np.flatnonzero(is_endpoint[src] & is_endpoint[dst] & ~dead)
     links = links[np.lexsort((links, dst[links], src[links]))]
     start = np.searchsorted(src[links], np.arange(len(is_endpoint) + 1))
     return {
@@ -529,3 +710,39 @@ def _direct_arrays(arrays: dict) -> dict:
         "direct_dst": dst[links].copy(),
         "direct_link": links.astype(np.uint32),
     }
+
+
+def unreachable_pairs(
+    fabric: FabricArrays, network: str, src: np.ndarray, dst: np.ndarray
+) -> np.ndarray:
+    """Return which pairs of endpoints a network does not join, in the direction given.
+
+    Parameters
+    ----------
+    fabric : FabricArrays
+    network : {'ub', 'rdma', 'vpc'}
+    src, dst : ndarray of int, shape (n_pairs,)
+        Node ids of endpoints; an endpoint always reaches itself.
+
+    Returns
+    -------
+    ndarray of bool, shape (n_pairs,)
+        True where neither a plane of the network nor a direct link of it leads from the source
+        to the destination.
+    """
+    src, dst = np.asarray(src, np.int64), np.asarray(dst, np.int64)
+    joined = src == dst
+    number = NETWORKS.index(network)
+    for plane in np.flatnonzero(fabric.plane_network == number):
+        klass = fabric.endpoint_class[plane, dst].astype(np.int64)
+        out = fabric.endpoint_out[plane, src]
+        joined |= (klass >= 0) & (out <= -2)
+        rows = np.flatnonzero((klass >= 0) & (out >= 0))
+        joined[rows] |= fabric.table[out[rows] + klass[rows]] != -1
+    direct = fabric.direct_link[
+        fabric.plane_network[fabric.link_plane[fabric.direct_link]] == number
+    ]
+    key = fabric.link_src[direct].astype(np.int64) * fabric.n_nodes + fabric.link_dst[direct]
+    joined |= np.isin(src * fabric.n_nodes + dst, key)
+    apart: np.ndarray = ~joined
+    return apart

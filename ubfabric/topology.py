@@ -2,8 +2,9 @@
 
 The graph is a :class:`networkx.MultiGraph`. A node is an endpoint (die, CPU) or a switch
 chip, an edge is one full-duplex cable. Attributes carry their unit in their name and are
-plain strings and integers; :data:`NODE_ATTRIBUTES` and :data:`EDGE_ATTRIBUTES` list them.
-Any graph that carries them runs, whoever built it.
+plain strings and numbers; :data:`NODE_ATTRIBUTES` and :data:`EDGE_ATTRIBUTES` list them.
+Any graph that carries them runs, whoever built it. What holds for the whole fabric (link
+layer, switching, transports) is described in :mod:`ubfabric.fabric_settings`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import networkx as nx
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ubfabric.errors import SpecError, TopologyError
-from ubfabric.quantities import Bytes, BytesPerSecond, Count, Picoseconds
+from ubfabric.fabric_settings import (
+    LinkLayerSpec,
+    SwitchingSpec,
+    TransportsSpec,
+    buffered_bytes,
+    link_layer,
+    settings_of,
+    switching,
+    transports,
+)
+from ubfabric.quantities import Bytes, BytesPerSecond, Count, Fraction, Picoseconds, unwrap
 from ubfabric.specs import NETWORKS, Spec, load_yaml, validate_spec
 
 #: Version of the graph's attributes, kept in ``graph.graph["schema"]``.
@@ -32,9 +43,11 @@ GRAPH_ATTRIBUTES: dict[str, tuple[type, str]] = {
     "name": (str, "name of the topology"),
     "schema": (int, "version of these attributes, 1"),
     "packet_payload_bytes": (int, "payload of a packet unless the replay says otherwise, bytes"),
-    "packet_header_bytes": (int, "bytes that each packet adds on the wire"),
     "max_payload_bytes": (int, "largest payload a packet may have, bytes"),
 }
+#: Attributes of the graph that are dicts, each read by the function of its name in
+#: :mod:`ubfabric.fabric_settings`; all may be left out. GraphML has them as JSON text.
+GRAPH_SETTINGS = ("link_layer", "switching", "transports")
 #: Attributes of every node: name to (type, meaning).
 NODE_ATTRIBUTES: dict[str, tuple[type, str]] = {
     "kind": (str, "die, cpu, l1, l2, l3, rdma or vpc"),
@@ -60,6 +73,19 @@ ENDPOINT_ATTRIBUTES: dict[str, tuple[type, str]] = {
     "receive_latency_ps": (int, "last byte at the port until the rank sees it, ps"),
     "copy_bytes_per_s": (int, "rate of a copy from the endpoint to itself, bytes/s"),
 }
+#: Attributes that an endpoint may leave out; :func:`endpoint_defaults` says what it has then.
+OPTIONAL_ENDPOINT_ATTRIBUTES: dict[str, tuple[type, str]] = {
+    "memory_write_share_ppm": (
+        int,
+        "share of a link's rate at which a port can take writes into memory, parts per million",
+    ),
+    "memory_read_latency_ps": (int, "read request in until its response may leave, ps"),
+    "acknowledge_latency_ps": (int, "packet in until its acknowledgement may leave, ps"),
+    "overlaps_issue": (int, "1 if an engine prepares its next message while it streams one"),
+    "sdma_engines": (int, "SDMA engines, beside the issue engines"),
+    "sdma_start_ps": (int, "start-up cost of a transfer by SDMA, ps"),
+    "sdma_bytes_per_s": (int, "rate of one SDMA engine, bytes/s"),
+}
 #: Attributes of edges: name to (type, meaning).
 EDGE_ATTRIBUTES: dict[str, tuple[type, str]] = {
     "plane": (str, "plane of the link, such as ub0, package, rdma, vpc"),
@@ -67,6 +93,10 @@ EDGE_ATTRIBUTES: dict[str, tuple[type, str]] = {
     "bandwidth_bytes_per_s": (int, "rate in each direction, bytes/s"),
     "delay_ps": (int, "propagation delay, ps"),
     "lanes": (int, "electrical or optical lanes of the link"),
+}
+#: Attributes that an edge may leave out.
+OPTIONAL_EDGE_ATTRIBUTES: dict[str, tuple[type, str]] = {
+    "bit_error_rate": (float, "share of bits wrong after error correction; 0 if left out"),
 }
 #: Integer attributes that must be at least 1; the others must not be negative. Names that
 #: may be -1 (server, rack, npu) are in neither group.
@@ -80,13 +110,17 @@ _AT_LEAST_ONE = {
     "egress_bytes_per_s",
     "receive_latency_ps",
     "copy_bytes_per_s",
+    "memory_write_share_ppm",
+    "memory_read_latency_ps",
+    "acknowledge_latency_ps",
     "bandwidth_bytes_per_s",
     "lanes",
 }
 _MAY_BE_MINUS_ONE = {"server", "rack", "npu"}
 #: Largest integers that the simulator's arrays hold.
 _HIGHEST = 2**62
-_HIGHEST_SMALL = {"issue_engines": 2**31, "level": 2**15}
+_HIGHEST_SMALL = {"issue_engines": 2**31, "level": 2**15, "memory_write_share_ppm": 10**6}
+_HIGHEST_SMALL |= {"overlaps_issue": 1, "sdma_engines": 64}
 
 Positive = Annotated[Count, Field(ge=1)]
 NonNegative = Annotated[Count, Field(ge=0)]
@@ -101,12 +135,21 @@ class LinkSpec(Spec):
     bandwidth: Rate
     delay: Picoseconds
     lanes: Positive
+    bit_error_rate: Annotated[Fraction, Field(ge=0, lt=1)] = 0.0
 
 
 class PortSpec(LinkSpec):
     """The links of one endpoint to its L1 chip in each plane."""
 
     links: Positive
+
+
+class SdmaSpec(Spec):
+    """Engines that move data by themselves once they have been told what."""
+
+    engines: Annotated[Count, Field(ge=1, le=48)]
+    start: Picoseconds
+    bandwidth: Rate
 
 
 class EndpointSpec(Spec):
@@ -120,6 +163,11 @@ class EndpointSpec(Spec):
     egress_bandwidth: Rate
     receive_latency: Duration
     copy_bandwidth: Rate
+    memory_write_share: Annotated[Fraction, Field(ge=1e-6, le=1)]
+    overlaps_issue: Annotated[bool, BeforeValidator(unwrap)] = False
+    sdma: SdmaSpec | None = None
+    memory_read_latency: Duration
+    acknowledge_latency: Duration
 
 
 class EndpointsSpec(Spec):
@@ -138,10 +186,9 @@ class ServerSpec(Spec):
 
 
 class PacketsSpec(Spec):
-    """Sizes of packets on the wire."""
+    """Payloads of packets; what is added on the wire, transports and link layer say."""
 
     payload: Size
-    header: Bytes
     max_payload: Size
 
     @model_validator(mode="after")
@@ -222,6 +269,9 @@ class TopologySpec(Spec):
     servers_per_rack: Positive
     server: ServerSpec
     packets: PacketsSpec
+    transports: TransportsSpec
+    link_layer: LinkLayerSpec | None = None
+    switching: SwitchingSpec | None = None
     endpoints: EndpointsSpec
     ub: UbSpec
     package: LinkSpec | None = None
@@ -235,6 +285,9 @@ class TopologySpec(Spec):
             raise ValueError(f"found server.cpus {cpus} without endpoints.cpu; give both or none")
         if self.vpc is not None and not cpus:
             raise ValueError("found vpc with server.cpus 0; the VPC plane needs a CPU a server")
+        for network in ("rdma", "vpc"):
+            if getattr(self, network) is not None and getattr(self.transports, network) is None:
+                raise ValueError(f"found {network} without transports.{network}; give both")
         if self.package is not None and self.server.dies_per_npu < 2:
             raise ValueError("found package with server.dies_per_npu 1; it links dies of one NPU")
         if ub.l2 is None and self.servers > 1:
@@ -355,9 +408,16 @@ def build_topology(source: str | Path | Mapping[str, Any] | TopologySpec) -> nx.
         spec=json.loads(json.dumps(raw)),
         schema=SCHEMA,
         packet_payload_bytes=spec.packets.payload,
-        packet_header_bytes=spec.packets.header,
         max_payload_bytes=spec.packets.max_payload,
+        transports={
+            network: settings_of(transport)
+            for network in NETWORKS
+            if (transport := getattr(spec.transports, network)) is not None
+        },
     )
+    for name in ("link_layer", "switching"):
+        if (part := getattr(spec, name)) is not None:
+            graph.graph[name] = settings_of(part)
     graph.add_nodes_from(_endpoints(spec))
     graph.add_nodes_from(_switches(spec))
     graph.add_edges_from(_ub_links(spec))
@@ -391,6 +451,13 @@ def _endpoint_attributes(spec: EndpointSpec, kind: str) -> dict[str, Any]:
         "egress_bytes_per_s": spec.egress_bandwidth,
         "receive_latency_ps": spec.receive_latency,
         "copy_bytes_per_s": spec.copy_bandwidth,
+        "memory_write_share_ppm": max(1, round(spec.memory_write_share * 10**6)),
+        "memory_read_latency_ps": spec.memory_read_latency,
+        "acknowledge_latency_ps": spec.acknowledge_latency,
+        "overlaps_issue": int(spec.overlaps_issue),
+        "sdma_engines": spec.sdma.engines if spec.sdma else 0,
+        "sdma_start_ps": spec.sdma.start if spec.sdma else 0,
+        "sdma_bytes_per_s": spec.sdma.bandwidth if spec.sdma else 0,
     }
 
 
@@ -466,6 +533,7 @@ def _link_attributes(spec: LinkSpec, plane: str, network: str) -> dict[str, Any]
         "bandwidth_bytes_per_s": spec.bandwidth,
         "delay_ps": spec.delay,
         "lanes": spec.lanes,
+        "bit_error_rate": spec.bit_error_rate,
     }
 
 
@@ -554,9 +622,18 @@ def check_topology(graph: nx.Graph, label: str = "topology") -> None:
             f"{label}: graph: packet_payload_bytes is {payload}; allowed up to "
             f"max_payload_bytes, {limit}"
         )
-    packet_bytes = payload + graph.graph["packet_header_bytes"]
-    roles = _check_nodes(graph, label, packet_bytes)
-    _check_edges(graph, label, roles)
+    where = f"{label}: graph"
+    layer, stacks = link_layer(graph, where), transports(graph, where)
+    switching(graph, where)
+    # Framing and cells are UB's; elsewhere a packet is its headers and its payload.
+    packet_bytes = {
+        network: buffered_bytes(layer, stack["header_bytes"], payload)
+        if network == "ub"
+        else stack["header_bytes"] + payload
+        for network, stack in stacks.items()
+    }
+    roles = _check_nodes(graph, label)
+    _check_edges(graph, label, roles, packet_bytes)
     if not any(role == "endpoint" for role in roles.values()):
         raise TopologyError(f"{label}: found no node with role 'endpoint'; expected two or more")
     reached = nx.node_connected_component(graph, next(iter(graph)))
@@ -567,7 +644,7 @@ def check_topology(graph: nx.Graph, label: str = "topology") -> None:
         )
 
 
-def _check_nodes(graph: nx.Graph, label: str, packet_bytes: int) -> dict[str, str]:
+def _check_nodes(graph: nx.Graph, label: str) -> dict[str, str]:
     """Check attributes and ports of all nodes; return the role of each."""
     degrees = dict(graph.degree())
     roles = {}
@@ -583,6 +660,7 @@ def _check_nodes(graph: nx.Graph, label: str, packet_bytes: int) -> dict[str, st
             _check_attributes(data, SWITCH_ATTRIBUTES, where)
         elif role == "endpoint":
             _check_attributes(data, ENDPOINT_ATTRIBUTES, where)
+            _check_attributes(data, OPTIONAL_ENDPOINT_ATTRIBUTES, where, optional=True)
         else:
             raise TopologyError(f"{where}: role is {role!r}; allowed: endpoint, switch")
         if data["kind"] not in NODE_KINDS:
@@ -600,23 +678,22 @@ def _check_nodes(graph: nx.Graph, label: str, packet_bytes: int) -> dict[str, st
             )
         if degrees[node] == 0:
             raise TopologyError(f"{where}: found no link; expected at least one")
-        if data["buffer_bytes"] < packet_bytes:
-            raise TopologyError(
-                f"{where}: buffer_bytes is {data['buffer_bytes']}; expected at least one packet "
-                f"with its header, {packet_bytes}"
-            )
     return roles
 
 
-def _check_edges(graph: nx.Graph, label: str, roles: Mapping[str, str]) -> None:
-    """Check attributes of all edges, and that planes, networks and switches agree."""
+def _check_edges(
+    graph: nx.Graph, label: str, roles: Mapping[str, str], packet_bytes: Mapping[str, int]
+) -> None:
+    """Check attributes of all edges, and that planes, networks, switches and buffers agree."""
     network_of: dict[str, str] = {}
     plane_of = dict(graph.nodes(data="plane"))
+    buffer_of = dict(graph.nodes(data="buffer_bytes"))
     for u, v, data in graph.edges(data=True):
         where = f"{label}: edge {u} - {v}"
         if u == v:
             raise TopologyError(f"{where}: found a link from a node to itself; expected two nodes")
         _check_attributes(data, EDGE_ATTRIBUTES, where)
+        _check_attributes(data, OPTIONAL_EDGE_ATTRIBUTES, where, optional=True)
         plane, network = data["plane"], data["network"]
         if not plane:
             raise TopologyError(f"{where}: plane is empty; expected a name such as 'ub0'")
@@ -633,16 +710,33 @@ def _check_edges(graph: nx.Graph, label: str, roles: Mapping[str, str]) -> None:
                     f"{where}: plane is {plane!r}, but switch {node} belongs to "
                     f"{plane_of[node]!r}; a switch has links of one plane only"
                 )
+            if buffer_of[node] < packet_bytes[network]:
+                raise TopologyError(
+                    f"{label}: node {node}: buffer_bytes is {buffer_of[node]}; expected at least "
+                    f"one packet of network {network} with its headers, {packet_bytes[network]}"
+                )
 
 
 def _check_attributes(
-    data: Mapping[str, Any], expected: Mapping[str, tuple[type, str]], where: str
+    data: Mapping[str, Any],
+    expected: Mapping[str, tuple[type, str]],
+    where: str,
+    optional: bool = False,
 ) -> None:
     for name, (kind, meaning) in expected.items():
+        if optional and name not in data:
+            continue
         value: Any = data.get(name)
         if kind is str:
             if isinstance(value, str):
                 continue
+        elif kind is float:
+            if not isinstance(value, bool) and isinstance(value, numbers.Real):
+                if 0 <= float(value) < 1:
+                    continue
+                raise TopologyError(
+                    f"{where}: {name} is {value}; allowed: 0 up to, but not, 1 ({meaning})"
+                )
         # The first test is a fast path for the second.
         elif type(value) is int or (
             not isinstance(value, bool) and isinstance(value, numbers.Integral)
@@ -656,10 +750,28 @@ def _check_attributes(
             )
         if name not in data:
             raise TopologyError(f"{where}: attribute {name!r} is missing ({meaning})")
+        wanted = {str: "text", float: "a number"}.get(kind, "an integer")
         raise TopologyError(
-            f"{where}: {name} is {value!r} ({type(value).__name__}); expected "
-            f"{'text' if kind is str else 'an integer'} ({meaning})"
+            f"{where}: {name} is {value!r} ({type(value).__name__}); expected {wanted} ({meaning})"
         )
+
+
+def endpoint_defaults(attributes: Mapping[str, Any]) -> dict[str, int]:
+    """Return the values of :data:`OPTIONAL_ENDPOINT_ATTRIBUTES` for one endpoint.
+
+    Left out, ports take writes at the full rate of their links, and reads and acknowledgements
+    are answered after the endpoint's receive latency.
+    """
+    latency = int(attributes["receive_latency_ps"])
+    return {
+        "memory_write_share_ppm": int(attributes.get("memory_write_share_ppm", 10**6)),
+        "memory_read_latency_ps": int(attributes.get("memory_read_latency_ps", latency)),
+        "acknowledge_latency_ps": int(attributes.get("acknowledge_latency_ps", latency)),
+        "overlaps_issue": int(attributes.get("overlaps_issue", 0)),
+        "sdma_engines": int(attributes.get("sdma_engines", 0)),
+        "sdma_start_ps": int(attributes.get("sdma_start_ps", 0)),
+        "sdma_bytes_per_s": int(attributes.get("sdma_bytes_per_s", 0)),
+    }
 
 
 def write_topology(graph: nx.Graph, path: str | Path) -> None:
@@ -715,8 +827,16 @@ def read_topology(path: str | Path) -> nx.MultiGraph:
 
 
 def _plain(value: Any) -> Any:
-    """Return numpy integers as int, so that JSON takes them."""
-    return int(value) if isinstance(value, numbers.Integral) else value
+    """Return numpy numbers as those of Python, so that JSON takes them."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
 
 
 def _renumbered(graph: nx.Graph) -> nx.MultiGraph:
@@ -761,7 +881,7 @@ def _write_graphml(graph: nx.Graph, path: Path) -> None:
     # GraphML asks for edge ids that are unique in the file and has no nested values.
     result = nx.MultiGraph(
         **{
-            key: json.dumps(value) if isinstance(value, (dict, list)) else _plain(value)
+            key: json.dumps(_plain(value)) if isinstance(value, (dict, list)) else _plain(value)
             for key, value in graph.graph.items()
         }
     )
@@ -779,9 +899,10 @@ def _read_graphml(path: Path) -> nx.Graph:
         raise TopologyError(f"{path}: not valid GraphML: {error}") from None
     graph.graph.pop("node_default", None)
     graph.graph.pop("edge_default", None)
-    if isinstance(graph.graph.get("spec"), str):
-        try:
-            graph.graph["spec"] = json.loads(graph.graph["spec"])
-        except ValueError as error:
-            raise TopologyError(f"{path}: graph: spec is not JSON: {error}") from None
+    for name in ("spec", *GRAPH_SETTINGS):
+        if isinstance(graph.graph.get(name), str):
+            try:
+                graph.graph[name] = json.loads(graph.graph[name])
+            except ValueError as error:
+                raise TopologyError(f"{path}: graph: {name} is not JSON: {error}") from None
     return graph

@@ -34,6 +34,10 @@ TRACE_SCHEMA = 1
 #: Highest service level; the UB network header has four bits for it.
 MAX_SERVICE_LEVEL = 15
 
+#: What a flow does: its bytes go from src to dst (write), or src asks and they come from dst
+#: (read); vector cores issue it, or an SDMA engine. The position is the engine's code.
+OPERATIONS = ("write", "read", "sdma-write", "sdma-read")
+
 _METADATA_KEY = b"ubfabric"
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 
@@ -50,6 +54,7 @@ FLOW_SCHEMA = pa.schema(
         ("network", _DICTIONARY),
         ("service_level", pa.int8()),
         ("start_ps", pa.int64()),
+        ("operation", _DICTIONARY),
     ]
 )
 #: Arrow schema of the task table.
@@ -65,12 +70,20 @@ TASK_SCHEMA = pa.schema(
         ("sends", pa.string()),
         ("waits", pa.string()),
         ("depends_on", pa.list_(pa.int64())),
+        ("message_cost_ps", pa.int64()),
     ]
 )
 #: Columns that a file may leave out, with the value they then take.
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "flows": {"microbatch": 0, "network": "ub", "service_level": 0, "start_ps": -1},
-    "tasks": {"stream": 0, "microbatch": 0, "sends": "", "waits": "", "depends_on": []},
+    "flows": {"microbatch": 0, "network": "ub", "service_level": 0, "start_ps": -1, "operation": "write"},
+    "tasks": {
+        "stream": 0,
+        "microbatch": 0,
+        "sends": "",
+        "waits": "",
+        "depends_on": [],
+        "message_cost_ps": 0,
+    },
 }
 _SCHEMAS = {"flows": FLOW_SCHEMA, "tasks": TASK_SCHEMA}
 
@@ -639,10 +652,10 @@ def link_flows(chunk: TraceChunk, n_ranks: int) -> tuple[np.ndarray, np.ndarray]
     """
     check = _ChunkCheck(chunk, n_ranks)
     ends = []
-    for codes, rank in ((check.sends, "src"), (check.waits, "dst")):
+    for codes, rank in ((check.sends, check.flows["src"]), (check.waits, check.receiver)):
         rows = np.flatnonzero(codes != _NO_PHASE)
         keys = check._keys(codes, check.tasks["microbatch"], check.tasks["rank"])[rows]
-        wanted = check._keys(check.phase, check.flows["microbatch"], check.flows[rank])
+        wanted = check._keys(check.phase, check.flows["microbatch"], rank)
         first, count, order = _look_up(keys, wanted)
         end = np.full(len(wanted), -1, np.int64)
         found = count > 0
@@ -669,6 +682,11 @@ class _ChunkCheck:
         self.sends = _phase_codes(chunk.tasks["sends"], names)
         self.waits = _phase_codes(chunk.tasks["waits"], names)
         self.ranks = f"a rank from 0 to {n_ranks - 1}"
+        reads = pc.is_in(
+            chunk.flows["operation"].cast(pa.string()), value_set=pa.array(["read", "sdma-read"])
+        )
+        #: Rank that the bytes of each flow go to.
+        self.receiver = np.where(reads.to_numpy(), self.flows["src"], self.flows["dst"])
 
     def reject_flow(self, column: str, bad: np.ndarray, allowed: str) -> None:
         """Raise for the first bad row of the flow table."""
@@ -689,10 +707,11 @@ class _ChunkCheck:
         for column in ("src", "dst"):
             reject(column, (flows[column] < 0) | (flows[column] >= self.n_ranks), self.ranks)
         reject("microbatch", flows["microbatch"] < 0, "0 or more")
-        networks = self.chunk.flows["network"]
-        if set(pc.unique(networks).to_pylist()) - set(NETWORKS):
-            known = pc.is_in(networks.cast(pa.string()), value_set=pa.array(NETWORKS))
-            reject("network", ~known.to_numpy(), ", ".join(NETWORKS))
+        for column, allowed in (("network", NETWORKS), ("operation", OPERATIONS)):
+            texts = self.chunk.flows[column]
+            if set(pc.unique(texts).to_pylist()) - set(allowed):
+                known = pc.is_in(texts.cast(pa.string()), value_set=pa.array(allowed))
+                reject(column, ~known.to_numpy(), ", ".join(allowed))
         level = flows["service_level"]
         reject("service_level", (level < 0) | (level > MAX_SERVICE_LEVEL), "0 to 15")
         reject("start_ps", flows["start_ps"] < -1, "0 or more, or -1 if a task sends it")
@@ -704,6 +723,9 @@ class _ChunkCheck:
         reject("rank", (tasks["rank"] < 0) | (tasks["rank"] >= self.n_ranks), self.ranks)
         reject("stream", tasks["stream"] < 0, "0 or more")
         reject("duration_ps", tasks["duration_ps"] < 0, "0 or more")
+        cost = tasks["message_cost_ps"]
+        limit = np.iinfo(np.uint32).max
+        reject("message_cost_ps", (cost < 0) | (cost > limit), f"0 to {limit}")
         reject("layer", tasks["layer"] != self.chunk.layer, f"{self.chunk.layer}")
         communicates = (self.sends != _NO_PHASE) | (self.waits != _NO_PHASE)
         microbatch = tasks["microbatch"]
@@ -725,7 +747,7 @@ class _ChunkCheck:
         """
         flows, tasks = self.flows, self.tasks
         sent = self._keys(self.phase, flows["microbatch"], flows["src"])
-        awaited = self._keys(self.phase, flows["microbatch"], flows["dst"])
+        awaited = self._keys(self.phase, flows["microbatch"], self.receiver)
         self.reject_flow(
             "dst",
             _repeats(sent * self.n_ranks + flows["dst"]),

@@ -38,6 +38,7 @@ import numpy as np
 
 from ubfabric import _bridge
 from ubfabric.decode import generate_trace
+from ubfabric.fabric_settings import transports
 from ubfabric.placement import place_ranks
 from ubfabric.routing import FabricArrays, compile_fabric
 from ubfabric.topology import build_topology
@@ -90,7 +91,7 @@ def load_case(name: str, payload_bytes: int, share: float = 1.0) -> Case:
     return Case(
         name=name,
         arrays=arrays,
-        header_bytes=int(graph.graph["packet_header_bytes"]),
+        header_bytes=transports(graph)["ub"]["header_bytes"],
         payload_bytes=payload_bytes,
         src=node[flows["src"]],
         dst=node[flows["dst"]],

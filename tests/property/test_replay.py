@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from strategies import open_loop_traces, topologies, traces
 
 from ubfabric import _bridge
+from ubfabric.fabric_settings import transports
 from ubfabric.replay import PATH_POLICIES, PLANE_POLICIES
 from ubfabric.trace import Trace
 
@@ -89,7 +90,7 @@ def test_every_byte_sent_is_delivered_and_every_credit_returns(case):
 
     # Into and out of every endpoint goes what its flows say, headers included; through every
     # switch goes what comes in.
-    header = graph.graph["packet_header_bytes"]
+    header = transports(graph)["ub"]["header_bytes"]
     links = result.links
     for end, of_flow in (("src", "src"), ("dst", "dst")):
         want = dict.fromkeys(graph, (0, 0))
@@ -166,7 +167,8 @@ def least_path_ps(graph: nx.MultiGraph, network: str, src: str, dst: str) -> tup
 def test_no_flow_is_faster_than_physics(case):
     graph, trace, how = case
     result = run(graph, trace, **how)
-    payload, header = graph.graph["packet_payload_bytes"], graph.graph["packet_header_bytes"]
+    payload = graph.graph["packet_payload_bytes"]
+    header = transports(graph)["ub"]["header_bytes"]
     for f in result.flows.itertuples():
         src, dst = f"die-{f.src}", f"die-{f.dst}"
         die = graph.nodes[src]

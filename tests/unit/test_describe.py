@@ -9,6 +9,7 @@ from math import prod
 
 import networkx as nx
 import pytest
+from fabrics import star
 from hypothesis import given, settings
 from strategies import topologies
 
@@ -77,6 +78,45 @@ def test_bisection_diameter_and_paths_of_cloudmatrix384(machine):
     far = row(paths, kind="die", relation="other server")
     assert (near["switches"], near["shortest_paths"], near["endpoints"]) == (1, [7, 7], 15)
     assert (far["switches"], far["shortest_paths"], far["endpoints"]) == (3, [112, 112], 752)
+
+
+def test_link_layer_switching_and_transports_of_cloudmatrix384(machine):
+    assert machine["link_layer"]["flit_bytes"] == 20
+    assert machine["switching"]["allocator"] == "islip"
+    assert machine["transports"]["ub"]["name"] == "posted"
+    assert "window_requests" not in machine["transports"]["ub"]
+    assert machine["packet"]["ub"] == {
+        "payload_bytes": 4_096,
+        "wire_bytes": 209 * 20,
+        "efficiency": pytest.approx(4_096 / 4_180 * 120 / 128),
+        "buffer_bytes": 27 * 160,
+    }
+    # RoCE has neither flits nor cells, and its rate is what Ethernet leaves of the lanes.
+    assert machine["packet"]["rdma"] == {
+        "payload_bytes": 4_096,
+        "wire_bytes": 4_178,
+        "efficiency": pytest.approx(4_096 / 4_178),
+        "buffer_bytes": 4_178,
+    }
+    text = render_description(machine).splitlines()
+    for line in (
+        "  flit                20 B",
+        "  credit timeout      200 ns",
+        "  retrain time        10,000 ns",
+        "  speedup             2",
+        "  ub       posted        28 B  4,096 B      4,180 B      4,320 B      91.9 %",
+        "  ub: timeout 25,600 ns, timeout limit 7.",
+    ):
+        assert line in text
+
+
+def test_a_graph_that_says_nothing_is_described_by_its_defaults():
+    graph = star(2)
+    del graph.graph["transports"]
+    found = describe_topology(graph)
+    assert (found["link_layer"]["credit_return"], found["switching"]["speedup"]) == ("ideal", 1.0)
+    assert found["packet"]["ub"]["wire_bytes"] == 1_064
+    assert "  ub: no other settings." in render_description(found).splitlines()
 
 
 def test_cloudmatrix384_is_described_fast():

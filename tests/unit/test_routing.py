@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ubfabric.errors import TopologyError
-from ubfabric.routing import FabricArrays, compile_fabric
+from ubfabric.routing import FabricArrays, compile_fabric, reroute, unreachable_pairs
 from ubfabric.topology import build_topology, cloudmatrix384
 
 
@@ -24,7 +24,7 @@ def hand_made(*edges: tuple[str, str] | tuple[str, str, str]) -> nx.MultiGraph:
         name="hand-made",
         schema=1,
         packet_payload_bytes=512,
-        packet_header_bytes=28,
+        transports={"ub": {"header_bytes": 28}},
         max_payload_bytes=4096,
     )
     common = {"server": -1, "rack": -1, "npu": -1, "n_ports": 8, "buffer_bytes": 4096}
@@ -123,6 +123,9 @@ def test_node_arrays_carry_the_attributes(machine):
     assert machine.node_egress_bytes_per_s[[die, chip]].tolist() == [196 * 10**9, 0]
     assert machine.node_receive_latency_ps[[die, chip]].tolist() == [500_000, 0]
     assert machine.node_copy_bytes_per_s[[die, chip]].tolist() == [800 * 10**9, 0]
+    assert machine.node_memory_write_ppm[[die, chip]].tolist() == [10**6, 0]
+    assert machine.node_memory_read_latency_ps[[die, chip]].tolist() == [300_000, 0]
+    assert machine.node_acknowledge_latency_ps[[die, chip]].tolist() == [100_000, 0]
 
 
 def test_arrays_have_the_agreed_types_and_are_contiguous(machine):
@@ -136,11 +139,17 @@ def test_arrays_have_the_agreed_types_and_are_contiguous(machine):
         "node_egress_bytes_per_s": np.uint64,
         "node_receive_latency_ps": np.int64,
         "node_copy_bytes_per_s": np.uint64,
+        "node_memory_write_ppm": np.uint32,
+        "node_memory_read_latency_ps": np.int64,
+        "node_acknowledge_latency_ps": np.int64,
         "link_src": np.uint32,
         "link_dst": np.uint32,
         "link_plane": np.uint32,
         "link_rate_bytes_per_s": np.uint64,
         "link_delay_ps": np.int64,
+        "link_bit_error_rate": np.float64,
+        "link_lanes": np.uint32,
+        "link_reverse": np.uint32,
         "plane_network": np.uint32,
         "plane_n_classes": np.uint32,
         "endpoint_class": np.int32,
@@ -268,3 +277,62 @@ def test_a_wrong_graph_is_refused():
         compile_fabric(graph)
     with pytest.raises(TopologyError, match="topology: found NoneType"):
         compile_fabric(None)
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        ([28, 28, 28], [0, 1, 2]),
+        ([28, 14], [0, 1, 0]),
+        ([14, 28, 28], [1, 2, 0, 1, 2]),
+        ([8, 1], [0] * 4 + [1] + [0] * 4),
+        ([30, 20], [0, 1, 0, 1, 0]),
+        # More than eight to one is rounded, and nobody is left out.
+        ([100, 50, 1], [0, 1, 0, 0, 1, 0, 2, 0, 1, 0, 0, 1, 0]),
+    ],
+)
+def test_links_of_unlike_rates_occur_in_proportion_and_spread_out(rates, expected):
+    graph = hand_made(*[("e0", "s0")] * len(rates), ("e1", "s0"))
+    links = []
+    for edge, (u, v, data) in enumerate(graph.edges(data=True)):
+        if "e0" in (u, v):
+            data["bandwidth_bytes_per_s"] = rates[len(links)]
+            links.append(2 * edge)
+    fabric = compile_fabric(graph)
+    out = fabric.next_links(fabric.node_names.index("e0"), 0, fabric.node_names.index("e1"))
+    assert [links.index(link) for link in out] == expected
+    back = fabric.next_links(fabric.node_names.index("s0"), 0, fabric.node_names.index("e0"))
+    assert [links.index(link - 1) for link in back] == expected
+
+
+def test_rates_given_beside_the_graph_replace_its_own():
+    graph = hand_made(("e0", "s0"), ("e0", "s0"), ("e1", "s0"))
+    rate = int(compile_fabric(graph).link_rate_bytes_per_s[0])
+    fabric = compile_fabric(graph, link_rates={0: 3 * rate})
+    assert fabric.link_rate_bytes_per_s.tolist() == [3 * rate] + [rate] * 5
+    assert fabric.next_links(0, 0, 2).tolist() == [0, 0, 2, 0]
+    assert reroute(compile_fabric(graph), link_rates={0: 3 * rate}).same_as(fabric)
+
+
+def test_dead_links_leave_pairs_apart_only_where_that_is_allowed():
+    graph = hand_made(("e0", "s0"), ("s0", "s1"), ("s1", "e1"))
+    middle = 2 * list(graph.edges()).index(("s0", "s1"))
+    with pytest.raises(TopologyError, match="plane ub0 does not join e0 and e1"):
+        compile_fabric(graph, [middle])
+    fabric = compile_fabric(graph, [middle], partial=True)
+    ends = [fabric.node_names.index(name) for name in ("e0", "e1")]
+    assert unreachable_pairs(fabric, "ub", ends, ends[::-1]).tolist() == [True, True]
+    assert unreachable_pairs(fabric, "ub", ends, ends).tolist() == [False, False]
+    whole = compile_fabric(graph)
+    assert unreachable_pairs(whole, "ub", ends, ends[::-1]).tolist() == [False, False]
+    assert unreachable_pairs(whole, "rdma", ends, ends[::-1]).tolist() == [True, True]
+
+
+def test_links_that_do_not_exist_are_refused():
+    graph = hand_made(("e0", "s0"), ("e1", "s0"))
+    with pytest.raises(ValueError, match="found 4 to 4; allowed 0 to 3"):
+        compile_fabric(graph, [4])
+    with pytest.raises(ValueError, match="found 0 for link 1; allowed 1 or more"):
+        compile_fabric(graph, link_rates={1: 0})
+    with pytest.raises(ValueError, match="found 5 for link -1"):
+        reroute(compile_fabric(graph), link_rates={-1: 5})

@@ -20,6 +20,8 @@ from ubfabric.topology import (
     EDGE_ATTRIBUTES,
     ENDPOINT_ATTRIBUTES,
     NODE_ATTRIBUTES,
+    OPTIONAL_EDGE_ATTRIBUTES,
+    OPTIONAL_ENDPOINT_ATTRIBUTES,
     SWITCH_ATTRIBUTES,
     TopologySpec,
     build_topology,
@@ -171,14 +173,15 @@ def test_dies_come_first_and_in_order(machine):
     assert list(machine)[:768] == dies
 
 
-def test_every_attribute_is_documented_text_or_integer(machine):
+def test_every_attribute_is_documented_text_or_number(machine):
+    endpoint = ENDPOINT_ATTRIBUTES | OPTIONAL_ENDPOINT_ATTRIBUTES
     for _, data in machine.nodes(data=True):
-        role = SWITCH_ATTRIBUTES if data["role"] == "switch" else ENDPOINT_ATTRIBUTES
+        role = SWITCH_ATTRIBUTES if data["role"] == "switch" else endpoint
         assert set(data) == set(NODE_ATTRIBUTES | role)
         assert {type(value) for value in data.values()} <= {int, str}
     for _, _, data in machine.edges(data=True):
-        assert set(data) == set(EDGE_ATTRIBUTES)
-        assert {type(value) for value in data.values()} <= {int, str}
+        assert set(data) == set(EDGE_ATTRIBUTES | OPTIONAL_EDGE_ATTRIBUTES)
+        assert {type(value) for value in data.values()} <= {int, str, float}
 
 
 @pytest.mark.parametrize("name", list(shipped("topologies")))
@@ -232,7 +235,7 @@ def test_a_checked_specification_builds_the_same_graph_as_its_name():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"serverz": 1}, r"serverz: unknown key; allowed here: endpoints, name"),
+        ({"serverz": 1}, r"serverz: unknown key; allowed here: endpoints, link_layer, name"),
         ({"ub": {"l2": {"prots": 1}}}, r"ub\.l2\.prots: unknown key; allowed here: buffer, chips"),
         ({"servers": 0}, r"servers: found 0; input should be greater than or equal to 1"),
         ({"servers": "48"}, r"servers: found '48'; input should be a valid integer"),
@@ -251,6 +254,39 @@ def test_a_checked_specification_builds_the_same_graph_as_its_name():
             {"endpoints": {"die": {"receive_latency": "0 ns"}}},
             r"found '0 ns'; input should be greater than 0",
         ),
+        (
+            {"endpoints": {"die": {"memory_write_share": 0.0}}},
+            r"memory_write_share: found 0\.0; input should be greater than or equal to 0",
+        ),
+        ({"endpoints": {"die": {"memory_write_share": 1.1}}}, r"found 1\.1; .* equal to 1"),
+        ({"ub": {"die_link": {"bit_error_rate": 1.0}}}, r"found 1\.0; input should be less than 1"),
+        ({"ub": {"die_link": {"bit_error_rate": -0.1}}}, r"bit_error_rate: found -0\.1"),
+        ({"transports": {"rdma": None}}, r"found rdma without transports\.rdma"),
+        ({"transports": {"ub": {"name": "tcp"}}}, r"transports\.ub\.name: found 'tcp'; .*'posted'"),
+        ({"transports": {"ub": {"window": "0 B"}}}, r"transports\.ub\.window: found '0 B'"),
+        ({"transports": {"ub": {"window_requests": 0}}}, r"ub\.window_requests: found 0"),
+        ({"link_layer": {"virtual_lanes": 17}}, r"virtual_lanes: found 17; .* equal to 16"),
+        (
+            {"link_layer": {"lane_weights": [1, 0]}},
+            r"lane_weights: found \[1, 0\]; allowed: an int",
+        ),
+        ({"link_layer": {"lane_weights": [1, 2]}}, r"found 2 lane_weights; .* virtual_lanes, 1,"),
+        (
+            {"link_layer": {"service_levels": [0] * 15}},
+            r"service_levels: found \[0, .*a list of 16",
+        ),
+        (
+            {"link_layer": {"service_levels": [0] * 15 + [2], "virtual_lanes": 2}},
+            r"found lane 2 in service_levels; allowed: 0 to 1, as virtual_lanes is 2",
+        ),
+        ({"link_layer": {"fec_data_symbols": 129}}, r"fec_data_symbols 129; allowed up to .* 128"),
+        ({"link_layer": {"credit_return": "free"}}, r"credit_return: found 'free'; .*'piggyback'"),
+        (
+            {"link_layer": {"block_flits": 1, "block_check": "18 B"}},
+            r"block_check of 20 B; allowed less than a block of 20 B",
+        ),
+        ({"switching": {"speedup": 0.5}}, r"switching\.speedup: found 0\.5"),
+        ({"switching": {"allocator": "pim"}}, r"allocator: found 'pim'; .* 'islip'"),
         ({"name": ""}, r"name: found ''"),
         ({"base": "cm384"}, r"neither a \.yaml file nor a shipped name; shipped in topologies"),
         ({"base": 3}, r"base: found 3; expected a shipped name"),
@@ -267,7 +303,11 @@ def test_a_wrong_specification_gives_one_line(change, message):
     [
         ({"ub": {"l2": {"ports": 47}}}, r"node l2-0-0: found 48 links; allowed up to n_ports, 47"),
         ({"endpoints": {"die": {"ports": 8}}}, r"node die-0-0: found 9 links; allowed .* 8"),
-        ({"ub": {"l1": {"buffer": "4 KiB"}}}, r"node l1-0-0: buffer_bytes is 4096; .* 4160"),
+        ({"ub": {"l1": {"buffer": "4 KiB"}}}, r"node l1-0-0: buffer_bytes is 4096; .* 4320"),
+        (
+            {"rdma": {"switch": {"buffer": "4177 B"}}},
+            r"node rdma-switch: buffer_bytes is 4177; .* network rdma with its headers, 4178",
+        ),
     ],
 )
 def test_a_specification_that_cannot_be_built_names_the_node(change, message):
@@ -315,7 +355,15 @@ LINK = ("die-0-0", "l1-0-0")
         (put("die-0-0", issue_engines=0), r"issue_engines is 0; allowed: 1 to"),
         (put("die-0-0", receive_latency_ps=0), r"receive_latency_ps is 0; allowed: 1 to"),
         (put("die-0-0", server=-2), r"server is -2; allowed: -1 to"),
-        (put("l1-0-0", buffer_bytes=4159), r"buffer_bytes is 4159; expected at least .* 4160"),
+        (put("l1-0-0", buffer_bytes=4319), r"buffer_bytes is 4319; expected at least .* 4320"),
+        (put("die-0-0", memory_write_share_ppm=0), r"memory_write_share_ppm is 0; allowed: 1 to"),
+        (put("die-0-0", memory_write_share_ppm=10**6 + 1), r"ppm is 1000001; .* to 1000000 "),
+        (put("die-0-0", memory_read_latency_ps=0), r"memory_read_latency_ps is 0; allowed: 1"),
+        (put("die-0-0", acknowledge_latency_ps=0), r"acknowledge_latency_ps is 0; allowed: 1"),
+        (put_edge(*LINK, bit_error_rate=1), r"bit_error_rate is 1; allowed: 0 up to, but not, 1"),
+        (put_edge(*LINK, bit_error_rate=-1e-9), r"bit_error_rate is -1e-09; allowed: 0 up to"),
+        (put_edge(*LINK, bit_error_rate=float("nan")), r"bit_error_rate is nan; allowed: 0 up"),
+        (put_edge(*LINK, bit_error_rate="low"), r"bit_error_rate is 'low' \(str\); .* a number"),
         (put("l1-0-0", n_ports=19), r"node l1-0-0: found 20 links; allowed up to n_ports, 19"),
         (put("l1-0-0", plane="ub1"), r"plane is 'ub0', but switch l1-0-0 belongs to 'ub1'"),
         (put_edge(*LINK, plane="ub1"), r"switch l1-0-0 belongs to 'ub0'.*one plane only"),
@@ -331,7 +379,7 @@ LINK = ("die-0-0", "l1-0-0")
         (put_edge(*LINK, plane=""), r"plane is empty"),
         (put_graph(schema=2), r"schema is 2; this version reads 1"),
         (put_graph(packet_payload_bytes=99_999), r"allowed up to max_payload_bytes"),
-        (lambda g: g.graph.pop("packet_header_bytes"), r"'packet_header_bytes' is missing"),
+        (lambda g: g.graph.pop("max_payload_bytes"), r"'max_payload_bytes' is missing"),
         (lambda g: g.add_node("x", **g.nodes["die-0-0"]), r"node x: found no link"),
         (lambda g: g.add_node(7, **g.nodes["die-0-0"]), r"node 7: found a name of type int"),
         (lambda g: g.add_edge("die-0-0", "l1-0-0"), r"attribute 'plane' is missing"),

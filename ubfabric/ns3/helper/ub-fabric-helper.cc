@@ -48,6 +48,7 @@ UbFabricHelper::AddEndpoint(const UbEndpointParameters& parameters)
     };
     m_memoryPs.push_back(orReceive(parameters.memoryReadLatency));
     m_answerPs.push_back(orReceive(parameters.acknowledgeLatency));
+    m_overlaps.push_back(parameters.overlapsIssue ? 1 : 0);
     m_sdma.push_back(parameters.sdmaEngines);
     m_sdmaPs.push_back(parameters.sdmaStart.GetPicoSeconds());
     m_sdmaRate.push_back(parameters.sdmaRate.GetBitRate() / 8);
@@ -241,6 +242,7 @@ UbFabricHelper::Build()
     arrays.nodeCopyBytesPerS = m_copyRate.data();
     arrays.nodeMemoryReadLatencyPs = m_memoryPs.data();
     arrays.nodeAcknowledgeLatencyPs = m_answerPs.data();
+    arrays.nodeOverlapsIssue = m_overlaps.data();
     arrays.nodeSdmaEngines = m_sdma.data();
     arrays.nodeSdmaStartPs = m_sdmaPs.data();
     arrays.nodeSdmaBytesPerS = m_sdmaRate.data();

@@ -31,6 +31,7 @@ struct UbEndpointParameters
     uint32_t bufferBytes{65536};         //!< input buffer a port and virtual lane
     Time memoryReadLatency{0};           //!< read request in to data out, 0: receiveLatency
     Time acknowledgeLatency{0};          //!< packet in to response out, 0: receiveLatency
+    bool overlapsIssue{false};           //!< an engine prepares a message while it streams one
     uint32_t sdmaEngines{0};             //!< SDMA engines, for flows marked UB_BY_SDMA
     Time sdmaStart{0};                   //!< start-up cost of a transfer by SDMA
     DataRate sdmaRate{0};                //!< rate of one SDMA engine
@@ -124,6 +125,7 @@ class UbFabricHelper
     std::vector<uint64_t> m_copyRate;   //!< by node
     std::vector<int64_t> m_memoryPs;    //!< by node
     std::vector<int64_t> m_answerPs;    //!< by node
+    std::vector<uint8_t> m_overlaps;      //!< by node: an engine prepares while it streams
     std::vector<uint32_t> m_sdma;       //!< by node
     std::vector<int64_t> m_sdmaPs;      //!< by node
     std::vector<uint64_t> m_sdmaRate;   //!< by node

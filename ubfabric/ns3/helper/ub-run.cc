@@ -7,6 +7,8 @@
 #include "ns3/simulator.h"
 #include "ns3/string.h"
 
+#include <algorithm>
+
 namespace ns3
 {
 
@@ -73,6 +75,7 @@ UbRun::AddChunk(uint64_t flows,
                 uint64_t deps,
                 uint64_t openOrder,
                 uint32_t nOpen,
+                uint64_t accounts,
                 bool isLast)
 {
     UbChunkArrays arrays;
@@ -86,6 +89,7 @@ UbRun::AddChunk(uint64_t flows,
     arrays.deps = At<const uint64_t>(deps);
     arrays.openOrder = At<const uint32_t>(openOrder);
     arrays.nOpen = nOpen;
+    arrays.accounts = accounts == 0 ? nullptr : At<UbFlowAccount>(accounts);
     arrays.isLast = isLast;
     return m_fabric->AddChunk(arrays);
 }
@@ -162,7 +166,8 @@ UbRun::ReadLinkStats(uint64_t* packets,
                      uint64_t* bytes,
                      int64_t* busyPs,
                      uint64_t* maxQueueBytes,
-                     int64_t* noCreditPs) const
+                     int64_t* noCreditPs,
+                     uint64_t* retries) const
 {
     std::vector<UbLinkStats> stats;
     m_fabric->ReadLinkStats(stats);
@@ -173,7 +178,115 @@ UbRun::ReadLinkStats(uint64_t* packets,
         busyPs[i] = stats[i].busyPs;
         maxQueueBytes[i] = stats[i].maxQueueBytes;
         noCreditPs[i] = stats[i].noCreditPs;
+        retries[i] = stats[i].retries;
     }
+}
+
+void
+UbRun::ScheduleLink(int64_t timePs, uint32_t link, uint64_t bytesPerS, double bitErrorRate)
+{
+    m_fabric->ScheduleLink(timePs, link, bytesPerS, bitErrorRate);
+}
+
+void
+UbRun::ScheduleSwitch(int64_t timePs, uint32_t node, bool isDead)
+{
+    m_fabric->ScheduleSwitch(timePs, node, isDead);
+}
+
+void
+UbRun::ScheduleRoutes(int64_t timePs, const UbFabricArrays& arrays)
+{
+    m_fabric->ScheduleRoutes(timePs, arrays);
+}
+
+void
+UbRun::ReportBrokenLinks()
+{
+    m_fabric->ReportBrokenLinks();
+}
+
+uint32_t
+UbRun::CountBroken()
+{
+    const auto broken = m_fabric->TakeBrokenLinks();
+    m_broken.insert(m_broken.end(), broken.begin(), broken.end());
+    return static_cast<uint32_t>(m_broken.size());
+}
+
+void
+UbRun::ReadBroken(uint32_t* links, int64_t* timesPs)
+{
+    for (size_t i = 0; i < m_broken.size(); ++i)
+    {
+        links[i] = m_broken[i].first;
+        timesPs[i] = m_broken[i].second;
+    }
+    m_broken.clear();
+}
+
+bool
+UbRun::IsStalled() const
+{
+    return m_fabric->IsStalled();
+}
+
+uint32_t
+UbRun::CountStalledLinks() const
+{
+    std::vector<uint32_t> links;
+    m_fabric->ReadStalled(links);
+    return static_cast<uint32_t>(links.size());
+}
+
+void
+UbRun::ReadStalledLinks(uint32_t* links) const
+{
+    std::vector<uint32_t> stalled;
+    m_fabric->ReadStalled(stalled);
+    std::copy(stalled.begin(), stalled.end(), links);
+}
+
+uint32_t
+UbRun::CountSamples() const
+{
+    return static_cast<uint32_t>(m_fabric->Samples().size());
+}
+
+void
+UbRun::ReadSamples(int64_t* timesPs, uint64_t* bytes, uint64_t* waitingBytes)
+{
+    for (const auto& sample : m_fabric->Samples())
+    {
+        *timesPs++ = sample.timePs;
+        bytes = std::copy(sample.bytes.begin(), sample.bytes.end(), bytes);
+        waitingBytes =
+            std::copy(sample.waitingBytes.begin(), sample.waitingBytes.end(), waitingBytes);
+    }
+    m_fabric->Samples().clear();
+}
+
+bool
+UbRun::HasFailed() const
+{
+    return !m_fabric->GetError().empty();
+}
+
+void
+UbRun::ReadFailure(int64_t* failure) const
+{
+    const UbEndpointError& error = m_fabric->GetFailure();
+    failure[0] = error.src;
+    failure[1] = error.dst;
+    failure[2] = error.network;
+    failure[3] = error.timePs;
+    failure[4] = error.hasWay ? 1 : 0;
+}
+
+uint64_t
+UbRun::GetPacketsLost() const
+{
+    return m_fabric->GetPacketsLost();
 }
 
 } // namespace ns3

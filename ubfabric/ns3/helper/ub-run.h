@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace ns3
@@ -63,6 +64,7 @@ class UbRun
      * @param [in] deps Numbers in the trace of the tasks depended on.
      * @param [in] openOrder Open-loop flows in order of their start.
      * @param [in] nOpen Number of open-loop flows.
+     * @param [in] accounts Where the time of the flows goes, 0 for nowhere.
      * @param [in] isLast Whether no chunk follows.
      * @return Number of the chunk, or -1 if too many are at work.
      */
@@ -76,6 +78,7 @@ class UbRun
                      uint64_t deps,
                      uint64_t openOrder,
                      uint32_t nOpen,
+                     uint64_t accounts,
                      bool isLast);
 
     /**
@@ -112,15 +115,90 @@ class UbRun
      * @param [out] busyPs [nLinks] time spent sending.
      * @param [out] maxQueueBytes [nLinks] most bytes that waited.
      * @param [out] noCreditPs [nLinks] time with packets waiting and no credit.
+     * @param [out] retries [nLinks] transmissions that a bit error spoilt.
      */
     void ReadLinkStats(uint64_t* packets,
                        uint64_t* bytes,
                        int64_t* busyPs,
                        uint64_t* maxQueueBytes,
-                       int64_t* noCreditPs) const;
+                       int64_t* noCreditPs,
+                       uint64_t* retries) const;
+
+    /**
+     * See UbFabric::ScheduleLink.
+     * @param [in] timePs The time.
+     * @param [in] link The link.
+     * @param [in] bytesPerS Its rate from then on, 0 for down.
+     * @param [in] bitErrorRate Its bit error rate from then on.
+     */
+    void ScheduleLink(int64_t timePs, uint32_t link, uint64_t bytesPerS, double bitErrorRate);
+
+    /**
+     * See UbFabric::ScheduleSwitch.
+     * @param [in] timePs The time.
+     * @param [in] node The switch.
+     * @param [in] isDead Whether it dies.
+     */
+    void ScheduleSwitch(int64_t timePs, uint32_t node, bool isDead);
+
+    /**
+     * See UbFabric::ScheduleRoutes.
+     * @param [in] timePs The time.
+     * @param [in] arrays The fabric as it is then.
+     */
+    void ScheduleRoutes(int64_t timePs, const UbFabricArrays& arrays);
+
+    /// See UbFabric::ReportBrokenLinks.
+    void ReportBrokenLinks();
+
+    /// @return Links that gave up since the last ReadBroken.
+    uint32_t CountBroken();
+
+    /**
+     * Write which links gave up, and forget them.
+     * @param [out] links [CountBroken()] the links.
+     * @param [out] timesPs [CountBroken()] when.
+     */
+    void ReadBroken(uint32_t* links, int64_t* timesPs);
+
+    /// @return Whether the watchdog stopped the run.
+    bool IsStalled() const;
+    /// @return Links that hold packets and cannot send them.
+    uint32_t CountStalledLinks() const;
+
+    /**
+     * Write which links hold packets and cannot send them.
+     * @param [out] links [CountStalledLinks()] the links.
+     */
+    void ReadStalledLinks(uint32_t* links) const;
+
+    /// @return Samples since the last ReadSamples.
+    uint32_t CountSamples() const;
+
+    /**
+     * Write the samples, and forget them.
+     * @param [out] timesPs [CountSamples()] the times.
+     * @param [out] bytes [CountSamples()][nLinks] bytes sent so far.
+     * @param [out] waitingBytes [CountSamples()][nLinks] bytes waiting.
+     */
+    void ReadSamples(int64_t* timesPs, uint64_t* bytes, uint64_t* waitingBytes);
+
+    /// @return Whether a source gave up a packet; see UbFabric::GetError.
+    bool HasFailed() const;
+
+    /**
+     * Write which packet a source gave up.
+     * @param [out] failure [5] source and destination (nodes), network, time in picoseconds, and
+     * whether there was a way.
+     */
+    void ReadFailure(int64_t* failure) const;
+
+    /// @return Packets lost with dead switches or for want of a route.
+    uint64_t GetPacketsLost() const;
 
   private:
-    Ptr<UbFabric> m_fabric; //!< the fabric
+    Ptr<UbFabric> m_fabric;                            //!< the fabric
+    std::vector<std::pair<uint32_t, int64_t>> m_broken; //!< links that gave up, not yet read
 };
 
 } // namespace ns3

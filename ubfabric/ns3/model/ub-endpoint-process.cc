@@ -52,6 +52,8 @@ UbEndpointProcess::UbEndpointProcess(const UbFabricArrays& arrays,
         cores.issueCostPs = arrays.nodeIssueCostPs[node];
         cores.engineBytesPerS = arrays.nodeEngineBytesPerS[node];
         cores.idle = Bits(endpoint.nCores);
+        endpoint.overlapsIssue =
+            arrays.nodeOverlapsIssue != nullptr && arrays.nodeOverlapsIssue[node] != 0;
         Group& sdma = endpoint.groups[1];
         endpoint.nSdma = arrays.nodeSdmaEngines != nullptr ? arrays.nodeSdmaEngines[node] : 0;
         if (endpoint.nSdma > 0)
@@ -342,6 +344,7 @@ void
 UbEndpointProcess::StartJob(uint32_t endpointIndex,
                             uint32_t task,
                             const std::vector<uint32_t>& flows,
+                            int64_t messagePs,
                             int64_t nowPs)
 {
     std::array<uint32_t, N_GROUPS> jobs{UB_NONE, UB_NONE};
@@ -380,13 +383,14 @@ UbEndpointProcess::StartJob(uint32_t endpointIndex,
             job.partner = UB_NONE;
             job.read = 0;
             job.write = 0;
-            job.unissued = 0;
+            job.unfinished = 0;
+            job.messagePs = messagePs;
             job.issuedPs = nowPs;
             job.items.clear();
         }
         Job& job = m_jobs[index];
         job.items.push_back({reference, flow.messages});
-        job.unissued += flow.messages;
+        job.unfinished += flow.messages;
         if (!IsPosted(flow.network))
         {
             Chunk& chunk = ChunkOf(reference);
@@ -403,7 +407,6 @@ UbEndpointProcess::StartJob(uint32_t endpointIndex,
     {
         if (jobs[kind] != UB_NONE)
         {
-            m_jobs[jobs[kind]].unfinished = m_jobs[jobs[kind]].unissued;
             endpoint.groups[kind].jobs.push_back(jobs[kind]);
             Feed(endpointIndex, kind, nowPs);
         }
@@ -460,7 +463,8 @@ UbEndpointProcess::Feed(uint32_t endpointIndex, uint32_t groupIndex, int64_t now
         {
             return;
         }
-        engine.nextReadyPs = std::max(nowPs, engine.streamPs) + group.issueCostPs;
+        engine.nextReadyPs =
+            std::max(nowPs, engine.streamPs) + group.issueCostPs + m_jobs[engine.nextJob].messagePs;
         group.hungry &= group.hungry - 1;
     }
 }
@@ -490,7 +494,7 @@ UbEndpointProcess::NextMessage(Group& group, uint32_t& flow, uint32_t& jobIndex)
     {
         job.items[job.write++] = item;
     }
-    if (--job.unissued == 0)
+    if (job.read == job.items.size() && job.write == 0)
     {
         group.jobs.erase(group.jobs.begin() + group.nextJob);
     }
@@ -513,12 +517,13 @@ UbEndpointProcess::TakeMessage(uint32_t endpointIndex, uint32_t engineIndex, int
         return false;
     }
     const int64_t freePs = m_engines[endpoint.firstEngine + engineIndex].freePs;
+    const int64_t costPs = group.issueCostPs + m_jobs[job].messagePs;
     Start(endpointIndex,
           engineIndex,
           flow,
           job,
-          m_settings.overlapsIssue ? std::max(nowPs + group.issueCostPs, freePs)
-                                   : std::max(nowPs, freePs) + group.issueCostPs);
+          endpoint.overlapsIssue ? std::max(nowPs + costPs, freePs)
+                                 : std::max(nowPs, freePs) + costPs);
     return true;
 }
 
@@ -555,8 +560,8 @@ UbEndpointProcess::Prepare(uint32_t endpointIndex, uint32_t engineIndex)
     Group& group = endpoint.groups[engineIndex < endpoint.nCores ? 0 : 1];
     if (NextMessage(group, engine.nextFlow, engine.nextJob))
     {
-        engine.nextReadyPs =
-            std::max(engine.streamPs, Flow(engine.nextFlow).startPs) + group.issueCostPs;
+        engine.nextReadyPs = std::max(engine.streamPs, Flow(engine.nextFlow).startPs) +
+                             group.issueCostPs + m_jobs[engine.nextJob].messagePs;
     }
     else
     {
@@ -579,11 +584,19 @@ UbEndpointProcess::SendPacket(UbInjection& injection, uint32_t network, int64_t 
             return false;
         }
     }
-    injection.readyPs = std::max(nowPs, endpoint.egressFreePs);
-    endpoint.egressFreePs =
-        injection.readyPs + UbSerialisePs(injection.wireBytes, endpoint.egressBytesPerS);
+    if (direct != nullptr)
+    {
+        injection.readyPs = nowPs; // the limit is that of the ports into the planes
+    }
+    else
+    {
+        injection.readyPs = std::max(nowPs, endpoint.egressFreePs);
+        endpoint.egressFreePs =
+            injection.readyPs + UbSerialisePs(injection.wireBytes, endpoint.egressBytesPerS);
+    }
     const uint64_t pair = (uint64_t{injection.srcEndpoint} << 32) | injection.dstEndpoint;
     injection.flowHash = UbMix(m_settings.seed ^ UbMix(pair));
+    injection.loadBalance = static_cast<uint8_t>(endpoint.packets);
     injection.packetHash = UbMix(injection.flowHash ^ UbMix(endpoint.packets++));
     if (direct != nullptr)
     {
@@ -595,11 +608,21 @@ UbEndpointProcess::SendPacket(UbInjection& injection, uint32_t network, int64_t 
     const auto nPlanes = static_cast<uint32_t>(__builtin_popcountll(planes));
     if (nPlanes > 1)
     {
-        const uint32_t choice = injection.ordered ? UbReduce(UbMix(~injection.flowHash), nPlanes)
-                                                  : m_policy->Choose(injection.srcEndpoint,
-                                                                     nPlanes,
-                                                                     injection.flowHash,
-                                                                     injection.packetHash);
+        const bool looksAtPorts = m_policy->LooksAtPorts() && !injection.ordered;
+        std::array<int64_t, MAX_PLANES> backlogPs;
+        uint32_t at = 0;
+        for (uint64_t left = looksAtPorts ? planes : 0; left != 0; left &= left - 1)
+        {
+            const auto plane = static_cast<uint32_t>(__builtin_ctzll(left));
+            backlogPs[at++] = m_planes[plane]->BacklogPs(injection.srcEndpoint, nowPs);
+        }
+        const uint32_t choice = injection.ordered
+                                    ? UbReduce(UbMix(~injection.flowHash), nPlanes)
+                                    : m_policy->Choose(injection.srcEndpoint,
+                                                       nPlanes,
+                                                       injection.flowHash,
+                                                       injection.packetHash,
+                                                       looksAtPorts ? backlogPs.data() : nullptr);
         for (uint32_t i = 0; i < choice; ++i)
         {
             planes &= planes - 1;
@@ -619,7 +642,7 @@ UbEndpointProcess::Emit(uint32_t endpointIndex, uint32_t engineIndex, int64_t no
     if (engine.isFirst)
     {
         engine.isFirst = false;
-        if (m_settings.overlapsIssue && !IsDescribed(flow))
+        if (endpoint.overlapsIssue && !IsDescribed(flow))
         {
             Prepare(endpointIndex, engineIndex);
         }
@@ -651,6 +674,7 @@ UbEndpointProcess::Emit(uint32_t endpointIndex, uint32_t engineIndex, int64_t no
                                   ? m_fullWireBytes[flow.network]
                                   : Framed(flow.network, piece + m_headerBytes[flow.network]);
         injection.lane = flow.lane;
+        injection.congestion = UB_PACKET_WRITES;
         if (!SendPacket(injection, flow.network, nowPs))
         {
             Park({injection, flow.network, 0, nowPs}, nowPs);

@@ -26,9 +26,8 @@ class UbTaskGraph;
 /// What the endpoints need to know of the fabric's attributes.
 struct UbEndpointSettings
 {
-    uint64_t seed{1};          //!< seed of the hashes
-    bool overlapsIssue{false}; //!< an engine prepares a message while it streams another
-    UbWireFormat format;       //!< flits of network 0
+    uint64_t seed{1};                                             //!< seed of the hashes
+    UbWireFormat format;                                          //!< flits of network 0
     std::array<Ptr<UbTransport>, UB_NETWORKS> transports;         //!< by network, not yet attached
     std::array<Ptr<UbCongestionControl>, UB_NETWORKS> congestion; //!< by network, or nullptr
     uint32_t payloadBytes{4096}; //!< most bytes of a message in one packet
@@ -187,12 +186,14 @@ class UbEndpointProcess : public UbTransportHost
      * Begin to issue flows.
      * @param [in] endpoint The endpoint.
      * @param [in] task Task to tell when all is issued, or UB_NONE.
-     * @param [in] flows References of the flows; the vector is swapped away.
+     * @param [in] flows References of the flows.
+     * @param [in] messagePs Cost of each message beside the engine's own.
      * @param [in] nowPs The time.
      */
     void StartJob(uint32_t endpoint,
                   uint32_t task,
                   const std::vector<uint32_t>& flows,
+                  int64_t messagePs,
                   int64_t nowPs);
 
     /**
@@ -318,6 +319,12 @@ class UbEndpointProcess : public UbTransportHost
      */
     bool Reaches(uint32_t src, uint32_t dst, uint32_t network) const;
 
+    /// Routes change in the course of the run: look for one before each packet.
+    void CheckRoutes()
+    {
+        m_checksRoutes = true;
+    }
+
     /**
      * @return Smallest time between an arrival on a plane and what an endpoint does about it.
      */
@@ -394,9 +401,9 @@ class UbEndpointProcess : public UbTransportHost
         uint32_t partner{UB_NONE}; //!< job of the same task at the other engines, UB_NONE if none
         uint32_t read{0};          //!< next item of this pass
         uint32_t write{0};         //!< items kept for the next pass
-        uint64_t unissued{0};      //!< messages not yet taken by an engine
         uint64_t unfinished{0};    //!< messages not yet out, pieces not yet complete
         int64_t issuedPs{0};       //!< last message out
+        int64_t messagePs{0};      //!< cost of each message beside the engine's own
         std::vector<Item> items;   //!< flows with messages left
     };
 
@@ -430,18 +437,19 @@ class UbEndpointProcess : public UbTransportHost
     /// An endpoint.
     struct Endpoint
     {
-        int64_t receiveLatencyPs{0};        //!< last byte in to seen
-        int64_t memoryReadLatencyPs{0};     //!< read request in to data out
-        int64_t acknowledgeLatencyPs{0};    //!< packet in to response out
-        uint64_t egressBytesPerS{0};        //!< rate into all ports
-        uint64_t copyBytesPerS{0};          //!< rate to itself
-        int64_t egressFreePs{0};            //!< when the egress can take the next packet
-        uint64_t planes{0};                 //!< planes that reach it, a bit each
-        uint64_t packets{0};                //!< packets sent, for the packet hash
-        uint32_t firstEngine{0};            //!< its engines
-        uint32_t nCores{0};                 //!< engines that are vector cores
-        uint32_t nSdma{0};                  //!< SDMA engines, numbered after the vector cores
-        std::array<Group, N_GROUPS> groups; //!< vector cores, SDMA engines
+        int64_t receiveLatencyPs{0};     //!< last byte in to seen
+        bool overlapsIssue{false};       //!< an engine prepares a message while it streams another
+        int64_t memoryReadLatencyPs{0};  //!< read request in to data out
+        int64_t acknowledgeLatencyPs{0}; //!< packet in to response out
+        uint64_t egressBytesPerS{0};     //!< rate into all ports
+        uint64_t copyBytesPerS{0};       //!< rate to itself
+        int64_t egressFreePs{0};         //!< when the egress can take the next packet
+        uint64_t planes{0};              //!< planes that reach it, a bit each
+        uint64_t packets{0};             //!< packets sent, for the packet hash
+        uint32_t firstEngine{0};         //!< its engines
+        uint32_t nCores{0};              //!< engines that are vector cores
+        uint32_t nSdma{0};               //!< SDMA engines, numbered after the vector cores
+        std::array<Group, N_GROUPS> groups;                //!< vector cores, SDMA engines
         std::array<uint64_t, UB_NETWORKS> portBytesPerS{}; //!< rate of its ports by network
     };
 
@@ -563,9 +571,16 @@ class UbEndpointProcess : public UbTransportHost
      */
     uint64_t PlanesTo(uint32_t src, uint32_t dst, uint32_t network) const
     {
-        return network < m_networkPlanes.size()
-                   ? m_networkPlanes[network] & m_endpoints[src].planes & m_endpoints[dst].planes
-                   : 0;
+        uint64_t planes =
+            network < m_networkPlanes.size()
+                ? m_networkPlanes[network] & m_endpoints[src].planes & m_endpoints[dst].planes
+                : 0;
+        for (uint64_t left = m_checksRoutes ? planes : 0; left != 0; left &= left - 1)
+        {
+            const auto plane = static_cast<uint32_t>(__builtin_ctzll(left));
+            planes &= m_planes[plane]->HasRoute(src, dst) ? ~uint64_t{0} : ~(uint64_t{1} << plane);
+        }
+        return planes;
     }
 
     /**
@@ -652,20 +667,21 @@ class UbEndpointProcess : public UbTransportHost
      */
     const Direct* FindDirect(uint32_t src, uint32_t dst, uint32_t network) const;
 
-    UbEndpointSettings m_settings;                          //!< attributes
-    std::vector<std::unique_ptr<UbPlane>>& m_planes;        //!< the planes
-    Ptr<UbPlanePolicy> m_policy;                            //!< picks the plane of a packet
-    UbTaskGraph* m_tasks{nullptr};                          //!< the tasks
-    UbEventQueue m_queue;                                   //!< events
-    std::vector<Endpoint> m_endpoints;                      //!< by node number
-    std::vector<Engine> m_engines;                          //!< all engines
-    std::vector<Job> m_jobs;                                //!< pool of jobs
-    std::vector<uint32_t> m_freeJobs;                       //!< unused jobs
-    std::vector<uint64_t> m_networkPlanes;                  //!< planes of a network, a bit each
-    std::vector<uint32_t> m_planeNetwork;                   //!< network of a plane
-    std::vector<uint32_t> m_directStart;                    //!< start of a node's direct links
-    std::vector<Direct> m_direct;                           //!< direct links
-    std::array<Chunk, MAX_CHUNKS> m_chunks;                 //!< chunks by slot
+    UbEndpointSettings m_settings;                   //!< attributes
+    std::vector<std::unique_ptr<UbPlane>>& m_planes; //!< the planes
+    Ptr<UbPlanePolicy> m_policy;                     //!< picks the plane of a packet
+    UbTaskGraph* m_tasks{nullptr};                   //!< the tasks
+    UbEventQueue m_queue;                            //!< events
+    std::vector<Endpoint> m_endpoints;               //!< by node number
+    std::vector<Engine> m_engines;                   //!< all engines
+    std::vector<Job> m_jobs;                         //!< pool of jobs
+    std::vector<uint32_t> m_freeJobs;                //!< unused jobs
+    std::vector<uint64_t> m_networkPlanes;           //!< planes of a network, a bit each
+    std::vector<uint32_t> m_planeNetwork;            //!< network of a plane
+    std::vector<uint32_t> m_directStart;             //!< start of a node's direct links
+    std::vector<Direct> m_direct;                    //!< direct links
+    std::array<Chunk, MAX_CHUNKS> m_chunks;          //!< chunks by slot
+    bool m_checksRoutes{false};                      //!< routes change in the course of the run
     std::array<Ptr<UbTransport>, UB_NETWORKS> m_transports; //!< by network
     std::array<uint32_t, UB_NETWORKS> m_packetBytes{};      //!< most payload of a packet
     std::array<uint32_t, UB_NETWORKS> m_pieceBytes{};       //!< most bytes handed over at a time

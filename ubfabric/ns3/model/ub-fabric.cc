@@ -10,6 +10,9 @@
 #include "ns3/log.h"
 #include "ns3/node.h"
 #include "ns3/packet.h"
+#include "ns3/boolean.h"
+#include "ns3/double.h"
+#include "ns3/enum.h"
 #include "ns3/simulator.h"
 #include "ns3/string.h"
 #include "ns3/uinteger.h"
@@ -79,6 +82,16 @@ class UbFabric::Observer : public UbPlaneObserver
         m_fabric.m_creditStall(link);
     }
 
+    void Retried(int64_t /* nowPs */, uint32_t link, uint32_t flow) override
+    {
+        m_fabric.m_retried(link, flow);
+    }
+
+    void LinkChanged(int64_t /* nowPs */, uint32_t link, uint64_t bytesPerS) override
+    {
+        m_fabric.m_linkChanged(link, bytesPerS);
+    }
+
   private:
     UbFabric& m_fabric; //!< whose trace sources to fire
 };
@@ -116,11 +129,6 @@ UbFabric::GetTypeId()
                           UintegerValue(4),
                           MakeUintegerAccessor(&UbFabric::m_blockCheckBytes),
                           MakeUintegerChecker<uint32_t>(0, 64))
-            .AddAttribute("OverlapIssue",
-                          "Whether an engine prepares its next message while it streams one.",
-                          BooleanValue(false),
-                          MakeBooleanAccessor(&UbFabric::m_overlapsIssue),
-                          MakeBooleanChecker())
             .AddAttribute("UbTransport",
                           "Transport of the UB network: a TypeId below ns3::UbTransport, with "
                           "attributes as in ns3::UbPosted[HeaderBytes=28|RetryLimit=3].",
@@ -158,6 +166,144 @@ UbFabric::GetTypeId()
                           UintegerValue(1),
                           MakeUintegerAccessor(&UbFabric::m_nLanes),
                           MakeUintegerChecker<uint32_t>(1, 16))
+            .AddAttribute("CellBytes",
+                          "Unit of buffers and credits of UB links; 1 counts bytes.",
+                          UintegerValue(1),
+                          MakeUintegerAccessor(&UbFabric::m_cellBytes),
+                          MakeUintegerChecker<uint32_t>(1, 2560))
+            .AddAttribute("CreditReturn",
+                          "How credits of UB links come back: Ideal (for nothing), Control (a "
+                          "control block each) or Piggyback (on the next packet, or in a control "
+                          "block after CreditTimeout).",
+                          EnumValue(UB_CREDIT_IDEAL),
+                          MakeEnumAccessor<UbCreditReturn>(&UbFabric::m_creditReturn),
+                          MakeEnumChecker(UB_CREDIT_IDEAL,
+                                          "Ideal",
+                                          UB_CREDIT_CONTROL,
+                                          "Control",
+                                          UB_CREDIT_PIGGYBACK,
+                                          "Piggyback"))
+            .AddAttribute("CreditGrainCells",
+                          "Cells that a packet header counts credits in.",
+                          UintegerValue(1),
+                          MakeUintegerAccessor(&UbFabric::m_creditGrain),
+                          MakeUintegerChecker<uint32_t>(1, 255))
+            .AddAttribute("CreditTimeout",
+                          "How long credits wait for a packet to ride on.",
+                          TimeValue(NanoSeconds(200)),
+                          MakeTimeAccessor(&UbFabric::m_creditTimeout),
+                          MakeTimeChecker(Time(0), MicroSeconds(1000)))
+            .AddAttribute("ControlBytes",
+                          "Bytes of a control block that carries credits or asks for a retry.",
+                          UintegerValue(20),
+                          MakeUintegerAccessor(&UbFabric::m_controlBytes),
+                          MakeUintegerChecker<uint32_t>(1, 640))
+            .AddAttribute("ShareBuffer",
+                          "Whether the lanes of a UB port share its buffer, but for LaneFloorCells "
+                          "each; the buffer then is the port's, not the lane's.",
+                          BooleanValue(false),
+                          MakeBooleanAccessor(&UbFabric::m_sharesBuffer),
+                          MakeBooleanChecker())
+            .AddAttribute("LaneFloorCells",
+                          "Cells that each lane has for itself when the buffer is shared.",
+                          UintegerValue(0),
+                          MakeUintegerAccessor(&UbFabric::m_laneFloorCells),
+                          MakeUintegerChecker<uint32_t>(0, 65535))
+            .AddAttribute("LaneArbitration",
+                          "How the lanes of a port take turns: RoundRobin, Strict (the highest "
+                          "lane first) or Deficit (round robin by LaneWeights).",
+                          EnumValue(UB_LANES_ROUND_ROBIN),
+                          MakeEnumAccessor<UbLaneArbitration>(&UbFabric::m_arbitration),
+                          MakeEnumChecker(UB_LANES_ROUND_ROBIN,
+                                          "RoundRobin",
+                                          UB_LANES_STRICT,
+                                          "Strict",
+                                          UB_LANES_DEFICIT,
+                                          "Deficit"))
+            .AddAttribute("LaneWeights",
+                          "Weights of the lanes from lane 0 on, such as \"1 1 4\"; 1 where left out.",
+                          StringValue(""),
+                          MakeStringAccessor(&UbFabric::m_laneWeights),
+                          MakeStringChecker())
+            .AddAttribute("QuantumBytes",
+                          "Bytes that a lane of weight 1 may send in a turn; at least a packet.",
+                          UintegerValue(10240),
+                          MakeUintegerAccessor(&UbFabric::m_quantumBytes),
+                          MakeUintegerChecker<uint32_t>(1))
+            .AddAttribute("Allocator",
+                          "How UB switches match inputs and outputs: Unlimited (an input feeds any "
+                          "number of outputs), Islip, or OutputQueued (ideal, without limit).",
+                          EnumValue(UB_ALLOCATOR_UNLIMITED),
+                          MakeEnumAccessor<UbAllocator>(&UbFabric::m_allocator),
+                          MakeEnumChecker(UB_ALLOCATOR_UNLIMITED,
+                                          "Unlimited",
+                                          UB_ALLOCATOR_ISLIP,
+                                          "Islip",
+                                          UB_ALLOCATOR_OUTPUT_QUEUED,
+                                          "OutputQueued"))
+            .AddAttribute("InputFifo",
+                          "Whether an input has one queue a lane instead of one an output.",
+                          BooleanValue(false),
+                          MakeBooleanAccessor(&UbFabric::m_hasInputFifo),
+                          MakeBooleanChecker())
+            .AddAttribute("AllocatorIterations",
+                          "Iterations of iSLIP.",
+                          UintegerValue(1),
+                          MakeUintegerAccessor(&UbFabric::m_iterations),
+                          MakeUintegerChecker<uint32_t>(1, 64))
+            .AddAttribute("Speedup",
+                          "Rate at which the crossbar reads an input over the rate of the link.",
+                          DoubleValue(1.0),
+                          MakeDoubleAccessor(&UbFabric::m_speedup),
+                          MakeDoubleChecker<double>(1.0, 64.0))
+            .AddAttribute("RetryLimit",
+                          "Retries of a packet before the link trains anew, on half of its lanes.",
+                          UintegerValue(15),
+                          MakeUintegerAccessor(&UbFabric::m_retryLimit),
+                          MakeUintegerChecker<uint32_t>(0))
+            .AddAttribute("RetrainLimit",
+                          "Trainings of a link before it is down.",
+                          UintegerValue(4),
+                          MakeUintegerAccessor(&UbFabric::m_retrainLimit),
+                          MakeUintegerChecker<uint32_t>(0))
+            .AddAttribute("RetrainTime",
+                          "Time of a training.",
+                          TimeValue(MicroSeconds(10)),
+                          MakeTimeAccessor(&UbFabric::m_retrainTime),
+                          MakeTimeChecker(Time(0)))
+            .AddAttribute("MarkBytes",
+                          "Bytes waiting for an output from which packets that may be marked are "
+                          "marked for congestion; 0 for never.",
+                          UintegerValue(0),
+                          MakeUintegerAccessor(&UbFabric::m_markBytes),
+                          MakeUintegerChecker<uint64_t>())
+            .AddAttribute("MarkAllBytes",
+                          "Bytes waiting from which all are marked; in between the share rises to "
+                          "MarkShare.",
+                          UintegerValue(0),
+                          MakeUintegerAccessor(&UbFabric::m_markAllBytes),
+                          MakeUintegerChecker<uint64_t>())
+            .AddAttribute("MarkShare",
+                          "Share of packets marked just below MarkAllBytes.",
+                          DoubleValue(1.0),
+                          MakeDoubleAccessor(&UbFabric::m_markShare),
+                          MakeDoubleChecker<double>(0.0, 1.0))
+            .AddAttribute("KeepAccount",
+                          "Whether the time of each flow is kept by cause.",
+                          BooleanValue(false),
+                          MakeBooleanAccessor(&UbFabric::m_keepsAccount),
+                          MakeBooleanChecker())
+            .AddAttribute("SampleInterval",
+                          "Time between looks at all links; 0 for none.",
+                          TimeValue(Time(0)),
+                          MakeTimeAccessor(&UbFabric::m_sampleInterval),
+                          MakeTimeChecker(Time(0)))
+            .AddAttribute("Watchdog",
+                          "Time without any packet moving, while packets are inside, after which "
+                          "the run is stopped; 0 for never.",
+                          TimeValue(MilliSeconds(100)),
+                          MakeTimeAccessor(&UbFabric::m_watchdog),
+                          MakeTimeChecker(Time(0)))
             .AddAttribute("Seed",
                           "Seed of all hashes and random choices.",
                           UintegerValue(1),
@@ -187,6 +333,14 @@ UbFabric::GetTypeId()
                             "A link has packets and no credit to send them.",
                             MakeTraceSourceAccessor(&UbFabric::m_creditStall),
                             "ns3::UbFabric::LinkTracedCallback")
+            .AddTraceSource("PacketRetried",
+                            "A bit error spoilt a packet; the link will send it again.",
+                            MakeTraceSourceAccessor(&UbFabric::m_retried),
+                            "ns3::UbFabric::RetryTracedCallback")
+            .AddTraceSource("LinkChanged",
+                            "A link went down, came back, or has another rate.",
+                            MakeTraceSourceAccessor(&UbFabric::m_linkChanged),
+                            "ns3::UbFabric::ChangeTracedCallback")
             .AddTraceSource("FlowFinished",
                             "A flow's last byte is seen by its receiver.",
                             MakeTraceSourceAccessor(&UbFabric::m_flowFinished),
@@ -232,7 +386,6 @@ UbFabric::Build(const UbFabricArrays& arrays)
                     "a fabric has " << UbEndpointProcess::MAX_PLANES << " planes at most");
     UbEndpointSettings settings;
     settings.seed = m_seed;
-    settings.overlapsIssue = m_overlapsIssue;
     settings.format = {m_flitBytes, m_blockFlits, m_blockHeaderBytes, m_blockCheckBytes};
     settings.transports = {MakeFromText<UbTransport>(m_ubTransport),
                            MakeFromText<UbTransport>(m_rdmaTransport),
@@ -285,14 +438,24 @@ UbFabric::Build(const UbFabricArrays& arrays)
     const auto path = pathFactory.Create<UbPathPolicy>();
     for (uint32_t plane = 0; plane < arrays.nPlanes; ++plane)
     {
-        m_planes.push_back(path->MakePlane(arrays, plane, m_nLanes, m_seed));
+        m_planes.push_back(
+            path->MakePlane(arrays, plane, PlaneSettings(arrays.planeNetwork[plane] == 0)));
+        if (m_sampleInterval.IsStrictlyPositive())
+        {
+            m_planes.back()->KeepTime();
+        }
     }
+    m_linkPlane.assign(arrays.linkPlane, arrays.linkPlane + arrays.nLinks);
+    m_nextSamplePs = m_sampleInterval.IsStrictlyPositive() ? m_sampleInterval.GetTimeStep() : UB_NEVER;
     ObjectFactory planeFactory;
     planeFactory.SetTypeId(m_planePolicy);
-    m_endpoints = std::make_unique<UbEndpointProcess>(arrays,
-                                                      settings,
-                                                      m_planes,
-                                                      planeFactory.Create<UbPlanePolicy>());
+    const auto planePolicy = planeFactory.Create<UbPlanePolicy>();
+    m_sendsByBacklog = planePolicy->LooksAtPorts();
+    m_endpoints = std::make_unique<UbEndpointProcess>(
+        arrays,
+        settings,
+        m_planes,
+        planePolicy);
     m_tasks = std::make_unique<UbTaskGraph>(*m_endpoints);
     m_endpoints->SetTaskGraph(m_tasks.get());
     m_observer = std::make_unique<Observer>(*this);
@@ -349,7 +512,8 @@ void
 UbFabric::UpdateObservers()
 {
     const bool isObserved = !m_packetSent.IsEmpty() || !m_packetDelivered.IsEmpty() ||
-                            !m_creditStall.IsEmpty() || !m_flowFinished.IsEmpty();
+                            !m_creditStall.IsEmpty() || !m_retried.IsEmpty() ||
+                            !m_linkChanged.IsEmpty() || !m_flowFinished.IsEmpty();
     if (isObserved == m_isObserved)
     {
         return;
@@ -371,6 +535,166 @@ UbFabric::UpdateObservers()
     }
 }
 
+UbPlaneSettings
+UbFabric::PlaneSettings(bool isUb) const
+{
+    UbPlaneSettings settings;
+    settings.nLanes = m_nLanes;
+    settings.seed = m_seed;
+    settings.controlBytes = m_controlBytes;
+    settings.retryLimit = m_retryLimit;
+    settings.retrainLimit = m_retrainLimit;
+    settings.retrainPs = m_retrainTime.GetTimeStep();
+    settings.markBytes = m_markBytes;
+    settings.markAllBytes = m_markAllBytes;
+    settings.markShare = m_markShare;
+    settings.keepsAccount = m_keepsAccount;
+    settings.arbitration = m_arbitration;
+    settings.quantumBytes = m_quantumBytes;
+    std::istringstream weights(m_laneWeights);
+    for (uint32_t weight; weights >> weight;)
+    {
+        settings.laneWeights.push_back(std::max<uint32_t>(1, weight));
+    }
+    if (isUb)
+    {
+        settings.cellBytes = m_cellBytes;
+        settings.creditReturn = m_creditReturn;
+        settings.creditGrain = m_creditGrain;
+        settings.creditTimeoutPs = m_creditTimeout.GetTimeStep();
+        settings.isShared = m_sharesBuffer;
+        settings.laneFloorCells = m_laneFloorCells;
+        settings.allocator = m_allocator;
+        settings.isFifo = m_hasInputFifo;
+        settings.iterations = m_iterations;
+        settings.speedup = m_speedup;
+    }
+    return settings;
+}
+
+void
+UbFabric::ScheduleLink(int64_t timePs, uint32_t link, uint64_t bytesPerS, double bitErrorRate)
+{
+    NS_LOG_FUNCTION(this << timePs << link << bytesPerS << bitErrorRate);
+    m_planes[m_linkPlane[link]]->ScheduleLink(timePs, link, bytesPerS, bitErrorRate);
+}
+
+void
+UbFabric::ScheduleSwitch(int64_t timePs, uint32_t node, bool isDead)
+{
+    NS_LOG_FUNCTION(this << timePs << node << isDead);
+    for (auto& plane : m_planes)
+    {
+        plane->ScheduleLoss(timePs, node, isDead);
+    }
+}
+
+void
+UbFabric::ScheduleRoutes(int64_t timePs, const UbFabricArrays& arrays)
+{
+    NS_LOG_FUNCTION(this << timePs);
+    for (auto& plane : m_planes)
+    {
+        plane->PrepareRoutes(arrays);
+    }
+    m_endpoints->CheckRoutes();
+    m_routeTimes.push_back(timePs);
+    Arm();
+}
+
+void
+UbFabric::ReportBrokenLinks()
+{
+    m_reportsBroken = true;
+}
+
+std::vector<std::pair<uint32_t, int64_t>>
+UbFabric::TakeBrokenLinks()
+{
+    std::vector<std::pair<uint32_t, int64_t>> broken;
+    for (auto& plane : m_planes)
+    {
+        broken.insert(broken.end(), plane->Broken().begin(), plane->Broken().end());
+        plane->Broken().clear();
+    }
+    return broken;
+}
+
+void
+UbFabric::ReadStalled(std::vector<uint32_t>& links) const
+{
+    links.clear();
+    for (const auto& plane : m_planes)
+    {
+        plane->ReadStalled(links);
+    }
+}
+
+bool
+UbFabric::IsStalled() const
+{
+    return m_isStalled;
+}
+
+std::vector<UbFabric::Sample>&
+UbFabric::Samples()
+{
+    return m_samples;
+}
+
+void
+UbFabric::CatchUp(int64_t nextPs)
+{
+    while (m_nextSamplePs <= nextPs)
+    {
+        Sample sample{m_nextSamplePs,
+                      std::vector<uint64_t>(m_nLinks, 0),
+                      std::vector<uint64_t>(m_nLinks, 0)};
+        for (const auto& plane : m_planes)
+        {
+            plane->Sample(sample.bytes.data(), sample.waitingBytes.data());
+        }
+        m_samples.push_back(std::move(sample));
+        // while nothing happens one look is enough
+        const int64_t intervalPs = m_sampleInterval.GetTimeStep();
+        m_nextSamplePs += std::max<int64_t>(1, (nextPs - m_nextSamplePs) / intervalPs) * intervalPs;
+    }
+    while (!m_routeTimes.empty() && m_routeTimes.front() <= nextPs)
+    {
+        // before the endpoints and planes look at anything at that time
+        for (auto& plane : m_planes)
+        {
+            plane->UseRoutes(m_routeTimes.front());
+        }
+        m_routeTimes.pop_front();
+    }
+}
+
+bool
+UbFabric::Watch(int64_t nowPs)
+{
+    const uint64_t hops = GetPacketHops();
+    uint64_t inside = 0;
+    for (const auto& plane : m_planes)
+    {
+        inside += plane->PacketsInside();
+    }
+    if (hops != m_watchedHops || inside == 0)
+    {
+        m_watchedHops = hops;
+        m_movedPs = nowPs;
+        return false;
+    }
+    if (nowPs - m_movedPs <= m_watchdog.GetTimeStep())
+    {
+        return false;
+    }
+    m_isStalled = true;
+    m_hasPaused = true;
+    Simulator::Stop();
+    return true;
+}
+
 int64_t
 UbFabric::NextTime()
 {
@@ -379,11 +703,20 @@ UbFabric::NextTime()
         return UB_NEVER;
     }
     int64_t next = m_endpoints->NextTime();
+    uint64_t inside = 0;
+    for (auto& plane : m_planes)
+    {
+        inside += plane->PacketsInside();
+    }
+    if (next == UB_NEVER && inside == 0)
+    {
+        return UB_NEVER; // links may still change, and nobody is there to see it
+    }
     for (auto& plane : m_planes)
     {
         next = std::min(next, plane->NextTime());
     }
-    return next;
+    return m_routeTimes.empty() ? next : std::min(next, m_routeTimes.front());
 }
 
 int64_t
@@ -391,9 +724,18 @@ UbFabric::RunWindow(int64_t limitPs)
 {
     UpdateObservers();
     const int64_t firstPs = NextTime();
-    const int64_t widthPs = m_isObserved ? 1 : m_endpoints->LookaheadPs();
-    const int64_t endPs =
-        firstPs > UB_NEVER - widthPs ? limitPs : std::min(limitPs, firstPs + widthPs);
+    if (m_watchdog.IsStrictlyPositive() && Watch(firstPs))
+    {
+        return firstPs;
+    }
+    CatchUp(firstPs);
+    const int64_t widthPs = m_isObserved || m_sendsByBacklog ? 1 : m_endpoints->LookaheadPs();
+    int64_t endPs = firstPs > UB_NEVER - widthPs ? limitPs : std::min(limitPs, firstPs + widthPs);
+    endPs = std::min(endPs, m_nextSamplePs);
+    if (!m_routeTimes.empty())
+    {
+        endPs = std::min(endPs, m_routeTimes.front());
+    }
     // endpoints first: what they send within the window reaches the planes in time
     const int64_t reachedPs = m_endpoints->RunBefore(endPs);
     int64_t lastPs = std::max(firstPs, m_endpoints->LastPs());
@@ -403,6 +745,16 @@ UbFabric::RunWindow(int64_t limitPs)
         lastPs = std::max(lastPs, plane->LastPs());
     }
     TakeDeliveries(firstPs);
+    bool isBroken = false;
+    for (auto& plane : m_planes)
+    {
+        isBroken = isBroken || !plane->Broken().empty();
+    }
+    if (isBroken && m_reportsBroken)
+    {
+        m_hasPaused = true;
+        Simulator::Stop();
+    }
     if (m_endpoints->HasFailed())
     {
         Simulator::Stop();
@@ -431,6 +783,15 @@ UbFabric::TakeDeliveries(int64_t nowPs)
                     m_endpoints->PrefetchFlow(outbox[soon].flow);
                 }
                 m_endpoints->Account(delivery);
+                if (m_keepsAccount && !delivery.isLost && delivery.payloadBytes > 0)
+                {
+                    const UbPacketAccount& account = plane->AccountOutbox()[i];
+                    m_endpoints->AddAccount(delivery.flow,
+                                            account.waitedPs,
+                                            account.serialisePs,
+                                            account.propagatePs,
+                                            account.switchPs);
+                }
                 continue;
             }
             const uint32_t handle = delivery.flow & ~UB_DEVICE_FLOW;
@@ -444,6 +805,7 @@ UbFabric::TakeDeliveries(int64_t nowPs)
                                            handle);
         }
         outbox.clear();
+        plane->AccountOutbox().clear();
     }
 }
 
@@ -536,6 +898,12 @@ UbFabric::GetError() const
     return text.str();
 }
 
+const UbEndpointError&
+UbFabric::GetFailure() const
+{
+    return m_endpoints->Error();
+}
+
 std::string
 UbFabric::Leftover() const
 {
@@ -602,6 +970,17 @@ UbFabric::GetPacketHops() const
         hops += plane->PacketHops();
     }
     return hops;
+}
+
+uint64_t
+UbFabric::GetPacketsLost() const
+{
+    uint64_t lost = 0;
+    for (const auto& plane : m_planes)
+    {
+        lost += plane->PacketsLost();
+    }
+    return lost;
 }
 
 uint64_t

@@ -16,6 +16,7 @@
 #include "ns3/object.h"
 #include "ns3/traced-callback.h"
 
+#include <deque>
 #include <memory>
 #include <string>
 #include <vector>
@@ -98,10 +99,74 @@ class UbFabric : public Object, public UbWindowedProcess
      */
     std::string GetError() const;
 
+    /// @return What GetError says, in numbers: source, destination, network, time.
+    const UbEndpointError& GetFailure() const;
+
     /**
      * @param [out] stats One entry a link.
      */
     void ReadLinkStats(std::vector<UbLinkStats>& stats) const;
+
+    /**
+     * Let a link change at a time to come; before the first packet, in order of time.
+     * @param [in] timePs The time.
+     * @param [in] link The link.
+     * @param [in] bytesPerS Its rate from then on, 0 for down.
+     * @param [in] bitErrorRate Its bit error rate from then on.
+     */
+    void ScheduleLink(int64_t timePs, uint32_t link, uint64_t bytesPerS, double bitErrorRate);
+
+    /**
+     * Let a switch die or come back at a time to come; before the first packet, in order of
+     * time. Its links are scheduled apart; a dead switch loses what it holds.
+     * @param [in] timePs The time.
+     * @param [in] node The switch.
+     * @param [in] isDead Whether it dies.
+     */
+    void ScheduleSwitch(int64_t timePs, uint32_t node, bool isDead);
+
+    /**
+     * Let routes change at a time to come, in order of time.
+     * @param [in] timePs The time, not before the present.
+     * @param [in] arrays The fabric as it is then, with the same nodes, links and planes; read
+     * at once.
+     */
+    void ScheduleRoutes(int64_t timePs, const UbFabricArrays& arrays);
+
+    /**
+     * Stop the run when links give up for bit errors, so that somebody can schedule routes
+     * around them; without that, packets wait for them for ever.
+     */
+    void ReportBrokenLinks();
+
+    /**
+     * @return Links that gave up, and when, each once.
+     */
+    std::vector<std::pair<uint32_t, int64_t>> TakeBrokenLinks();
+
+    /**
+     * @param [out] links Links that hold packets and cannot send them.
+     */
+    void ReadStalled(std::vector<uint32_t>& links) const;
+
+    /**
+     * @return Whether the watchdog stopped the run: packets were inside and none moved for the
+     * time of the attribute Watchdog.
+     */
+    bool IsStalled() const;
+
+    /// A look at all links at one time.
+    struct Sample
+    {
+        int64_t timePs;                     //!< the time
+        std::vector<uint64_t> bytes;        //!< by link: bytes sent so far
+        std::vector<uint64_t> waitingBytes; //!< by link: bytes that wait for it
+    };
+
+    /**
+     * @return The samples since the caller last emptied this; see the attribute SampleInterval.
+     */
+    std::vector<Sample>& Samples();
 
     /**
      * Send a packet for a device.
@@ -123,6 +188,8 @@ class UbFabric : public Object, public UbWindowedProcess
     uint32_t GetNLinks() const;
     /// @return Packets times links crossed so far.
     uint64_t GetPacketHops() const;
+    /// @return Packets lost so far with dead switches or for want of a route.
+    uint64_t GetPacketsLost() const;
     /// @return Packets sent so far.
     uint64_t GetPacketsSent() const;
     /// @return Payload bytes of flows handed to the fabric so far.
@@ -155,6 +222,18 @@ class UbFabric : public Object, public UbWindowedProcess
      * @param [in] link The link.
      */
     typedef void (*LinkTracedCallback)(uint32_t link);
+    /**
+     * TracedCallback signature of packets that are sent again.
+     * @param [in] link The link.
+     * @param [in] flow The flow within the engine; its top bit marks a device's packet.
+     */
+    typedef void (*RetryTracedCallback)(uint32_t link, uint32_t flow);
+    /**
+     * TracedCallback signature of links that change.
+     * @param [in] link The link.
+     * @param [in] bytesPerS Its rate from now on, 0 when it is down.
+     */
+    typedef void (*ChangeTracedCallback)(uint32_t link, uint64_t bytesPerS);
     /**
      * TracedCallback signature of flows.
      * @param [in] src Source endpoint.
@@ -202,16 +281,58 @@ class UbFabric : public Object, public UbWindowedProcess
      */
     void ReceiveAtDevice(uint32_t handle);
 
-    uint32_t m_payloadBytes{0};     //!< attribute
-    uint32_t m_nLanes{0};           //!< attribute
-    uint64_t m_seed{0};             //!< attribute
-    std::string m_pathPolicy;       //!< attribute
-    std::string m_planePolicy;      //!< attribute
+    /**
+     * @param [in] isUb Whether the plane is of the UB network; others know no cells and lanes of
+     * their own accord.
+     * @return How links and switches of a plane work.
+     */
+    UbPlaneSettings PlaneSettings(bool isUb) const;
+
+    /**
+     * Do what falls due before the next events: samples, and changes of routes.
+     * @param [in] nextPs Time of the next event.
+     */
+    void CatchUp(int64_t nextPs);
+
+    /**
+     * See whether packets move; stop the run if they do not.
+     * @param [in] nowPs The time.
+     * @return Whether the run was stopped.
+     */
+    bool Watch(int64_t nowPs);
+
+    uint32_t m_payloadBytes{0};        //!< attribute
+    uint32_t m_nLanes{0};              //!< attribute
+    uint64_t m_seed{0};                //!< attribute
+    uint32_t m_cellBytes{1};           //!< attribute
+    UbCreditReturn m_creditReturn{};   //!< attribute
+    uint32_t m_creditGrain{1};         //!< attribute
+    Time m_creditTimeout;              //!< attribute
+    uint32_t m_controlBytes{20};       //!< attribute
+    bool m_sharesBuffer{false};        //!< attribute
+    uint32_t m_laneFloorCells{0};      //!< attribute
+    UbLaneArbitration m_arbitration{}; //!< attribute
+    std::string m_laneWeights;         //!< attribute
+    uint32_t m_quantumBytes{0};        //!< attribute
+    UbAllocator m_allocator{};         //!< attribute
+    bool m_hasInputFifo{false};        //!< attribute
+    uint32_t m_iterations{1};          //!< attribute
+    double m_speedup{1};               //!< attribute
+    uint32_t m_retryLimit{0};          //!< attribute
+    uint32_t m_retrainLimit{0};        //!< attribute
+    Time m_retrainTime;                //!< attribute
+    uint64_t m_markBytes{0};           //!< attribute
+    uint64_t m_markAllBytes{0};        //!< attribute
+    double m_markShare{1};             //!< attribute
+    bool m_keepsAccount{false};        //!< attribute
+    Time m_sampleInterval;             //!< attribute
+    Time m_watchdog;                   //!< attribute
+    std::string m_pathPolicy;   //!< attribute
+    std::string m_planePolicy;  //!< attribute
     uint32_t m_flitBytes{0};        //!< attribute
     uint32_t m_blockFlits{0};       //!< attribute
     uint32_t m_blockHeaderBytes{0}; //!< attribute
     uint32_t m_blockCheckBytes{0};  //!< attribute
-    bool m_overlapsIssue{false};    //!< attribute
     std::string m_ubTransport;      //!< attribute
     std::string m_rdmaTransport;    //!< attribute
     std::string m_vpcTransport;     //!< attribute
@@ -231,10 +352,21 @@ class UbFabric : public Object, public UbWindowedProcess
     Ptr<UbSimulatorImpl> m_impl;                    //!< the simulator, if it knows windows
     EventId m_step;                                 //!< pending step, if it does not
     uint64_t m_stopAtHops{0};                       //!< stop after this many packet-hops
+    std::vector<uint32_t> m_linkPlane;              //!< plane of each link
+    std::deque<int64_t> m_routeTimes;               //!< when routes change
+    std::vector<Sample> m_samples;                  //!< samples not yet taken away
+    int64_t m_nextSamplePs{UB_NEVER};               //!< next sample
+    bool m_reportsBroken{false};                    //!< stop when links give up
+    bool m_sendsByBacklog{false};                   //!< sources look at the ports of their planes
+    bool m_isStalled{false};                        //!< the watchdog barked
+    uint64_t m_watchedHops{0};                      //!< packet-hops when packets last moved
+    int64_t m_movedPs{0};                           //!< and when that was
     bool m_hasPaused{false};                        //!< stopped the last run
 
     TracedCallback<uint32_t, uint32_t, uint32_t> m_packetSent;         //!< trace source
     TracedCallback<uint32_t, uint32_t, uint32_t> m_packetDelivered;    //!< trace source
+    TracedCallback<uint32_t, uint32_t> m_retried;     //!< a packet is sent again
+    TracedCallback<uint32_t, uint64_t> m_linkChanged; //!< a link changed
     TracedCallback<uint32_t> m_creditStall;                            //!< trace source
     TracedCallback<uint32_t, uint32_t, uint64_t, Time> m_flowFinished; //!< trace source
 };

@@ -24,7 +24,11 @@ namespace ns3
  *  - `InPlane(uint32_t nGroups)`;
  *  - `uint32_t Hash(const UbInjection&) const`: 32 bits to remember in the packet;
  *  - `uint32_t Choose(uint32_t group, uint32_t nLinks, uint64_t salt, uint32_t hash)`: which of
- *    the group's links, from 0 to nLinks - 1; the salt differs from group to group.
+ *    the group's links, from 0 to nLinks - 1; the salt differs from group to group;
+ *  - `static constexpr bool LOOKS_AT_PORTS`: if true, Choose has a fifth argument that says for
+ *    each choice how long its port needs for what waits there, in picoseconds. A link that is
+ *    faster than others stands in the group more than once, so that policies which know nothing
+ *    of rates share out by rate.
  *
  * The engine is compiled for each policy, so the choice costs no virtual call.
  */
@@ -40,14 +44,12 @@ class UbPathPolicy : public Object
      * Make a plane that follows this policy.
      * @param [in] arrays The fabric.
      * @param [in] plane Which plane of it.
-     * @param [in] nLanes Virtual lanes of each port.
-     * @param [in] seed Seed of the hashes.
+     * @param [in] settings How its links and switches work.
      * @return The plane.
      */
     virtual std::unique_ptr<UbPlane> MakePlane(const UbFabricArrays& arrays,
                                                uint32_t plane,
-                                               uint32_t nLanes,
-                                               uint64_t seed) const = 0;
+                                               const UbPlaneSettings& settings) const = 0;
 };
 
 } // namespace ns3

@@ -28,6 +28,9 @@ class UbPathRoundRobin : public UbPathPolicyOf<UbPathRoundRobin>
     /// The part that lives in a plane.
     struct InPlane
     {
+        /// Whether Choose wants to know what waits in the ports.
+        static constexpr bool LOOKS_AT_PORTS = false;
+
         /// @param [in] nGroups Number of groups of the plane.
         explicit InPlane(uint32_t nGroups)
             : next(nGroups, UB_NONE)

@@ -22,12 +22,11 @@ class UbPlaneEngine : public UbPlane
     /**
      * @param [in] arrays The fabric.
      * @param [in] plane Which plane of it.
-     * @param [in] nLanes Virtual lanes of each port.
-     * @param [in] seed Seed of the hashes.
+     * @param [in] settings How its links and switches work.
      */
-    UbPlaneEngine(const UbFabricArrays& arrays, uint32_t plane, uint32_t nLanes, uint64_t seed)
-        : UbPlane(arrays, plane, nLanes, seed),
-          m_policy(static_cast<uint32_t>(m_groupStart.size() - 1))
+    UbPlaneEngine(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSettings& settings)
+        : UbPlane(arrays, plane, settings),
+          m_policy(static_cast<uint32_t>(m_routes.groupStart.size() - 1))
     {
     }
 
@@ -42,6 +41,9 @@ class UbPlaneEngine : public UbPlane
             const uint32_t link = event.key & ((1U << KIND_SHIFT) - 1);
             switch (static_cast<EventKind>(event.key >> KIND_SHIFT))
             {
+            case CHANGE:
+                Apply(event.payload, event.timePs);
+                break;
             case HEAD:
                 Head(event.payload, event.timePs);
                 break;
@@ -55,11 +57,17 @@ class UbPlaneEngine : public UbPlane
                     }
                 }
                 break;
+            case ALLOCATE:
+                Allocate(link, event.timePs);
+                break;
             case DELIVER:
                 Deliver(link, event.payload, event.timePs);
                 break;
             case SENT:
-                Sent(link, event.payload, event.timePs);
+                Sent(link, event.payload, event.timePs, false);
+                break;
+            case RETRIED:
+                Sent(link, event.payload, event.timePs, true);
                 break;
             }
         }
@@ -97,26 +105,48 @@ class UbPlaneEngine : public UbPlane
     void Head(uint32_t index, int64_t nowPs)
     {
         Packet& packet = At(index);
-        int32_t group = m_table[m_switches[packet.atSwitch].row + packet.dstClass];
-        if (group < 0)
+        if (m_settings.isFifo && !IsFirstInLine(index, nowPs))
         {
-            group = m_local[-(group + 2) + packet.dstSlot];
+            return;
         }
-        const uint32_t begin = m_groupStart[group];
-        const uint32_t nLinks = m_groupStart[group + 1] - begin;
-        const uint32_t out =
-            nLinks == 1 ? m_groupLink[begin] : m_groupLink[begin + Pick(group, nLinks, packet)];
+        const Switch& chip = m_switches[packet.atSwitch];
+        int32_t group = m_routes.table[chip.row + packet.dstClass];
+        if (group < -1)
+        {
+            group = m_routes.local[-(group + 2) + packet.dstSlot];
+        }
+        if (group < 0 || chip.isDead)
+        {
+            Lose(index, nowPs);
+            return;
+        }
+        const uint32_t out = Choose(static_cast<uint32_t>(group), packet, nowPs);
         Link& link = m_links[out];
-        packet.readyPs = nowPs;
+        if ((packet.bits & IN_LINE) == 0)
+        {
+            packet.readyPs = nowPs; // else it has waited since it came
+        }
+        packet.bits &= static_cast<uint8_t>(~IN_LINE);
         if (packet.rateClass != link.rateClass)
         {
             // on a faster link the head must wait, or the tail would not be there in time
             const int64_t inPs = packet.serialisePs;
             packet.readyPs += std::max<int64_t>(0, inPs - SerialisePs(link, packet));
         }
-        Lane& lane = m_lanes[uint64_t{out} * m_nLanes + packet.lane];
-        if (link.nWaiting == 0 && link.busyUntilPs <= nowPs && packet.readyPs == nowPs &&
-            HasCredit(lane, packet.wireBytes, nowPs))
+        if (m_settings.allocator == UB_ALLOCATOR_OUTPUT_QUEUED)
+        {
+            ReturnCredit(packet.inLink,
+                         LaneOf(packet.inLink, packet.lane),
+                         packet.cells,
+                         nowPs,
+                         nowPs);
+        }
+        Lane& lane = LaneOf(out, packet.lane);
+        if (link.nWaiting == 0 && link.busyUntilPs <= nowPs && packet.readyPs <= nowPs &&
+            (link.flags & WATCHED) == 0 &&
+            (m_settings.allocator != UB_ALLOCATOR_ISLIP ||
+             m_links[packet.inLink].inputFreePs <= nowPs) &&
+            HasCredit(out, lane, packet.cells, nowPs))
         {
             lane.lastInput = packet.atInput;
             link.lastLane = packet.lane;
@@ -128,7 +158,7 @@ class UbPlaneEngine : public UbPlane
         // whoever waits for credit is woken by the credit, whoever waits in line by the line
         if (first || !lane.needsCredit)
         {
-            Wake(out, std::max(packet.readyPs, link.busyUntilPs));
+            Wake(out, std::max({nowPs, packet.readyPs, link.busyUntilPs}));
         }
     }
 
@@ -148,28 +178,42 @@ class UbPlaneEngine : public UbPlane
         Free(index);
     }
 
-    /**
-     * @param [in] group A group.
-     * @param [in] nLinks Its number of links.
-     * @param [in] packet A packet.
-     * @return Which of the links the packet takes.
-     */
-    uint32_t Pick(uint32_t group, uint32_t nLinks, const Packet& packet)
-    {
-        const uint64_t salt = m_seed ^ (uint64_t{group} << 32);
-        return (packet.bits & ORDERED) != 0 ? UbReduce(UbMix(salt ^ packet.hash), nLinks)
-                              : m_policy.Choose(group, nLinks, salt, packet.hash);
-    }
-
     uint32_t PathHash(const UbInjection& injection) const override
     {
         return m_policy.Hash(injection);
     }
 
-    uint32_t ChooseAtSource(uint32_t group, const Packet& packet) override
+    uint32_t Choose(uint32_t group, const Packet& packet, int64_t nowPs) override
     {
-        const uint32_t begin = m_groupStart[group];
-        return m_groupLink[begin + Pick(group, m_groupStart[group + 1] - begin, packet)];
+        const uint32_t begin = m_routes.groupStart[group];
+        const uint32_t nLinks = m_routes.groupStart[group + 1] - begin;
+        if (nLinks == 1)
+        {
+            return m_routes.groupLink[begin];
+        }
+        const uint64_t salt = m_seed ^ (uint64_t{group} << 32);
+        if ((packet.bits & ORDERED) != 0)
+        {
+            return m_routes.groupLink[begin + UbReduce(UbMix(salt ^ packet.hash), nLinks)];
+        }
+        if constexpr (PlanePart::LOOKS_AT_PORTS)
+        {
+            const auto backlogPs = [&](uint32_t choice) {
+                return PortBacklogPs(m_routes.groupLink[begin + choice], packet, nowPs);
+            };
+            return m_routes.groupLink[begin + m_policy.Choose(group, nLinks, salt, packet.hash,
+                                                              backlogPs)];
+        }
+        else
+        {
+            return m_routes.groupLink[begin +
+                                      m_policy.Choose(group, nLinks, salt, packet.hash)];
+        }
+    }
+
+    void ResetPolicy(uint32_t nGroups) override
+    {
+        m_policy = PlanePart(nGroups);
     }
 
     PlanePart m_policy; //!< the policy
@@ -186,10 +230,9 @@ class UbPathPolicyOf : public UbPathPolicy
   public:
     std::unique_ptr<UbPlane> MakePlane(const UbFabricArrays& arrays,
                                        uint32_t plane,
-                                       uint32_t nLanes,
-                                       uint64_t seed) const override
+                                       const UbPlaneSettings& settings) const override
     {
-        return std::make_unique<UbPlaneEngine<Self>>(arrays, plane, nLanes, seed);
+        return std::make_unique<UbPlaneEngine<Self>>(arrays, plane, settings);
     }
 };
 
@@ -199,6 +242,9 @@ class UbPathPolicyOf : public UbPathPolicy
  */
 struct UbHashedChoice
 {
+    /// Whether Choose wants to know what waits in the ports.
+    static constexpr bool LOOKS_AT_PORTS = false;
+
     /// @param [in] nGroups Number of groups of the plane; a hash needs no state.
     explicit UbHashedChoice(uint32_t nGroups [[maybe_unused]])
     {

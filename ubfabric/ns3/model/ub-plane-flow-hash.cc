@@ -33,7 +33,8 @@ class UbPlaneFlowHash : public UbPlanePolicy
     uint32_t Choose(uint32_t /* endpoint */,
                     uint32_t nPlanes,
                     uint64_t flowHash,
-                    uint64_t /* packetHash */) override
+                    uint64_t /* packetHash */,
+                    const int64_t* /* backlogPs */) override
     {
         return UbReduce(UbMix(m_salt ^ flowHash), nPlanes);
     }

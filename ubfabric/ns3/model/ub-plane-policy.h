@@ -39,12 +39,26 @@ class UbPlanePolicy : public Object
      * @param [in] nPlanes Number of planes to choose from, at least 1.
      * @param [in] flowHash The same for all packets of a flow.
      * @param [in] packetHash Differs from packet to packet.
+     * @param [in] backlogPs [nPlanes] time that the endpoint's port into each plane needs for
+     * what waits there; nullptr unless LooksAtPorts.
      * @return The choice, from 0 to nPlanes - 1.
      */
     virtual uint32_t Choose(uint32_t endpoint,
                             uint32_t nPlanes,
                             uint64_t flowHash,
-                            uint64_t packetHash) = 0;
+                            uint64_t packetHash,
+                            const int64_t* backlogPs) = 0;
+
+    /**
+     * Whether Choose wants to know what waits in the ports. That couples the planes: sources can
+     * no longer run ahead of them, so the simulation proceeds instant by instant, as if somebody
+     * listened to its trace sources.
+     * @return Whether it does.
+     */
+    virtual bool LooksAtPorts() const
+    {
+        return false;
+    }
 };
 
 } // namespace ns3

@@ -38,7 +38,8 @@ class UbPlaneRoundRobin : public UbPlanePolicy
     uint32_t Choose(uint32_t endpoint,
                     uint32_t nPlanes,
                     uint64_t /* flowHash */,
-                    uint64_t /* packetHash */) override
+                    uint64_t /* packetHash */,
+                    const int64_t* /* backlogPs */) override
     {
         return m_next[endpoint]++ % nPlanes;
     }

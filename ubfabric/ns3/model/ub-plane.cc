@@ -4,8 +4,8 @@
 #include "ub-plane.h"
 
 #include <algorithm>
+#include <cmath>
 #include <sstream>
-#include <unordered_map>
 
 namespace ns3
 {
@@ -22,23 +22,27 @@ constexpr uint32_t FIRST_RING = 4;
 /// Events that a bucket should hold: few enough to sort in a moment.
 constexpr double EVENTS_PER_BUCKET = 8.0;
 
+/// Parts per million in one.
+constexpr double PPM = 1e6;
+
 } // namespace
 
-UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, uint32_t nLanes, uint64_t seed)
-    : m_nLanes(nLanes),
-      m_seed(UbMix(seed ^ (uint64_t{plane} << 32))),
-      m_directLocal(arrays.nLinks, UB_NONE)
+UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSettings& settings)
+    : m_settings(settings),
+      m_nLanes(settings.nLanes),
+      m_seed(UbMix(settings.seed ^ (uint64_t{plane} << 32))),
+      m_localLink(arrays.nLinks, UB_NONE),
+      m_switchOf(arrays.nNodes, UB_NONE)
 {
-    const uint64_t row = uint64_t{plane} * arrays.nNodes;
-    m_endpointClass.assign(arrays.endpointClass + row, arrays.endpointClass + row + arrays.nNodes);
-    m_endpointSlot.assign(arrays.endpointSlot + row, arrays.endpointSlot + row + arrays.nNodes);
-    m_endpointOut.assign(arrays.endpointOut + row, arrays.endpointOut + row + arrays.nNodes);
+    m_settings.laneWeights.resize(m_nLanes, 1);
+    m_inverseSpeedup = static_cast<uint32_t>(std::lround(65536.0 / settings.speedup));
+    // a control block on the way changes when the reverse link is free, which only the plane's
+    // own time can say
+    m_sendsAhead = settings.creditReturn != UB_CREDIT_CONTROL;
+    const bool isQueuedAtOutput = settings.allocator == UB_ALLOCATOR_OUTPUT_QUEUED;
 
     // links of the plane keep their order, so that numbers say the same in every run
     std::vector<uint32_t> nIn(arrays.nNodes, 0);
-    std::vector<uint32_t> switchOf(arrays.nNodes, UB_NONE);
-    std::unordered_map<uint64_t, uint16_t> rateClass;
-    std::vector<uint32_t> local(arrays.nLinks, UB_NONE);
     for (uint32_t number = 0; number < arrays.nLinks; ++number)
     {
         if (arrays.linkPlane[number] != plane)
@@ -46,38 +50,66 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, uint32_t nLanes, 
             continue;
         }
         const uint32_t dst = arrays.linkDst[number];
-        local[number] = static_cast<uint32_t>(m_links.size());
+        const uint32_t src = arrays.linkSrc[number];
+        m_localLink[number] = static_cast<uint32_t>(m_links.size());
         m_linkNumber.push_back(number);
-        m_capacity.push_back(arrays.nodeBufferBytes[dst]);
+        m_srcNode.push_back(src);
+        m_capacity.push_back(arrays.nodeBufferBytes[dst] / m_settings.cellBytes);
         Link link;
-        const auto [found, isNew] = rateClass.try_emplace(arrays.linkBytesPerS[number],
-                                                          static_cast<uint16_t>(m_rates.size()));
-        if (isNew)
+        link.delayPs = static_cast<uint32_t>(arrays.linkDelayPs[number]);
+        link.rateClass = RateClass(arrays.linkBytesPerS[number]);
+        for (const uint32_t node : {src, dst})
         {
-            m_rates.push_back(arrays.linkBytesPerS[number]);
-        }
-        link.rateClass = found->second;
-        if (arrays.nodeIsEndpoint[dst] == 0)
-        {
-            if (switchOf[dst] == UB_NONE)
+            if (arrays.nodeIsEndpoint[node] == 0 && m_switchOf[node] == UB_NONE)
             {
-                switchOf[dst] = static_cast<uint32_t>(m_switches.size());
-                m_switches.push_back({0, arrays.nodeForwardLatencyPs[dst]});
+                m_switchOf[node] = static_cast<uint32_t>(m_switches.size());
+                m_switches.push_back(
+                    {0, arrays.nodeForwardLatencyPs[node], -1, {}, {}, node, false});
             }
-            link.dstSwitch = switchOf[dst];
+        }
+        if (m_switchOf[dst] != UB_NONE)
+        {
+            link.dstSwitch = m_switchOf[dst];
             link.dstInput = static_cast<uint16_t>(nIn[dst]++);
         }
-        else
+        m_sinkShare.push_back(1.0);
+        if (link.dstSwitch == UB_NONE && arrays.nodeMemoryWritePpm != nullptr &&
+            arrays.nodeMemoryWritePpm[dst] < PPM)
         {
-            m_directLocal[number] = local[number]; // of use only if it is a direct link
+            link.flags |= IS_SLOW_SINK;
+            m_sinkShare.back() = arrays.nodeMemoryWritePpm[dst] / PPM;
+        }
+        m_outputNumber.push_back(0);
+        if (m_switchOf[src] != UB_NONE)
+        {
+            link.flags |= OF_SWITCH;
+            auto& outputs = m_switches[m_switchOf[src]].outputs;
+            m_outputNumber.back() = static_cast<uint32_t>(outputs.size());
+            outputs.push_back(m_localLink[number]);
         }
         m_links.push_back(link);
     }
     const auto nLinks = static_cast<uint32_t>(m_links.size());
     m_noCreditPs.assign(nLinks, 0);
-    m_lanes.resize(uint64_t{nLinks} * nLanes);
+    m_lanes.resize(uint64_t{nLinks} * m_nLanes);
     m_sourceQueues.resize(m_lanes.size());
     m_firstRings.resize(m_lanes.size() * FIRST_RING);
+    m_deficit.assign(m_lanes.size(), 0);
+    m_owed.assign(nLinks, 0);
+    m_departures.resize(settings.creditReturn == UB_CREDIT_PIGGYBACK ? nLinks : 0);
+    m_acceptTurn.assign(nLinks, 0);
+    m_inLine.resize(settings.isFifo ? m_lanes.size() : 0);
+    m_lineBusy.assign(m_inLine.size(), 0);
+    m_sinkFreePs.assign(nLinks, 0);
+    for (uint32_t i = 0; i < nLinks; ++i)
+    {
+        // the two directions of a cable are neighbours in the fabric
+        m_reverse.push_back(m_localLink[m_linkNumber[i] ^ 1U]);
+        if (arrays.linkBitErrorRate != nullptr && arrays.linkBitErrorRate[m_linkNumber[i]] > 0)
+        {
+            WatchLink(i).states[0].bitErrorRate = arrays.linkBitErrorRate[m_linkNumber[i]];
+        }
+    }
 
     // queues: an output has one for each lane and input of its node
     uint64_t nQueues = 0;
@@ -86,15 +118,23 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, uint32_t nLanes, 
     for (uint32_t i = 0; i < nLinks; ++i)
     {
         Link& link = m_links[i];
-        const uint32_t src = arrays.linkSrc[m_linkNumber[i]];
-        const uint32_t nInputs = arrays.nodeIsEndpoint[src] != 0 ? 1 : nIn[src];
+        const uint32_t src = m_srcNode[i];
+        const uint32_t nInputs = m_switchOf[src] == UB_NONE || isQueuedAtOutput ? 1 : nIn[src];
         link.nInputs = static_cast<uint16_t>(nInputs);
-        for (uint32_t l = 0; l < nLanes; ++l)
+        int64_t returnPs = link.delayPs;
+        if (settings.creditReturn != UB_CREDIT_IDEAL)
         {
-            Lane& lane = m_lanes[uint64_t{i} * nLanes + l];
-            lane.credit = m_capacity[i];
-            lane.delayPs = arrays.linkDelayPs[m_linkNumber[i]];
-            lane.ring = &m_firstRings[(uint64_t{i} * nLanes + l) * FIRST_RING];
+            returnPs +=
+                UbSerialisePs(settings.controlBytes, m_rates[m_links[m_reverse[i]].rateClass]) +
+                (settings.creditReturn == UB_CREDIT_PIGGYBACK ? settings.creditTimeoutPs : 0);
+        }
+        m_shared.push_back(m_capacity[i] - int64_t{m_nLanes} * settings.laneFloorCells);
+        for (uint32_t l = 0; l < m_nLanes; ++l)
+        {
+            Lane& lane = LaneOf(i, l);
+            lane.credit = settings.isShared ? settings.laneFloorCells : m_capacity[i];
+            lane.returnPs = static_cast<uint32_t>(returnPs);
+            lane.ring = &m_firstRings[(uint64_t{i} * m_nLanes + l) * FIRST_RING];
             lane.ringMask = FIRST_RING - 1;
             lane.firstQueue = static_cast<uint32_t>(nQueues);
             lane.firstWord = static_cast<uint32_t>(nWords);
@@ -115,31 +155,67 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, uint32_t nLanes, 
         ++shift;
     }
     m_queue.SetWidth(shift);
+    Take(MakeRoutes(arrays));
+}
+
+uint16_t
+UbPlane::RateClass(uint64_t bytesPerS)
+{
+    // a handful of rates in any fabric
+    const auto found = std::find(m_rates.begin(), m_rates.end(), bytesPerS);
+    if (found == m_rates.end())
+    {
+        m_rates.push_back(bytesPerS);
+        return static_cast<uint16_t>(m_rates.size() - 1);
+    }
+    return static_cast<uint16_t>(found - m_rates.begin());
+}
+
+UbPlane::Routes
+UbPlane::MakeRoutes(const UbFabricArrays& arrays) const
+{
+    Routes routes;
+    const auto plane = arrays.linkPlane[m_linkNumber.empty() ? 0 : m_linkNumber[0]];
+    const uint64_t row = uint64_t{plane} * arrays.nNodes;
+    routes.endpointClass.assign(arrays.endpointClass + row,
+                                arrays.endpointClass + row + arrays.nNodes);
+    routes.endpointSlot.assign(arrays.endpointSlot + row,
+                               arrays.endpointSlot + row + arrays.nNodes);
+    routes.endpointOut.assign(arrays.endpointOut + row, arrays.endpointOut + row + arrays.nNodes);
+    routes.switchRow.resize(m_switches.size());
 
     // groups of this plane, renumbered
     std::vector<int32_t> groupOf(arrays.nGroups, -1);
-    m_groupStart.push_back(0);
+    routes.groupStart.push_back(0);
     for (uint32_t group = 0; group < arrays.nGroups; ++group)
     {
         const uint32_t begin = arrays.groupStart[group];
         const uint32_t end = arrays.groupStart[group + 1];
-        if (begin == end || local[arrays.groupLink[begin]] == UB_NONE)
+        if (begin == end || m_localLink[arrays.groupLink[begin]] == UB_NONE)
         {
             continue;
         }
-        groupOf[group] = static_cast<int32_t>(m_groupStart.size() - 1);
+        groupOf[group] = static_cast<int32_t>(routes.groupStart.size() - 1);
         for (uint32_t at = begin; at < end; ++at)
         {
-            m_groupLink.push_back(local[arrays.groupLink[at]]);
+            routes.groupLink.push_back(m_localLink[arrays.groupLink[at]]);
         }
-        m_groupStart.push_back(static_cast<uint32_t>(m_groupLink.size()));
+        routes.groupStart.push_back(static_cast<uint32_t>(routes.groupLink.size()));
     }
 
     // rows of this plane's switches, and of its endpoints with several ways out
     const uint32_t nClasses = arrays.planeNClasses[plane];
+    std::vector<std::vector<uint32_t>> members(nClasses);
+    for (uint32_t node = 0; node < arrays.nNodes; ++node)
+    {
+        if (routes.endpointClass[node] >= 0)
+        {
+            members[routes.endpointClass[node]].push_back(node);
+        }
+    }
     std::unordered_map<int32_t, int32_t> localBase;
     auto copyRow = [&](int64_t from) {
-        const uint64_t at = m_table.size();
+        const uint64_t at = routes.table.size();
         for (uint32_t c = 0; c < nClasses; ++c)
         {
             int32_t entry = arrays.table[from + c];
@@ -150,44 +226,53 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, uint32_t nLanes, 
             else if (entry <= -2)
             {
                 const auto [found, isNew] =
-                    localBase.try_emplace(entry, static_cast<int32_t>(m_local.size()));
+                    localBase.try_emplace(entry, static_cast<int32_t>(routes.local.size()));
                 if (isNew)
                 {
                     // as many entries as the class has endpoints
-                    for (uint32_t node = 0; node < arrays.nNodes; ++node)
+                    for (const uint32_t node : members[c])
                     {
-                        if (m_endpointClass[node] == static_cast<int32_t>(c))
+                        const uint64_t to = uint64_t(found->second) + routes.endpointSlot[node];
+                        if (routes.local.size() <= to)
                         {
-                            const uint64_t to = uint64_t(found->second) + m_endpointSlot[node];
-                            if (m_local.size() <= to)
-                            {
-                                m_local.resize(to + 1, -1);
-                            }
-                            m_local[to] =
-                                groupOf[arrays.local[-(entry + 2) + m_endpointSlot[node]]];
+                            routes.local.resize(to + 1, -1);
                         }
+                        const int32_t group =
+                            arrays.local[-(entry + 2) + routes.endpointSlot[node]];
+                        routes.local[to] = group < 0 ? -1 : groupOf[group];
                     }
                 }
                 entry = -(found->second + 2);
             }
-            m_table.push_back(entry);
+            routes.table.push_back(entry);
         }
         return at;
     };
     for (uint32_t node = 0; node < arrays.nNodes; ++node)
     {
-        if (switchOf[node] != UB_NONE)
+        if (m_switchOf[node] != UB_NONE)
         {
-            m_switches[switchOf[node]].row = copyRow(arrays.switchRow[node]);
+            routes.switchRow[m_switchOf[node]] = copyRow(arrays.switchRow[node]);
         }
-        else if (arrays.nodeIsEndpoint[node] && m_endpointOut[node] >= 0)
+        else if (arrays.nodeIsEndpoint[node] != 0 && routes.endpointOut[node] >= 0)
         {
-            m_endpointOut[node] = static_cast<int64_t>(copyRow(m_endpointOut[node]));
+            routes.endpointOut[node] = static_cast<int64_t>(copyRow(routes.endpointOut[node]));
         }
-        else if (arrays.nodeIsEndpoint[node] && m_endpointOut[node] <= -2)
+        else if (arrays.nodeIsEndpoint[node] != 0 && routes.endpointOut[node] <= -2)
         {
-            m_endpointOut[node] = -(groupOf[-(m_endpointOut[node] + 2)] + 2);
+            routes.endpointOut[node] = -(groupOf[-(routes.endpointOut[node] + 2)] + 2);
         }
+    }
+    return routes;
+}
+
+void
+UbPlane::Take(Routes&& routes)
+{
+    m_routes = std::move(routes);
+    for (size_t i = 0; i < m_switches.size(); ++i)
+    {
+        m_switches[i].row = m_routes.switchRow[i];
     }
 }
 
@@ -198,6 +283,10 @@ UbPlane::Allocate()
     if (m_freePacket == UB_NONE)
     {
         m_packets.emplace_back();
+        if (m_settings.keepsAccount)
+        {
+            m_accounts.emplace_back();
+        }
         return static_cast<uint32_t>(m_packets.size() - 1);
     }
     const uint32_t index = m_freePacket;
@@ -224,11 +313,19 @@ UbPlane::SentRecord(const Packet& packet)
 }
 
 void
-UbPlane::Sent(uint32_t link, uint32_t record, int64_t nowPs)
+UbPlane::Sent(uint32_t link, uint32_t record, int64_t nowPs, bool isRetry)
 {
     const auto [flow, bytes] = m_sent[record];
     m_freeSent.push_back(record);
-    if (m_observer != nullptr)
+    if (m_observer == nullptr)
+    {
+        return;
+    }
+    if (isRetry)
+    {
+        m_observer->Retried(nowPs, m_linkNumber[link], flow);
+    }
+    else
     {
         m_observer->PacketSent(nowPs, m_linkNumber[link], flow, bytes);
     }
@@ -244,11 +341,16 @@ UbPlane::Inject(const UbInjection& injection)
     packet.next = UB_NONE;
     packet.flow = injection.flow;
     packet.tag = injection.tag;
-    packet.dstClass = static_cast<uint32_t>(m_endpointClass[injection.dstEndpoint]);
-    packet.dstSlot = static_cast<uint16_t>(m_endpointSlot[injection.dstEndpoint]);
+    packet.dstClass = static_cast<uint32_t>(m_routes.endpointClass[injection.dstEndpoint]);
+    packet.dstSlot = static_cast<uint16_t>(m_routes.endpointSlot[injection.dstEndpoint]);
     packet.inLink = UB_NONE;
+    packet.atSwitch = UB_NONE;
     packet.wireBytes = static_cast<uint16_t>(injection.wireBytes);
     packet.payloadBytes = static_cast<uint16_t>(injection.payloadBytes);
+    packet.cells = m_settings.cellBytes == 1
+                       ? packet.wireBytes
+                       : static_cast<uint16_t>((injection.wireBytes + m_settings.cellBytes - 1) /
+                                               m_settings.cellBytes);
     packet.serialisePs = 0;
     packet.hash =
         injection.ordered ? static_cast<uint32_t>(injection.flowHash) : PathHash(injection);
@@ -257,35 +359,26 @@ UbPlane::Inject(const UbInjection& injection)
     packet.hops = 0;
     packet.bits = static_cast<uint8_t>(injection.congestion | (injection.ordered ? ORDERED : 0));
     packet.hint = injection.hint;
-
-    uint32_t link;
-    if (injection.directLink != UB_NONE)
+    if (m_settings.keepsAccount)
     {
-        link = m_directLocal[injection.directLink];
+        m_accounts[index] = {};
+        m_accounts[index].serialisePs = -injection.readyPs; // the rest comes at the end
     }
-    else
+    const uint32_t link = injection.directLink != UB_NONE
+                              ? m_localLink[injection.directLink]
+                              : WayOut(injection.srcEndpoint, packet, injection.readyPs);
+    if (link == UB_NONE)
     {
-        const int64_t out = m_endpointOut[injection.srcEndpoint];
-        uint32_t group;
-        if (out <= -2)
-        {
-            group = static_cast<uint32_t>(-(out + 2));
-        }
-        else
-        {
-            const int32_t entry = m_table[out + packet.dstClass];
-            group =
-                static_cast<uint32_t>(entry >= 0 ? entry : m_local[-(entry + 2) + packet.dstSlot]);
-        }
-        link = m_groupStart[group + 1] - m_groupStart[group] == 1 ? m_groupLink[m_groupStart[group]]
-                                                                  : ChooseAtSource(group, packet);
+        Lose(index, injection.readyPs);
+        return;
     }
     // Nothing but this call puts packets into a source's port, and they leave in order: with one
     // lane and enough credit it is known now when the packet will go, without an event.
-    Lane& lane = m_lanes[uint64_t{link} * m_nLanes + packet.lane];
+    Lane& lane = LaneOf(link, packet.lane);
     const int64_t startPs = std::max(injection.readyPs, m_links[link].busyUntilPs);
-    if (m_links[link].nWaiting == 0 && (m_nLanes == 1 || startPs == injection.readyPs) &&
-        HasCredit(lane, packet.wireBytes, startPs))
+    if (m_sendsAhead && m_links[link].nWaiting == 0 && (m_links[link].flags & WATCHED) == 0 &&
+        (m_nLanes == 1 || startPs == injection.readyPs) &&
+        HasCredit(link, lane, packet.cells, startPs))
     {
         m_links[link].lastLane = packet.lane;
         Transmit(link, index, startPs);
@@ -299,19 +392,102 @@ UbPlane::Inject(const UbInjection& injection)
     }
 }
 
+uint32_t
+UbPlane::WayOut(uint32_t endpoint, const Packet& packet, int64_t nowPs)
+{
+    const int64_t out = m_routes.endpointOut[endpoint];
+    int32_t group = -1;
+    if (out <= -2)
+    {
+        group = static_cast<int32_t>(-(out + 2));
+    }
+    else if (out >= 0)
+    {
+        group = m_routes.table[out + packet.dstClass];
+        if (group <= -2)
+        {
+            group = m_routes.local[-(group + 2) + packet.dstSlot];
+        }
+    }
+    return group < 0 ? UB_NONE : Choose(static_cast<uint32_t>(group), packet, nowPs);
+}
+
+bool
+UbPlane::HasRoute(uint32_t src, uint32_t dst) const
+{
+    const int32_t dstClass = m_routes.endpointClass[dst];
+    if (dstClass < 0 || m_routes.endpointClass[src] < 0)
+    {
+        return false;
+    }
+    auto leads = [&](uint64_t row) {
+        const int32_t entry = m_routes.table[row + dstClass];
+        return entry >= 0 ||
+               (entry <= -2 && m_routes.local[-(entry + 2) + m_routes.endpointSlot[dst]] >= 0);
+    };
+    const int64_t out = m_routes.endpointOut[src];
+    if (out >= 0)
+    {
+        return leads(static_cast<uint64_t>(out));
+    }
+    if (out == -1)
+    {
+        return false;
+    }
+    const uint32_t first = m_routes.groupLink[m_routes.groupStart[-(out + 2)]];
+    return leads(m_switches[m_links[first].dstSwitch].row);
+}
+
+int64_t
+UbPlane::BacklogPs(uint32_t src, int64_t nowPs) const
+{
+    const int64_t out = m_routes.endpointOut[src];
+    int64_t least = UB_NEVER;
+    auto look = [&](uint32_t link) {
+        int64_t backlogPs = std::max<int64_t>(0, m_links[link].busyUntilPs - nowPs);
+        for (uint32_t l = 0; l < m_nLanes; ++l)
+        {
+            backlogPs += UbSerialisePs(m_lanes[uint64_t{link} * m_nLanes + l].waitingBytes,
+                                       m_rates[m_links[link].rateClass]);
+        }
+        least = std::min(least, backlogPs);
+    };
+    if (out <= -2)
+    {
+        const auto group = static_cast<uint32_t>(-(out + 2));
+        for (uint32_t at = m_routes.groupStart[group]; at < m_routes.groupStart[group + 1]; ++at)
+        {
+            look(m_routes.groupLink[at]);
+        }
+        return least;
+    }
+    // several ways out: the ports of the endpoint are the links that leave it
+    for (uint32_t link = 0; link < m_links.size(); ++link)
+    {
+        if (m_srcNode[link] == src && m_links[link].dstSwitch != UB_NONE)
+        {
+            look(link);
+        }
+    }
+    return least;
+}
+
 void
 UbPlane::Enqueue(uint32_t linkIndex, uint32_t input, uint32_t index)
 {
     Link& link = m_links[linkIndex];
     Packet& packet = m_packets[index];
-    const uint32_t lane = packet.lane;
-    Lane& state = m_lanes[uint64_t{linkIndex} * m_nLanes + lane];
-    Queue& queue = m_queues[state.firstQueue + input];
+    Lane& lane = LaneOf(linkIndex, packet.lane);
+    if (link.nInputs == 1)
+    {
+        input = 0; // also where packets of all inputs wait at their output
+    }
+    Queue& queue = m_queues[lane.firstQueue + input];
     packet.next = UB_NONE;
     if (queue.head == UB_NONE)
     {
         queue.head = index;
-        m_words[state.firstWord + input / 64] |= uint64_t{1} << (input % 64);
+        m_words[lane.firstWord + input / 64] |= uint64_t{1} << (input % 64);
     }
     else
     {
@@ -319,11 +495,34 @@ UbPlane::Enqueue(uint32_t linkIndex, uint32_t input, uint32_t index)
     }
     queue.tail = index;
     ++link.nWaiting;
-    ++state.nWaiting;
+    ++lane.nWaiting;
+    lane.waitingBytes += packet.wireBytes;
     if (packet.inLink != UB_NONE)
     {
-        state.waitingBytes += packet.wireBytes;
-        state.maxWaitingBytes = std::max(state.maxWaitingBytes, state.waitingBytes);
+        lane.maxWaitingBytes = std::max(lane.maxWaitingBytes, lane.waitingBytes);
+        if (m_settings.markBytes != 0 && (packet.bits & UB_CONGESTION_CAPABLE) != 0 &&
+            lane.waitingBytes > m_settings.markBytes)
+        {
+            Mark(packet, lane.waitingBytes);
+        }
+    }
+}
+
+void
+UbPlane::Mark(Packet& packet, uint64_t waitingBytes) const
+{
+    double share = 1.0;
+    if (waitingBytes < m_settings.markAllBytes)
+    {
+        share = m_settings.markShare * static_cast<double>(waitingBytes - m_settings.markBytes) /
+                static_cast<double>(m_settings.markAllBytes - m_settings.markBytes);
+    }
+    // the packet's own numbers are its luck, so that it depends on nothing else
+    const uint64_t luck = UbMix(m_seed ^ UbMix((uint64_t{packet.flow} << 32) | packet.tag) ^
+                                (uint64_t{packet.hops} << 56) ^ static_cast<uint64_t>(packet.readyPs));
+    if (static_cast<double>(luck >> 11) * 0x1p-53 < share)
+    {
+        packet.bits |= UB_CONGESTION_MARKED;
     }
 }
 
@@ -350,14 +549,77 @@ UbPlane::CountAtSource(SourceQueue& queue, int64_t readyPs, int64_t startPs, uin
 }
 
 void
-UbPlane::CollectCredits(Lane& lane, int64_t nowPs)
+UbPlane::NoteDeparture(uint32_t link, int64_t nowPs)
 {
-    while (lane.ringCount > 0 && lane.ring[lane.ringHead].timePs <= nowPs)
+    Departures& departures = m_departures[link];
+    const int64_t oldPs = m_lastPs - LaneOf(m_reverse[link], 0).returnPs;
+    while (departures.first < departures.times.size() && departures.times[departures.first] < oldPs)
     {
-        lane.credit += lane.ring[lane.ringHead].bytes;
+        ++departures.first; // credits from before that are back by now in any case
+    }
+    if (departures.first >= 16 && 2 * departures.first >= departures.times.size())
+    {
+        departures.times.erase(departures.times.begin(),
+                               departures.times.begin() +
+                                   static_cast<std::ptrdiff_t>(departures.first));
+        departures.first = 0;
+    }
+    departures.times.push_back(nowPs);
+}
+
+int64_t
+UbPlane::NextCreditPs(uint32_t link, const Lane& lane) const
+{
+    if (lane.ringCount == 0)
+    {
+        return lane.rest > 0 ? lane.restPs : UB_NEVER;
+    }
+    const int64_t latestPs = lane.ring[lane.ringHead].timePs;
+    if (m_settings.creditReturn != UB_CREDIT_PIGGYBACK)
+    {
+        return latestPs;
+    }
+    // it rides on the first packet that leaves after the buffer was free
+    const Departures& departures = m_departures[m_reverse[link]];
+    const int64_t freePs = latestPs - lane.returnPs;
+    const auto first =
+        std::lower_bound(departures.times.begin() + static_cast<std::ptrdiff_t>(departures.first),
+                         departures.times.end(),
+                         freePs);
+    return first == departures.times.end()
+               ? latestPs
+               : std::min(latestPs, *first + lane.returnPs - m_settings.creditTimeoutPs);
+}
+
+void
+UbPlane::CollectCredits(uint32_t link, Lane& lane, int64_t nowPs)
+{
+    const int64_t before = lane.credit;
+    while (lane.ringCount > 0 && NextCreditPs(link, lane) <= nowPs)
+    {
+        lane.credit += lane.ring[lane.ringHead].cells;
         lane.ringHead = (lane.ringHead + 1) & lane.ringMask;
         --lane.ringCount;
     }
+    if (lane.rest > 0 && lane.ringCount == 0 && lane.restPs <= nowPs)
+    {
+        lane.credit += lane.rest;
+        lane.rest = 0;
+    }
+    if (m_settings.isShared)
+    {
+        m_shared[link] += std::max<int64_t>(0, -before) - std::max<int64_t>(0, -lane.credit);
+    }
+}
+
+bool
+UbPlane::HasShared(uint32_t link, const Lane& lane, uint32_t cells, int64_t nowPs)
+{
+    for (uint32_t l = 0; l < m_nLanes; ++l)
+    {
+        CollectCredits(link, LaneOf(link, l), nowPs);
+    }
+    return std::max<int64_t>(0, lane.credit) + m_shared[link] >= cells;
 }
 
 void
@@ -376,29 +638,41 @@ UbPlane::GrowRing(Lane& lane)
 }
 
 void
-UbPlane::ReturnCredit(uint32_t linkIndex,
-                      Lane& lane,
-                      uint32_t bytes,
-                      int64_t arrivalPs,
-                      int64_t nowPs)
+UbPlane::ReturnCredit(uint32_t linkIndex, Lane& lane, uint32_t cells, int64_t freePs, int64_t nowPs)
 {
     // take in what has come by now: the ring stays as short as the cable
-    CollectCredits(lane, nowPs);
-    if (lane.ringCount > lane.ringMask)
+    CollectCredits(linkIndex, lane, nowPs);
+    const int64_t arrivalPs = freePs + lane.returnPs;
+    if (m_settings.creditReturn == UB_CREDIT_CONTROL)
     {
-        GrowRing(lane);
+        ++m_owed[m_reverse[linkIndex]];
     }
-    // packets leave a buffer through several outputs, so credits come nearly in order of time
-    uint32_t at = lane.ringHead + lane.ringCount++;
-    while (at != lane.ringHead && lane.ring[(at - 1) & lane.ringMask].timePs > arrivalPs)
+    else if (m_settings.creditReturn == UB_CREDIT_PIGGYBACK && m_settings.creditGrain > 1)
     {
-        lane.ring[at & lane.ringMask] = lane.ring[(at - 1) & lane.ringMask];
-        --at;
+        // a header counts in whole grains; the rest waits for more, or for a control block
+        const uint32_t total = cells + lane.rest;
+        lane.rest = static_cast<uint8_t>(total % m_settings.creditGrain);
+        lane.restPs = arrivalPs;
+        cells = total - lane.rest;
     }
-    lane.ring[at & lane.ringMask] = {arrivalPs, bytes};
-    if (lane.needsCredit)
+    if (cells > 0)
     {
-        Wake(linkIndex, std::max(lane.ring[lane.ringHead].timePs, m_links[linkIndex].busyUntilPs));
+        if (lane.ringCount > lane.ringMask)
+        {
+            GrowRing(lane);
+        }
+        // packets leave a buffer through several outputs, so credits come nearly in order of time
+        uint32_t at = lane.ringHead + lane.ringCount++;
+        while (at != lane.ringHead && lane.ring[(at - 1) & lane.ringMask].timePs > arrivalPs)
+        {
+            lane.ring[at & lane.ringMask] = lane.ring[(at - 1) & lane.ringMask];
+            --at;
+        }
+        lane.ring[at & lane.ringMask] = {arrivalPs, cells};
+    }
+    if (lane.needsCredit || (m_settings.isShared && m_links[linkIndex].stalledSincePs >= 0))
+    {
+        Wake(linkIndex, std::max(NextCreditPs(linkIndex, lane), m_links[linkIndex].busyUntilPs));
     }
 }
 
@@ -415,6 +689,139 @@ UbPlane::NextInput(const uint64_t* bits, uint32_t words, uint32_t from)
     return word * 64 + static_cast<uint32_t>(__builtin_ctzll(candidates));
 }
 
+UbPlane::Candidate
+UbPlane::Find(uint32_t linkIndex, int64_t nowPs)
+{
+    Candidate found;
+    const Link& link = m_links[linkIndex];
+    const uint32_t words = (link.nInputs + 63) / 64;
+    const bool isMatched =
+        m_settings.allocator == UB_ALLOCATOR_ISLIP && (link.flags & OF_SWITCH) != 0;
+    // with deficit round robin the lane served last goes on while its deficit lasts
+    const uint32_t firstStep = m_settings.arbitration == UB_LANES_DEFICIT ? 0 : 1;
+    for (uint32_t step = firstStep; step <= m_nLanes; ++step)
+    {
+        const uint32_t laneIndex = m_settings.arbitration == UB_LANES_STRICT
+                                       ? m_nLanes - step
+                                       : (link.lastLane + step) % m_nLanes;
+        Lane& lane = LaneOf(linkIndex, laneIndex);
+        if (lane.nWaiting == 0)
+        {
+            continue;
+        }
+        lane.needsCredit = false; // unless it turns out below that nothing else is missing
+        // round robin: the next input, after the one served last, that has a packet ready
+        const uint64_t* bits = &m_words[lane.firstWord];
+        uint32_t input =
+            NextInput(bits, words, lane.lastInput + 1U < link.nInputs ? lane.lastInput + 1U : 0);
+        const uint32_t first = input;
+        uint32_t index = UB_NONE;
+        do
+        {
+            const uint32_t head = m_queues[lane.firstQueue + input].head;
+            Packet& packet = m_packets[head];
+            // its tail may still come in on a slower link, or its input feed another output
+            int64_t openPs = packet.readyPs;
+            if (isMatched)
+            {
+                openPs = std::max(openPs, m_links[packet.inLink].inputFreePs);
+            }
+            if (openPs > nowPs)
+            {
+                found.wakePs = std::min(found.wakePs, openPs);
+            }
+            else if ((link.flags & WATCHED) == 0 || CanCross(linkIndex, packet, nowPs))
+            {
+                index = head;
+                break;
+            }
+            input = NextInput(bits, words, input + 1 < link.nInputs ? input + 1 : 0);
+        } while (input != first);
+        if (index == UB_NONE)
+        {
+            continue;
+        }
+        const Packet& packet = m_packets[index];
+        if (step == 0 &&
+            m_deficit[uint64_t{linkIndex} * m_nLanes + laneIndex] < int64_t{packet.wireBytes})
+        {
+            continue;
+        }
+        if (!HasCredit(linkIndex, lane, packet.cells, nowPs))
+        {
+            found.isStalled = true;
+            lane.needsCredit = true;
+            found.wakePs = std::min(found.wakePs, NextCreditPs(linkIndex, lane));
+            continue;
+        }
+        found.lane = laneIndex;
+        found.input = input;
+        found.packet = index;
+        return found;
+    }
+    return found;
+}
+
+void
+UbPlane::Send(uint32_t linkIndex, const Candidate& candidate, int64_t nowPs, bool movesTurn)
+{
+    Link& link = m_links[linkIndex];
+    Lane& lane = LaneOf(linkIndex, candidate.lane);
+    Queue& queue = m_queues[lane.firstQueue + candidate.input];
+    Packet& packet = m_packets[candidate.packet];
+    lane.needsCredit = false;
+    queue.head = packet.next;
+    if (queue.head == UB_NONE)
+    {
+        m_words[lane.firstWord + candidate.input / 64] &=
+            ~(uint64_t{1} << (candidate.input % 64));
+    }
+    --link.nWaiting;
+    --lane.nWaiting;
+    lane.waitingBytes -= packet.wireBytes;
+    if (m_settings.arbitration == UB_LANES_DEFICIT)
+    {
+        int64_t& deficit = m_deficit[uint64_t{linkIndex} * m_nLanes + candidate.lane];
+        if (candidate.lane != link.lastLane || deficit < int64_t{packet.wireBytes})
+        {
+            deficit += int64_t{m_settings.laneWeights[candidate.lane]} * m_settings.quantumBytes;
+        }
+        deficit = lane.nWaiting > 0 ? deficit - packet.wireBytes : 0;
+    }
+    if (movesTurn)
+    {
+        lane.lastInput = static_cast<uint16_t>(candidate.input);
+    }
+    link.lastLane = static_cast<uint8_t>(candidate.lane);
+    Transmit(linkIndex, candidate.packet, nowPs);
+    if (link.nWaiting > 0)
+    {
+        Wake(linkIndex, link.busyUntilPs);
+    }
+}
+
+void
+UbPlane::Stall(uint32_t linkIndex, const Candidate& candidate, int64_t nowPs)
+{
+    Link& link = m_links[linkIndex];
+    if (candidate.isStalled)
+    {
+        m_links[m_reverse[linkIndex]].flags |= AWAITED;
+        if (link.stalledSincePs < 0)
+        {
+            link.stalledSincePs = nowPs;
+            if (m_observer != nullptr)
+            {
+                m_observer->CreditStall(nowPs, m_linkNumber[linkIndex]);
+            }
+        }
+    }
+    if (candidate.wakePs != UB_NEVER)
+    {
+        Wake(linkIndex, candidate.wakePs);
+    }
+}
+
 void
 UbPlane::Serve(uint32_t linkIndex, int64_t nowPs)
 {
@@ -424,80 +831,107 @@ UbPlane::Serve(uint32_t linkIndex, int64_t nowPs)
         Wake(linkIndex, link.busyUntilPs);
         return;
     }
-    const uint32_t words = (link.nInputs + 63) / 64;
-    int64_t wakePs = UB_NEVER;
-    bool stalled = false;
-    for (uint32_t step = 1; step <= m_nLanes; ++step)
+    if (m_settings.allocator == UB_ALLOCATOR_ISLIP && (link.flags & OF_SWITCH) != 0)
     {
-        const uint32_t laneIndex = (link.lastLane + step) % m_nLanes;
-        Lane& lane = m_lanes[uint64_t{linkIndex} * m_nLanes + laneIndex];
-        if (lane.nWaiting == 0)
+        // all outputs of the switch that are free at this instant choose together
+        const uint32_t index = m_switchOf[m_srcNode[linkIndex]];
+        Switch& chip = m_switches[index];
+        chip.due.push_back(linkIndex);
+        if (chip.allocatePs != nowPs)
         {
-            continue;
-        }
-        // round robin: the next input, after the one served last, that has a packet ready
-        uint64_t* bits = &m_words[lane.firstWord];
-        uint32_t input =
-            NextInput(bits, words, lane.lastInput + 1U < link.nInputs ? lane.lastInput + 1U : 0);
-        const uint32_t first = input;
-        bool isReady = true;
-        while (m_packets[m_queues[lane.firstQueue + input].head].readyPs > nowPs)
-        {
-            // its tail still comes in on a slower link; others need not wait for that
-            wakePs = std::min(wakePs, m_packets[m_queues[lane.firstQueue + input].head].readyPs);
-            input = NextInput(bits, words, input + 1 < link.nInputs ? input + 1 : 0);
-            if (input == first)
-            {
-                isReady = false;
-                break;
-            }
-        }
-        if (!isReady)
-        {
-            continue;
-        }
-        Queue& queue = m_queues[lane.firstQueue + input];
-        const uint32_t index = queue.head;
-        Packet& packet = m_packets[index];
-        if (!HasCredit(lane, packet.wireBytes, nowPs))
-        {
-            stalled = true;
-            lane.needsCredit = true;
-            if (lane.ringCount > 0)
-            {
-                wakePs = std::min(wakePs, lane.ring[lane.ringHead].timePs);
-            }
-            continue;
-        }
-        lane.needsCredit = false;
-        queue.head = packet.next;
-        if (queue.head == UB_NONE)
-        {
-            bits[input / 64] &= ~(uint64_t{1} << (input % 64));
-        }
-        --link.nWaiting;
-        --lane.nWaiting;
-        lane.waitingBytes -= packet.inLink != UB_NONE ? packet.wireBytes : 0;
-        lane.lastInput = static_cast<uint16_t>(input);
-        link.lastLane = static_cast<uint8_t>(laneIndex);
-        Transmit(linkIndex, index, nowPs);
-        if (link.nWaiting > 0)
-        {
-            Wake(linkIndex, link.busyUntilPs);
+            chip.allocatePs = nowPs;
+            m_queue.Push(nowPs, (ALLOCATE << KIND_SHIFT) | index, 0);
         }
         return;
     }
-    if (stalled && link.stalledSincePs < 0)
+    const Candidate candidate = Find(linkIndex, nowPs);
+    if (candidate.packet == UB_NONE)
     {
-        link.stalledSincePs = nowPs;
-        if (m_observer != nullptr)
+        Stall(linkIndex, candidate, nowPs);
+        return;
+    }
+    Send(linkIndex, candidate, nowPs, true);
+}
+
+void
+UbPlane::Allocate(uint32_t index, int64_t nowPs)
+{
+    Switch& chip = m_switches[index];
+    chip.allocatePs = -1;
+    auto& outputs = m_matching;
+    outputs.clear();
+    for (const uint32_t link : chip.due)
+    {
+        if (m_links[link].nWaiting > 0 && m_links[link].busyUntilPs <= nowPs)
         {
-            m_observer->CreditStall(nowPs, m_linkNumber[linkIndex]);
+            outputs.push_back({link, {}});
         }
     }
-    if (wakePs != UB_NEVER)
+    chip.due.clear();
+    const auto nOutputs = static_cast<uint32_t>(chip.outputs.size());
+    for (uint32_t iteration = 0; iteration < m_settings.iterations && !outputs.empty(); ++iteration)
     {
-        Wake(linkIndex, wakePs);
+        // grant: each output picks one of the inputs that ask for it
+        for (auto& [link, candidate] : outputs)
+        {
+            candidate = Find(link, nowPs);
+        }
+        // accept: each input takes the granting output that comes first after its last one
+        size_t left = 0;
+        bool isAnyMatched = false;
+        for (size_t i = 0; i < outputs.size(); ++i)
+        {
+            const auto [link, candidate] = outputs[i];
+            if (candidate.packet == UB_NONE)
+            {
+                Stall(link, candidate, nowPs);
+                continue;
+            }
+            const uint32_t input = m_packets[candidate.packet].inLink;
+            auto rank = [&](uint32_t output) {
+                return (m_outputNumber[output] + nOutputs - m_acceptTurn[input] - 1) % nOutputs;
+            };
+            bool isAccepted = true;
+            for (size_t j = 0; j < outputs.size() && isAccepted; ++j)
+            {
+                isAccepted = outputs[j].second.packet == UB_NONE ||
+                             m_packets[outputs[j].second.packet].inLink != input ||
+                             rank(outputs[j].first) >= rank(link);
+            }
+            if (isAccepted)
+            {
+                m_accepted.push_back(i);
+                isAnyMatched = true;
+            }
+        }
+        for (const size_t i : m_accepted)
+        {
+            const auto [link, candidate] = outputs[i];
+            if (iteration == 0)
+            {
+                m_acceptTurn[m_packets[candidate.packet].inLink] = m_outputNumber[link];
+            }
+            outputs[i].first = UB_NONE;
+            Send(link, candidate, nowPs, iteration == 0);
+        }
+        m_accepted.clear();
+        for (const auto& output : outputs)
+        {
+            if (output.first != UB_NONE && output.second.packet != UB_NONE)
+            {
+                outputs[left++] = output;
+            }
+        }
+        outputs.resize(left);
+        if (!isAnyMatched)
+        {
+            break;
+        }
+    }
+    for (const auto& [link, candidate] : outputs)
+    {
+        // out of iterations: the next try is when the input that went elsewhere is free
+        Wake(link, std::max(nowPs + 1, m_links[m_packets[candidate.packet].inLink].inputFreePs));
     }
 }
 
@@ -506,12 +940,33 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
 {
     Link& link = m_links[linkIndex];
     Packet& packet = m_packets[index];
-    Lane& lane = m_lanes[uint64_t{linkIndex} * m_nLanes + packet.lane];
+    Lane& lane = LaneOf(linkIndex, packet.lane);
+    const int64_t startPs =
+        (link.flags & WATCHED) == 0 ? nowPs : StartWatched(linkIndex, packet, nowPs);
     const int64_t serialisePs = SerialisePs(link, packet);
-    const int64_t endPs = nowPs + serialisePs;
-    packet.waitedPs += nowPs - packet.readyPs;
-    link.busyUntilPs = endPs;
-    lane.credit -= packet.wireBytes;
+    const int64_t endPs = startPs + serialisePs;
+    const int64_t waitedPs = startPs - packet.readyPs;
+    packet.waitedPs += waitedPs;
+    if (m_settings.creditReturn == UB_CREDIT_CONTROL && m_owed[linkIndex] > 0)
+    {
+        // control blocks that went since the last packet, as far as the link was not idle
+        const int64_t controlPs =
+            UbSerialisePs(uint64_t{m_owed[linkIndex]} * m_settings.controlBytes,
+                          m_rates[link.rateClass]);
+        m_owed[linkIndex] = 0;
+        const int64_t idlePs = startPs - link.busyUntilPs;
+        link.busyUntilPs = endPs + std::max<int64_t>(0, controlPs - idlePs);
+    }
+    else
+    {
+        link.busyUntilPs = endPs;
+    }
+    if (m_settings.isShared)
+    {
+        m_shared[linkIndex] -= std::max<int64_t>(0, packet.cells - lane.credit) -
+                               std::max<int64_t>(0, -lane.credit);
+    }
+    lane.credit -= packet.cells;
     ++link.packets;
     link.bytes += packet.wireBytes;
     if (link.stalledSincePs >= 0)
@@ -519,57 +974,508 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
         m_noCreditPs[linkIndex] += nowPs - link.stalledSincePs;
         link.stalledSincePs = -1;
     }
+    if (m_settings.creditReturn == UB_CREDIT_PIGGYBACK)
+    {
+        NoteDeparture(linkIndex, startPs);
+        if ((link.flags & AWAITED) != 0)
+        {
+            WakeAwaiting(linkIndex);
+        }
+    }
     ++m_packetHops;
+    if (m_settings.keepsAccount)
+    {
+        UbPacketAccount& account = m_accounts[index];
+        account.waitedPs[std::min<uint32_t>(packet.hops, 3)] += waitedPs;
+        account.propagatePs += link.delayPs;
+    }
     ++packet.hops;
     if (m_observer != nullptr)
     {
         // by way of an event, since a source's port knows of it before its time
-        m_queue.Push(nowPs, (SENT << KIND_SHIFT) | linkIndex, SentRecord(packet));
+        m_queue.Push(startPs, (SENT << KIND_SHIFT) | linkIndex, SentRecord(packet));
     }
 
     const uint32_t inLink = packet.inLink;
-    if (inLink != UB_NONE)
-    {
-        // the buffer is free when the tail has left; the news travels back over the cable
-        Lane& inLane = m_lanes[uint64_t{inLink} * m_nLanes + packet.lane];
-        ReturnCredit(inLink, inLane, packet.wireBytes, endPs + inLane.delayPs, nowPs);
-    }
-    else
+    if (inLink == UB_NONE)
     {
         CountAtSource(m_sourceQueues[uint64_t{linkIndex} * m_nLanes + packet.lane],
                       packet.readyPs,
-                      nowPs,
+                      startPs,
                       packet.wireBytes);
+    }
+    else
+    {
+        if (m_settings.allocator == UB_ALLOCATOR_ISLIP)
+        {
+            m_links[inLink].inputFreePs =
+                nowPs + ((serialisePs * m_inverseSpeedup + 0xffff) >> 16);
+        }
+        if (m_settings.isFifo)
+        {
+            NextInLine(inLink, packet.lane, nowPs);
+        }
+        if (m_settings.allocator != UB_ALLOCATOR_OUTPUT_QUEUED)
+        {
+            // the buffer is free when the tail has left; a copy for retries is kept elsewhere
+            ReturnCredit(inLink,
+                         LaneOf(inLink, packet.lane),
+                         packet.cells,
+                         nowPs + serialisePs,
+                         nowPs);
+        }
     }
     if (link.dstSwitch != UB_NONE)
     {
         packet.inLink = linkIndex;
         packet.atSwitch = link.dstSwitch;
         packet.atInput = link.dstInput;
-        m_queue.Push(nowPs + lane.delayPs + m_switches[link.dstSwitch].forwardLatencyPs,
+        if (m_settings.keepsAccount)
+        {
+            m_accounts[index].switchPs += m_switches[link.dstSwitch].forwardLatencyPs;
+        }
+        m_queue.Push(startPs + link.delayPs + m_switches[link.dstSwitch].forwardLatencyPs,
                      (HEAD << KIND_SHIFT) | linkIndex,
                      index);
         return;
     }
-    // the endpoint takes the packet at the rate of the link and needs no buffer for longer
-    const int64_t tailPs = endPs + lane.delayPs;
-    ReturnCredit(linkIndex, lane, packet.wireBytes, tailPs + lane.delayPs, nowPs);
+    // the endpoint takes the packet at the rate of the link, or of its memory
+    const int64_t headPs = startPs + link.delayPs;
+    int64_t tailPs = endPs + link.delayPs;
+    if ((link.flags & IS_SLOW_SINK) != 0 && (packet.bits & UB_PACKET_WRITES) != 0)
+    {
+        int64_t& freePs = m_sinkFreePs[linkIndex];
+        freePs = std::max(freePs, headPs) +
+                 std::llround(static_cast<double>(serialisePs) / m_sinkShare[linkIndex]);
+        tailPs = std::max(tailPs, freePs);
+    }
+    ReturnCredit(linkIndex, lane, packet.cells, tailPs, nowPs);
     m_outbox.push_back({tailPs,
-                        nowPs + lane.delayPs,
+                        headPs,
                         packet.waitedPs,
                         packet.flow,
                         packet.tag,
                         packet.payloadBytes,
                         packet.hops,
-                        static_cast<uint8_t>(packet.bits & ~ORDERED),
+                        static_cast<uint8_t>(packet.bits & ~(ORDERED | IN_LINE)),
                         packet.hint,
                         false});
+    if (m_settings.keepsAccount)
+    {
+        CloseAccount(index, tailPs);
+    }
     if (m_observer != nullptr)
     {
         m_queue.Push(tailPs, (DELIVER << KIND_SHIFT) | linkIndex, index);
         return;
     }
     Free(index);
+}
+
+void
+UbPlane::CloseAccount(uint32_t index, int64_t tailPs)
+{
+    UbPacketAccount& account = m_accounts[index];
+    int64_t otherPs = account.propagatePs + account.switchPs;
+    for (const int64_t waitedPs : account.waitedPs)
+    {
+        otherPs += waitedPs;
+    }
+    account.serialisePs += tailPs - otherPs;
+    m_accountOutbox.push_back(account);
+}
+
+void
+UbPlane::WakeAwaiting(uint32_t link)
+{
+    const uint32_t other = m_reverse[link];
+    bool isAwaited = false;
+    for (uint32_t l = 0; l < m_nLanes; ++l)
+    {
+        const Lane& lane = LaneOf(other, l);
+        if (lane.needsCredit || (m_settings.isShared && m_links[other].stalledSincePs >= 0))
+        {
+            isAwaited = true;
+            // what has arrived by now has woken the link before
+            const int64_t nextPs = NextCreditPs(other, lane);
+            if (nextPs > m_lastPs && nextPs != UB_NEVER)
+            {
+                Wake(other, std::max(nextPs, m_links[other].busyUntilPs));
+            }
+        }
+    }
+    if (!isAwaited)
+    {
+        m_links[link].flags &= static_cast<uint8_t>(~AWAITED);
+    }
+}
+
+void
+UbPlane::NextInLine(uint32_t link, uint32_t lane, int64_t nowPs)
+{
+    const uint64_t line = uint64_t{link} * m_nLanes + lane;
+    Queue& queue = m_inLine[line];
+    if (queue.head == UB_NONE)
+    {
+        m_lineBusy[line] = 0;
+        return;
+    }
+    const uint32_t index = queue.head;
+    queue.head = m_packets[index].next;
+    m_packets[index].bits |= IN_LINE;
+    m_queue.Push(nowPs, (HEAD << KIND_SHIFT) | link, index);
+}
+
+bool
+UbPlane::IsFirstInLine(uint32_t index, int64_t nowPs)
+{
+    Packet& packet = m_packets[index];
+    if ((packet.bits & IN_LINE) != 0)
+    {
+        return true; // its turn has come
+    }
+    const uint64_t line = uint64_t{packet.inLink} * m_nLanes + packet.lane;
+    if (m_lineBusy[line] == 0)
+    {
+        m_lineBusy[line] = 1;
+        return true;
+    }
+    packet.readyPs = nowPs;
+    packet.next = UB_NONE;
+    Queue& queue = m_inLine[line];
+    if (queue.head == UB_NONE)
+    {
+        queue.head = index;
+    }
+    else
+    {
+        m_packets[queue.tail].next = index;
+    }
+    queue.tail = index;
+    return false;
+}
+
+UbPlane::Watch&
+UbPlane::WatchLink(uint32_t link)
+{
+    const auto [found, isNew] = m_watches.try_emplace(link);
+    if (isNew)
+    {
+        m_links[link].flags |= WATCHED;
+        found->second.states.push_back({0, m_rates[m_links[link].rateClass], 0.0});
+    }
+    return found->second;
+}
+
+void
+UbPlane::ScheduleLink(int64_t timePs, uint32_t fabricLink, uint64_t bytesPerS, double bitErrorRate)
+{
+    const uint32_t link = m_localLink[fabricLink];
+    WatchLink(link).states.push_back({timePs, bytesPerS, bitErrorRate});
+    Change change;
+    change.timePs = timePs;
+    change.link = link;
+    Schedule(std::move(change));
+}
+
+void
+UbPlane::ScheduleLoss(int64_t timePs, uint32_t node, bool isDead)
+{
+    if (m_switchOf[node] == UB_NONE)
+    {
+        return; // endpoints hold nothing here, and switches of other planes are none of ours
+    }
+    Change change;
+    change.timePs = timePs;
+    change.chip = m_switchOf[node];
+    change.isDead = isDead;
+    Schedule(std::move(change));
+}
+
+void
+UbPlane::PrepareRoutes(const UbFabricArrays& arrays)
+{
+    m_comingRoutes.push_back(MakeRoutes(arrays));
+}
+
+void
+UbPlane::UseRoutes(int64_t nowPs)
+{
+    Take(std::move(m_comingRoutes.front()));
+    m_comingRoutes.pop_front();
+    ResetPolicy(static_cast<uint32_t>(m_routes.groupStart.size() - 1));
+    Reroute(nowPs);
+}
+
+void
+UbPlane::Schedule(Change&& change)
+{
+    m_queue.Push(change.timePs, CHANGE << KIND_SHIFT, static_cast<uint32_t>(m_changes.size()));
+    m_changes.push_back(std::move(change));
+}
+
+void
+UbPlane::Apply(uint32_t index, int64_t nowPs)
+{
+    Change& change = m_changes[index];
+    if (change.link != UB_NONE)
+    {
+        Watch& watch = m_watches.at(change.link);
+        ++watch.present;
+        const uint64_t rate = watch.states[watch.present].bytesPerS;
+        Link& link = m_links[change.link];
+        if (rate == 0)
+        {
+            link.flags |= DOWN;
+        }
+        else
+        {
+            link.flags &= static_cast<uint8_t>(~DOWN);
+            link.rateClass = RateClass(rate);
+            watch.retrains = 0;
+        }
+        if (m_observer != nullptr)
+        {
+            m_observer->LinkChanged(nowPs, m_linkNumber[change.link], rate);
+        }
+        if (link.nWaiting > 0)
+        {
+            Wake(change.link, std::max(nowPs, link.busyUntilPs));
+        }
+    }
+    if (change.chip != UB_NONE)
+    {
+        Switch& chip = m_switches[change.chip];
+        chip.isDead = change.isDead;
+        if (chip.isDead)
+        {
+            for (const uint32_t link : chip.outputs)
+            {
+                for (const uint32_t packet : Drain(link))
+                {
+                    Lose(packet, nowPs);
+                }
+            }
+        }
+    }
+}
+
+std::vector<uint32_t>
+UbPlane::Drain(uint32_t linkIndex)
+{
+    std::vector<uint32_t> packets;
+    Link& link = m_links[linkIndex];
+    for (uint32_t l = 0; l < m_nLanes; ++l)
+    {
+        Lane& lane = LaneOf(linkIndex, l);
+        for (uint32_t input = 0; input < link.nInputs; ++input)
+        {
+            Queue& queue = m_queues[lane.firstQueue + input];
+            for (uint32_t index = queue.head; index != UB_NONE; index = m_packets[index].next)
+            {
+                packets.push_back(index);
+            }
+            queue.head = UB_NONE;
+            m_words[lane.firstWord + input / 64] &= ~(uint64_t{1} << (input % 64));
+        }
+        lane.nWaiting = 0;
+        lane.waitingBytes = 0;
+        lane.needsCredit = false;
+    }
+    link.nWaiting = 0;
+    if (link.stalledSincePs >= 0)
+    {
+        m_noCreditPs[linkIndex] += std::max<int64_t>(0, m_lastPs - link.stalledSincePs);
+        link.stalledSincePs = -1;
+    }
+    return packets;
+}
+
+void
+UbPlane::Reroute(int64_t nowPs)
+{
+    for (uint32_t link = 0; link < m_links.size(); ++link)
+    {
+        if ((m_links[link].flags & DOWN) == 0 || m_links[link].nWaiting == 0)
+        {
+            continue;
+        }
+        for (const uint32_t index : Drain(link))
+        {
+            Packet& packet = m_packets[index];
+            if (packet.inLink != UB_NONE)
+            {
+                // it stays where it is in its buffer and asks for the way again
+                const int64_t waitedPs = nowPs - packet.readyPs;
+                packet.waitedPs += waitedPs;
+                if (m_settings.keepsAccount)
+                {
+                    m_accounts[index].waitedPs[std::min<uint32_t>(packet.hops, 3)] += waitedPs;
+                }
+                packet.bits |= m_settings.isFifo ? IN_LINE : 0;
+                packet.readyPs = nowPs;
+                m_queue.Push(nowPs, (HEAD << KIND_SHIFT) | packet.inLink, index);
+                continue;
+            }
+            const uint32_t out = WayOut(m_srcNode[link], packet, nowPs);
+            if (out == UB_NONE || m_links[link].dstSwitch == UB_NONE)
+            {
+                Lose(index, nowPs);
+                continue;
+            }
+            Enqueue(out, 0, index);
+            Wake(out, std::max(nowPs, m_links[out].busyUntilPs));
+        }
+    }
+}
+
+void
+UbPlane::Lose(uint32_t index, int64_t nowPs)
+{
+    Packet& packet = m_packets[index];
+    if (packet.inLink != UB_NONE)
+    {
+        if (m_settings.allocator != UB_ALLOCATOR_OUTPUT_QUEUED)
+        {
+            ReturnCredit(packet.inLink,
+                         LaneOf(packet.inLink, packet.lane),
+                         packet.cells,
+                         nowPs,
+                         nowPs);
+        }
+        if (m_settings.isFifo)
+        {
+            NextInLine(packet.inLink, packet.lane, nowPs);
+        }
+    }
+    m_outbox.push_back({nowPs,
+                        nowPs,
+                        packet.waitedPs,
+                        packet.flow,
+                        packet.tag,
+                        packet.payloadBytes,
+                        packet.hops,
+                        static_cast<uint8_t>(packet.bits & ~(ORDERED | IN_LINE)),
+                        packet.hint,
+                        true});
+    if (m_settings.keepsAccount)
+    {
+        CloseAccount(index, nowPs);
+    }
+    ++m_packetsLost;
+    Free(index);
+}
+
+bool
+UbPlane::CanCross(uint32_t linkIndex, Packet& packet, int64_t nowPs)
+{
+    const Link& link = m_links[linkIndex];
+    if ((link.flags & DOWN) != 0)
+    {
+        return false;
+    }
+    Watch& watch = m_watches.at(linkIndex);
+    const auto index = static_cast<uint32_t>(&packet - m_packets.data());
+    if (watch.plan.packet != index || watch.plan.askedPs != nowPs)
+    {
+        MakePlan(linkIndex, watch, packet, nowPs);
+        watch.plan.packet = index;
+    }
+    if (watch.plan.startPs == UB_NEVER)
+    {
+        return false;
+    }
+    if (watch.present + 1 < watch.states.size())
+    {
+        const LinkState& next = watch.states[watch.present + 1];
+        return next.bytesPerS != 0 ||
+               watch.plan.startPs + UbSerialisePs(packet.wireBytes, watch.plan.bytesPerS) +
+                       link.delayPs <=
+                   next.fromPs;
+    }
+    return true;
+}
+
+void
+UbPlane::MakePlan(uint32_t linkIndex, Watch& watch, Packet& packet, int64_t nowPs)
+{
+    Link& link = m_links[linkIndex];
+    Plan& plan = watch.plan;
+    plan = {};
+    plan.askedPs = nowPs;
+    plan.startPs = nowPs;
+    plan.bytesPerS = m_rates[link.rateClass];
+    const double bitErrorRate = watch.states[watch.present].bitErrorRate;
+    if (bitErrorRate <= 0)
+    {
+        return;
+    }
+    const double spoilt = -std::expm1(8.0 * packet.wireBytes * std::log1p(-bitErrorRate));
+    const int64_t newsPs =
+        2 * int64_t{link.delayPs} +
+        UbSerialisePs(m_settings.controlBytes, m_rates[m_links[m_reverse[linkIndex]].rateClass]);
+    uint32_t tries = 0;
+    while (static_cast<double>(UbMix(m_seed ^ UbMix((uint64_t{linkIndex} << 40) ^
+                                                    (watch.draws + plan.draws++))) >>
+                               11) *
+               0x1p-53 <
+           spoilt)
+    {
+        // Go-back-N: the far end drops what follows and asks again from here. What would have
+        // been sent in the meantime would be sent twice, so the link may as well keep it.
+        plan.startPs += UbSerialisePs(packet.wireBytes, plan.bytesPerS) + newsPs;
+        plan.spoiltPs.push_back(plan.startPs);
+        if (++tries <= m_settings.retryLimit)
+        {
+            continue;
+        }
+        tries = 0;
+        plan.startPs += m_settings.retrainPs;
+        ++plan.retrains;
+        if (watch.retrains + plan.retrains > m_settings.retrainLimit)
+        {
+            // given up: the link is down, and whoever computes routes is told
+            link.flags |= DOWN;
+            m_broken.push_back({m_linkNumber[linkIndex], plan.startPs});
+            watch.retries += plan.spoiltPs.size();
+            watch.draws += plan.draws;
+            plan.startPs = UB_NEVER;
+            return;
+        }
+        plan.bytesPerS = std::max<uint64_t>(1, plan.bytesPerS / 2); // half of the lanes are left
+    }
+}
+
+int64_t
+UbPlane::StartWatched(uint32_t linkIndex, Packet& packet, int64_t nowPs)
+{
+    Watch& watch = m_watches.at(linkIndex);
+    const auto index = static_cast<uint32_t>(&packet - m_packets.data());
+    if (watch.plan.packet != index || watch.plan.askedPs != nowPs)
+    {
+        MakePlan(linkIndex, watch, packet, nowPs);
+    }
+    Link& link = m_links[linkIndex];
+    watch.draws += watch.plan.draws;
+    watch.retries += watch.plan.spoiltPs.size();
+    watch.retrains += watch.plan.retrains;
+    if (watch.plan.retrains > 0)
+    {
+        link.rateClass = RateClass(watch.plan.bytesPerS);
+        if (m_observer != nullptr)
+        {
+            m_observer->LinkChanged(nowPs, m_linkNumber[linkIndex], watch.plan.bytesPerS);
+        }
+    }
+    if (m_observer != nullptr)
+    {
+        for (const int64_t timePs : watch.plan.spoiltPs)
+        {
+            m_queue.Push(timePs, (RETRIED << KIND_SHIFT) | linkIndex, SentRecord(packet));
+        }
+    }
+    watch.plan.packet = UB_NONE;
+    return watch.plan.startPs;
 }
 
 void
@@ -588,6 +1494,35 @@ UbPlane::ReadStats(UbLinkStats* stats) const
             const size_t lane = i * m_nLanes + l;
             out.maxQueueBytes += m_lanes[lane].maxWaitingBytes + m_sourceQueues[lane].maxBytes;
         }
+        const auto watch = m_watches.find(static_cast<uint32_t>(i));
+        out.retries = watch == m_watches.end() ? 0 : watch->second.retries;
+    }
+}
+
+void
+UbPlane::Sample(uint64_t* bytes, uint64_t* waitingBytes) const
+{
+    for (size_t i = 0; i < m_links.size(); ++i)
+    {
+        bytes[m_linkNumber[i]] = m_links[i].bytes;
+        uint64_t waiting = 0;
+        for (uint32_t l = 0; l < m_nLanes; ++l)
+        {
+            waiting += m_lanes[i * m_nLanes + l].waitingBytes;
+        }
+        waitingBytes[m_linkNumber[i]] = waiting;
+    }
+}
+
+void
+UbPlane::ReadStalled(std::vector<uint32_t>& links) const
+{
+    for (size_t i = 0; i < m_links.size(); ++i)
+    {
+        if (m_links[i].nWaiting > 0)
+        {
+            links.push_back(m_linkNumber[i]);
+        }
     }
 }
 
@@ -598,14 +1533,12 @@ UbPlane::Leftover() const
     if (m_packetsInside != 0)
     {
         text << m_packetsInside << " packets are still inside";
-        for (size_t i = 0; i < m_links.size(); ++i)
+        std::vector<uint32_t> stalled;
+        ReadStalled(stalled);
+        if (!stalled.empty())
         {
-            if (m_links[i].nWaiting > 0)
-            {
-                text << "; first stalled link " << m_linkNumber[i] << " with "
-                     << m_links[i].nWaiting << " packets";
-                break;
-            }
+            text << "; first stalled link " << stalled[0] << " with "
+                 << m_links[m_localLink[stalled[0]]].nWaiting << " packets";
         }
         return text.str();
     }
@@ -614,16 +1547,16 @@ UbPlane::Leftover() const
         for (uint32_t l = 0; l < m_nLanes; ++l)
         {
             const Lane& lane = m_lanes[i * m_nLanes + l];
-            int64_t credit = lane.credit;
+            const int64_t full = m_settings.isShared ? m_settings.laneFloorCells : m_capacity[i];
+            int64_t credit = lane.credit + lane.rest;
             for (uint32_t k = 0; k < lane.ringCount; ++k)
             {
-                credit += lane.ring[(lane.ringHead + k) & lane.ringMask].bytes;
+                credit += lane.ring[(lane.ringHead + k) & lane.ringMask].cells;
             }
-            if (credit != m_capacity[i] || lane.nWaiting != 0 || lane.waitingBytes != 0)
+            if (credit != full || lane.nWaiting != 0 || lane.waitingBytes != 0)
             {
                 text << "link " << m_linkNumber[i] << " lane " << l << " has " << credit << " of "
-                     << m_capacity[i] << " bytes of credit and " << lane.nWaiting
-                     << " packets waiting";
+                     << full << " cells of credit and " << lane.nWaiting << " packets waiting";
                 return text.str();
             }
         }

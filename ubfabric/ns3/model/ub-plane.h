@@ -7,8 +7,11 @@
 #include "ub-event-queue.h"
 #include "ub-fabric-arrays.h"
 
+#include <deque>
 #include <memory>
 #include <string>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace ns3
@@ -76,6 +79,58 @@ UbSerialisePs(uint64_t bytes, uint64_t bytesPerS)
     return static_cast<int64_t>((static_cast<Wide>(bytes) * psPerS + bytesPerS / 2) / bytesPerS);
 }
 
+/// How the news of free buffer space comes back to the start of a link.
+enum UbCreditReturn : uint8_t
+{
+    UB_CREDIT_IDEAL = 0,     //!< by itself: it takes the delay of the cable and no bandwidth
+    UB_CREDIT_CONTROL = 1,   //!< in a control block of its own on the reverse link
+    UB_CREDIT_PIGGYBACK = 2, //!< in the header of the next packet on the reverse link
+};
+
+/// How the lanes of a port take turns.
+enum UbLaneArbitration : uint8_t
+{
+    UB_LANES_ROUND_ROBIN = 0, //!< packet by packet
+    UB_LANES_STRICT = 1,      //!< the highest lane that can send, sends
+    UB_LANES_DEFICIT = 2,     //!< deficit round robin by weight
+};
+
+/// How a switch matches inputs and outputs.
+enum UbAllocator : uint8_t
+{
+    UB_ALLOCATOR_UNLIMITED = 0,     //!< an input feeds any number of outputs at a time
+    UB_ALLOCATOR_ISLIP = 1,         //!< iSLIP: an input feeds one output at a time, sped up
+    UB_ALLOCATOR_OUTPUT_QUEUED = 2, //!< ideal: packets wait at their output, without limit
+};
+
+/// How a plane's links and switches work; the same for all planes of a network.
+struct UbPlaneSettings
+{
+    uint32_t nLanes{1};        //!< virtual lanes of each port
+    uint64_t seed{1};          //!< seed of the hashes
+    uint32_t cellBytes{1};     //!< unit of buffers and credits
+    uint32_t controlBytes{20}; //!< bytes of a control block that carries credits or a retry
+    uint32_t creditGrain{1};   //!< cells that a packet header counts in
+    UbCreditReturn creditReturn{UB_CREDIT_IDEAL}; //!< how credits come back
+    int64_t creditTimeoutPs{0};   //!< how long credits wait for a packet to ride on
+    bool isShared{false};         //!< lanes share the buffer of a port
+    uint32_t laneFloorCells{0};   //!< of which each lane has so much for itself
+    UbLaneArbitration arbitration{UB_LANES_ROUND_ROBIN}; //!< turns of the lanes
+    std::vector<uint32_t> laneWeights;            //!< by lane, for UB_LANES_DEFICIT
+    uint32_t quantumBytes{4096};                  //!< bytes a turn and weight
+    UbAllocator allocator{UB_ALLOCATOR_UNLIMITED}; //!< how switches match inputs and outputs
+    bool isFifo{false};           //!< one queue an input and lane instead of one an output
+    uint32_t iterations{1};       //!< of iSLIP
+    double speedup{1.0};          //!< of the crossbar over the input link
+    uint32_t retryLimit{15};      //!< transmissions of a packet before the link trains anew
+    uint32_t retrainLimit{4};     //!< trainings before the link is down
+    int64_t retrainPs{0};         //!< time of a training
+    uint64_t markBytes{0};        //!< bytes waiting from which packets are marked, 0: never
+    uint64_t markAllBytes{0};     //!< bytes waiting from which all are
+    double markShare{1.0};        //!< share marked just below markAllBytes
+    bool keepsAccount{false};     //!< time spent by packets is kept by cause
+};
+
 /// What an endpoint hands to a plane for one packet.
 struct UbInjection
 {
@@ -90,6 +145,7 @@ struct UbInjection
     uint64_t packetHash;   //!< differs from packet to packet
     int64_t readyPs;       //!< not sent before
     uint8_t lane;          //!< virtual lane
+    uint8_t loadBalance;   //!< UB's load-balance factor, counted up by the source
     bool ordered;          //!< keep to the path of the flow hash whatever the path policy
     uint8_t congestion;    //!< see UbCongestionBits
     uint8_t hint;          //!< window growth asked for, in units of the congestion control
@@ -101,6 +157,7 @@ enum UbCongestionBits : uint8_t
     UB_CONGESTION_CAPABLE = 1, //!< switches may mark the packet
     UB_CONGESTION_MARKED = 2,  //!< a switch found its queue too long (FECN, the C bit of CAQM)
     UB_CONGESTION_GROW = 4,    //!< the sender asks for growth (the I bit of CAQM)
+    UB_PACKET_WRITES = 8,      //!< the packet writes memory, at the pace of its destination
 };
 
 /// What a plane hands back for one packet that reached its endpoint.
@@ -118,9 +175,20 @@ struct UbDelivery
     bool isLost;           //!< died with a link or a switch at tailPs; its source does not know
 };
 
+/// Where the time of a packet went, by cause; the parts add up.
+struct UbPacketAccount
+{
+    int64_t waitedPs[4]{};   //!< waiting for a port: at the source, then switch by switch
+    int64_t serialisePs{0};  //!< on the wire, and what slower links add
+    int64_t propagatePs{0};  //!< in cables
+    int64_t switchPs{0};     //!< forwarding latency of switches
+};
+
 /// What a link did in a run.
 struct UbLinkStats
 {
+    uint64_t retries{0};       //!< transmissions that a bit error spoilt
+
     uint64_t packets{0};       //!< packets sent
     uint64_t bytes{0};         //!< bytes sent, headers included
     int64_t busyPs{0};         //!< time spent sending
@@ -161,6 +229,20 @@ class UbPlaneObserver
      * @param [in] link The link.
      */
     virtual void CreditStall(int64_t nowPs, uint32_t link) = 0;
+    /**
+     * A link sent a packet in vain and will send it again.
+     * @param [in] nowPs When the start of the link knows.
+     * @param [in] link The link.
+     * @param [in] flow The flow.
+     */
+    virtual void Retried(int64_t nowPs, uint32_t link, uint32_t flow) = 0;
+    /**
+     * A link changed: it is down, slower, or back.
+     * @param [in] nowPs The time.
+     * @param [in] link The link.
+     * @param [in] bytesPerS Its rate, 0 when down.
+     */
+    virtual void LinkChanged(int64_t nowPs, uint32_t link, uint64_t bytesPerS) = 0;
 };
 
 /**
@@ -181,10 +263,9 @@ class UbPlane
     /**
      * @param [in] arrays The fabric.
      * @param [in] plane Which plane of it.
-     * @param [in] nLanes Virtual lanes of each port.
-     * @param [in] seed Seed of the hashes.
+     * @param [in] settings How its links and switches work.
      */
-    UbPlane(const UbFabricArrays& arrays, uint32_t plane, uint32_t nLanes, uint64_t seed);
+    UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSettings& settings);
     virtual ~UbPlane() = default;
 
     UbPlane(const UbPlane&) = delete;
@@ -219,12 +300,105 @@ class UbPlane
     }
 
     /**
+     * @return Where the time of the packets in the outbox went, one entry each, or empty.
+     */
+    std::vector<UbPacketAccount>& AccountOutbox()
+    {
+        return m_accountOutbox;
+    }
+
+    /**
+     * Let a link change at a time to come; before the first packet only, in order of time.
+     * @param [in] timePs The time.
+     * @param [in] fabricLink The link, by its number in the fabric.
+     * @param [in] bytesPerS Its rate from then on, 0 for down.
+     * @param [in] bitErrorRate Its bit error rate from then on.
+     */
+    void ScheduleLink(int64_t timePs,
+                      uint32_t fabricLink,
+                      uint64_t bytesPerS,
+                      double bitErrorRate);
+
+    /**
+     * Let a switch die, or come back, at a time to come; its links are scheduled apart. A dead
+     * switch loses what it holds.
+     * @param [in] timePs The time.
+     * @param [in] node The switch, by its number in the fabric.
+     * @param [in] isDead Whether it dies.
+     */
+    void ScheduleLoss(int64_t timePs, uint32_t node, bool isDead);
+
+    /**
+     * @return Links of the fabric that gave up for bit errors, and when, since the caller last
+     * emptied this.
+     */
+    std::vector<std::pair<uint32_t, int64_t>>& Broken()
+    {
+        return m_broken;
+    }
+
+    /**
+     * @return Packets lost so far with switches that died or for want of a route.
+     */
+    uint64_t PacketsLost() const
+    {
+        return m_packetsLost;
+    }
+
+    /**
+     * Make routes that the plane may take on later.
+     * @param [in] arrays The fabric as it will be, with the same nodes, links and planes.
+     */
+    void PrepareRoutes(const UbFabricArrays& arrays);
+
+    /**
+     * Take on the routes that were prepared first, and find packets that wait for dead links a
+     * new way. The plane must stand exactly at the time.
+     * @param [in] nowPs The time.
+     */
+    void UseRoutes(int64_t nowPs);
+
+    /**
+     * @param [in] src An endpoint.
+     * @param [in] dst Another.
+     * @return Whether the plane's switches lead from one to the other now.
+     */
+    bool HasRoute(uint32_t src, uint32_t dst) const;
+
+    /**
+     * @param [in] src An endpoint.
+     * @param [in] nowPs The time.
+     * @return Time that the ports of the endpoint need for what waits in them.
+     */
+    int64_t BacklogPs(uint32_t src, int64_t nowPs) const;
+
+    /**
+     * @param [out] links Links of the fabric that hold packets and cannot send them.
+     */
+    void ReadStalled(std::vector<uint32_t>& links) const;
+
+    /**
+     * Say what the links have done by now.
+     * @param [out] bytes Bytes sent, by number of the link in the fabric.
+     * @param [out] waitingBytes Bytes that wait, likewise.
+     */
+    void Sample(uint64_t* bytes, uint64_t* waitingBytes) const;
+
+    /**
+     * Let sources send at their time only, so that Sample says what is true at that time.
+     */
+    void KeepTime()
+    {
+        m_sendsAhead = false;
+    }
+
+    /**
      * @param [in] endpoint A node number.
      * @return Whether the plane's switches reach it.
      */
     bool Reaches(uint32_t endpoint) const
     {
-        return m_endpointClass[endpoint] >= 0;
+        return m_routes.endpointClass[endpoint] >= 0;
     }
 
     /**
@@ -283,14 +457,18 @@ class UbPlane
     /// Kinds of events; at one instant arrivals come before departures.
     enum EventKind : uint32_t
     {
-        HEAD = 0,    //!< a packet may leave the switch that its link enters
-        PORT = 1,    //!< look at a link's waiting packets
-        DELIVER = 2, //!< last byte at the endpoint; only while somebody listens
-        SENT = 3,    //!< a packet begins to leave; only while somebody listens
+        CHANGE = 0,   //!< links or switches change
+        HEAD = 1,     //!< a packet may leave the switch that its link enters
+        PORT = 2,     //!< look at a link's waiting packets
+        ALLOCATE = 3, //!< match inputs and outputs of a switch
+        DELIVER = 4,  //!< last byte at the endpoint; only while somebody listens
+        SENT = 5,     //!< a packet begins to leave; only while somebody listens
+        RETRIED = 6,  //!< a packet was spoilt; only while somebody listens
     };
 
-    static constexpr uint32_t KIND_SHIFT = 30; //!< kind above, link below
-    static constexpr uint8_t ORDERED = 128;    //!< bit of a packet that keeps to the path of its hash
+    static constexpr uint32_t KIND_SHIFT = 29; //!< kind above, link below
+    static constexpr uint8_t ORDERED = 128;    //!< packet keeps to the path of its hash
+    static constexpr uint8_t IN_LINE = 64;     //!< packet waited behind others of its input
 
     /// A packet; one cache line. Sizes are 16 bits wide: UbFabric checks them.
     struct alignas(64) Packet
@@ -310,9 +488,10 @@ class UbPlane
         uint16_t wireBytes;    //!< bytes on the wire
         uint16_t payloadBytes; //!< bytes of the message
         uint16_t rateClass;    //!< rate class that serialisePs is for
+        uint16_t cells;        //!< cells of buffer
         uint8_t lane;          //!< virtual lane
         uint8_t hops;          //!< links crossed
-        uint8_t bits;          //!< congestion bits, and ORDERED
+        uint8_t bits;          //!< see UbCongestionBits, ORDERED and IN_LINE
         uint8_t hint;          //!< window growth asked for
     };
 
@@ -324,31 +503,45 @@ class UbPlane
         int64_t busyUntilPs{0};      //!< end of the transmission under way
         int64_t wakePs{UB_NEVER};    //!< time of the pending PORT event
         int64_t stalledSincePs{-1};  //!< start of a wait for credit, -1 if none
+        int64_t inputFreePs{0};      //!< when the crossbar has read the last packet of the input
         uint64_t bytes{0};           //!< bytes sent
-        uint64_t packets{0};         //!< packets sent
+        uint32_t packets{0};         //!< packets sent
+        uint32_t delayPs{0};         //!< propagation, either way
         uint32_t nWaiting{0};        //!< packets waiting, all lanes
         uint32_t dstSwitch{UB_NONE}; //!< switch at the end, UB_NONE for an endpoint
         uint16_t dstInput{0};        //!< number among the inputs of that switch
         uint16_t nInputs{1};         //!< inputs of the node that it leaves
         uint16_t rateClass{0};       //!< which rate
         uint8_t lastLane{0};         //!< lane served last
+        uint8_t flags{0};            //!< see LinkFlags
     };
 
     static_assert(sizeof(Link) == 64, "a link is one cache line");
+
+    /// What is special about a link; nothing is, as a rule.
+    enum LinkFlags : uint8_t
+    {
+        WATCHED = 1,      //!< it has bit errors, or it changes in the course of the run
+        DOWN = 2,         //!< it carries nothing now
+        AWAITED = 4,      //!< the reverse link is out of credit and waits for packets to leave
+        OF_SWITCH = 8,    //!< it leaves a switch
+        IS_SLOW_SINK = 16, //!< it enters an endpoint that takes writes more slowly
+    };
 
     /// A credit on its way back.
     struct Credit
     {
         int64_t timePs; //!< when the start of the link knows
-        uint32_t bytes; //!< how much
+        uint32_t cells; //!< how much
     };
 
     /// A virtual lane of a link. One cache line.
     struct alignas(64) Lane
     {
-        int64_t credit{0};           //!< bytes free in the buffer at the end, as known here
-        int64_t delayPs{0};          //!< propagation on the link, either way
+        int64_t credit{0};           //!< cells free in the buffer at the end, as known here
         Credit* ring{nullptr};       //!< credits on their way back, by time
+        int64_t restPs{0};           //!< when the start of the link knows of `rest`
+        uint32_t returnPs{0};        //!< from a free buffer to a credit, at most
         uint32_t ringMask{0};        //!< its length, a power of two, less one
         uint32_t ringHead{0};        //!< first credit on its way back
         uint32_t ringCount{0};       //!< credits on their way back
@@ -358,6 +551,7 @@ class UbPlane
         uint32_t firstQueue{0};      //!< first queue (input) of this lane
         uint32_t firstWord{0};       //!< first bitmap word of this lane
         uint16_t lastInput{0};       //!< input served last
+        uint8_t rest{0};             //!< cells too few for the grain of a packet header
         bool needsCredit{false};     //!< wake the link when a credit is on its way
     };
 
@@ -386,11 +580,76 @@ class UbPlane
         uint64_t maxBytes{0};         //!< most bytes that waited
     };
 
+    /// Times at which packets left on a link, for credits that ride on them.
+    struct Departures
+    {
+        std::vector<int64_t> times; //!< times, rising
+        size_t first{0};            //!< first that may still matter
+    };
+
     /// A switch.
     struct Switch
     {
         uint64_t row;             //!< start of its row of the table
         int64_t forwardLatencyPs; //!< head in to head out
+        int64_t allocatePs;       //!< time of the pending ALLOCATE event, -1 if none
+        std::vector<uint32_t> due; //!< outputs that want a packet at that time
+        std::vector<uint32_t> outputs; //!< links that leave it
+        uint32_t node;            //!< its number in the fabric
+        bool isDead;              //!< loses all that it holds
+    };
+
+    /// A link's state from some time on.
+    struct LinkState
+    {
+        int64_t fromPs;      //!< the time
+        uint64_t bytesPerS;  //!< its rate, 0 for down
+        double bitErrorRate; //!< its bit error rate
+    };
+
+    /// How a packet would get across a watched link.
+    struct Plan
+    {
+        uint32_t packet{UB_NONE};      //!< the packet
+        int64_t askedPs{-1};           //!< when the question was put
+        int64_t startPs{0};            //!< start of the transmission that gets through, or UB_NEVER
+        uint64_t bytesPerS{0};         //!< rate of it
+        uint32_t draws{0};             //!< transmissions tried
+        uint32_t retrains{0};          //!< trainings
+        std::vector<int64_t> spoiltPs; //!< when the link learns of each spoilt transmission
+    };
+
+    /// What a watched link knows of itself.
+    struct Watch
+    {
+        Plan plan;                     //!< of the packet that wants to leave
+        std::vector<LinkState> states; //!< states to come and the present one, in order of time
+        size_t present{0};             //!< which is the present one
+        uint64_t draws{0};             //!< transmissions tried, each with luck of its own
+        uint32_t retrains{0};          //!< trainings so far
+        uint64_t retries{0};           //!< spoilt transmissions
+    };
+
+    /// Tables of routes.
+    struct Routes
+    {
+        std::vector<int32_t> endpointClass; //!< class of each node, -1: not attached
+        std::vector<int32_t> endpointSlot;  //!< slot of each node
+        std::vector<int64_t> endpointOut;   //!< way out of each node: group or row
+        std::vector<int32_t> table;         //!< rows of groups by destination class
+        std::vector<int32_t> local;         //!< groups of the last hop
+        std::vector<uint32_t> groupStart;   //!< start of each group in groupLink
+        std::vector<uint32_t> groupLink;    //!< links of the groups
+        std::vector<uint64_t> switchRow;    //!< start of the row of each switch
+    };
+
+    /// What changes at a time.
+    struct Change
+    {
+        int64_t timePs;                           //!< the time
+        uint32_t link{UB_NONE};                   //!< a link takes on its next state
+        uint32_t chip{UB_NONE};                   //!< a switch dies or comes back
+        bool isDead{false};                       //!< it dies, and loses what it holds
     };
 
     /**
@@ -423,6 +682,16 @@ class UbPlane
     }
 
     /**
+     * @param [in] link A link of the plane.
+     * @param [in] lane A virtual lane.
+     * @return The lane of the link.
+     */
+    Lane& LaneOf(uint32_t link, uint32_t lane)
+    {
+        return m_lanes[uint64_t{link} * m_nLanes + lane];
+    }
+
+    /**
      * Make sure that a link is looked at, at a time or before.
      * @param [in] link The link.
      * @param [in] timePs The time.
@@ -440,33 +709,42 @@ class UbPlane
      * Send a packet's worth of credit back to the start of a link.
      * @param [in] link The link.
      * @param [in,out] lane The lane.
-     * @param [in] bytes The bytes.
-     * @param [in] arrivalPs When the start of the link knows.
+     * @param [in] cells The cells.
+     * @param [in] freePs When the buffer is free.
      * @param [in] nowPs The time.
      */
-    void ReturnCredit(uint32_t link, Lane& lane, uint32_t bytes, int64_t arrivalPs, int64_t nowPs);
+    void ReturnCredit(uint32_t link, Lane& lane, uint32_t cells, int64_t freePs, int64_t nowPs);
 
     /**
      * Take in the credits that have arrived.
+     * @param [in] link The link.
      * @param [in,out] lane The lane.
      * @param [in] nowPs The time.
      */
-    static void CollectCredits(Lane& lane, int64_t nowPs);
+    void CollectCredits(uint32_t link, Lane& lane, int64_t nowPs);
 
     /**
+     * @param [in] link A link.
+     * @param [in] lane A lane of it that has credits on their way back.
+     * @return When the first of them is known, as far as is known now.
+     */
+    int64_t NextCreditPs(uint32_t link, const Lane& lane) const;
+
+    /**
+     * @param [in] link The link.
      * @param [in,out] lane The lane.
-     * @param [in] bytes Bytes wanted.
+     * @param [in] cells Cells wanted.
      * @param [in] nowPs The time.
      * @return Whether the lane has credit for them.
      */
-    static bool HasCredit(Lane& lane, uint32_t bytes, int64_t nowPs)
+    bool HasCredit(uint32_t link, Lane& lane, uint32_t cells, int64_t nowPs)
     {
-        if (lane.credit >= bytes)
+        if (lane.credit >= cells)
         {
             return true;
         }
-        CollectCredits(lane, nowPs);
-        return lane.credit >= bytes;
+        CollectCredits(link, lane, nowPs);
+        return lane.credit >= cells || (m_settings.isShared && HasShared(link, lane, cells, nowPs));
     }
 
     /**
@@ -476,17 +754,6 @@ class UbPlane
      * @param [in] index The packet.
      */
     void Enqueue(uint32_t link, uint32_t input, uint32_t index);
-
-    /**
-     * Count what waited in the port of a source, when a packet's start is known. Endpoints hand
-     * packets over ahead of the plane's time, so what is in the queue depends on the windows of
-     * the run; when packets were ready and when they left does not.
-     * @param [in,out] queue The queue of the lane.
-     * @param [in] readyPs When the packet was ready.
-     * @param [in] startPs When it leaves.
-     * @param [in] bytes Its bytes on the wire.
-     */
-    static void CountAtSource(SourceQueue& queue, int64_t readyPs, int64_t startPs, uint32_t bytes);
 
     /**
      * Find an input that has a packet waiting; there must be one.
@@ -505,12 +772,57 @@ class UbPlane
     void Serve(uint32_t link, int64_t nowPs);
 
     /**
+     * Match the inputs and outputs of a switch (iSLIP) and send what is matched.
+     * @param [in] index The switch.
+     * @param [in] nowPs The time.
+     */
+    void Allocate(uint32_t index, int64_t nowPs);
+
+    /**
      * Put a packet on a link.
      * @param [in] link The link.
      * @param [in] index The packet.
      * @param [in] nowPs The time.
      */
     void Transmit(uint32_t link, uint32_t index, int64_t nowPs);
+
+    /**
+     * @param [in] link A link that is watched.
+     * @param [in,out] packet A packet that wants to leave on it.
+     * @param [in] nowPs The time.
+     * @return Whether it would get across before the link changes for the worse.
+     */
+    bool CanCross(uint32_t link, Packet& packet, int64_t nowPs);
+
+    /**
+     * Carry out what changes at a time.
+     * @param [in] index The change.
+     * @param [in] nowPs The time.
+     */
+    void Apply(uint32_t index, int64_t nowPs);
+
+    /**
+     * Give up a packet.
+     * @param [in] index The packet.
+     * @param [in] nowPs The time.
+     */
+    void Lose(uint32_t index, int64_t nowPs);
+
+    /**
+     * A packet of a queue of one input's own may go to its output now.
+     * @param [in] link The input.
+     * @param [in] lane The lane.
+     * @param [in] nowPs The time.
+     */
+    void NextInLine(uint32_t link, uint32_t lane, int64_t nowPs);
+
+    /**
+     * With one queue an input, find out whether a packet may ask for its output.
+     * @param [in] index The packet.
+     * @param [in] nowPs The time.
+     * @return Whether it may; if not, it waits behind others.
+     */
+    bool IsFirstInLine(uint32_t index, int64_t nowPs);
 
     /**
      * Keep what the observer is to be told of a packet that leaves.
@@ -520,12 +832,13 @@ class UbPlane
     uint32_t SentRecord(const Packet& packet);
 
     /**
-     * Tell the observer of a packet that leaves.
+     * Tell the observer of a packet that leaves, or is to leave again.
      * @param [in] link The link.
      * @param [in] record What SentRecord returned.
      * @param [in] nowPs The time.
+     * @param [in] isRetry Whether it is to leave again.
      */
-    void Sent(uint32_t link, uint32_t record, int64_t nowPs);
+    void Sent(uint32_t link, uint32_t record, int64_t nowPs, bool isRetry);
 
     /**
      * @param [in] link A link.
@@ -550,12 +863,36 @@ class UbPlane
     virtual uint32_t PathHash(const UbInjection& injection) const = 0;
 
     /**
-     * Choose among the links of a group at a source.
+     * Choose among the links of a group.
      * @param [in] group The group.
      * @param [in] packet The packet.
+     * @param [in] nowPs The time.
      * @return The link.
      */
-    virtual uint32_t ChooseAtSource(uint32_t group, const Packet& packet) = 0;
+    virtual uint32_t Choose(uint32_t group, const Packet& packet, int64_t nowPs) = 0;
+
+    /**
+     * @param [in] link An output.
+     * @param [in] packet A packet that may go there.
+     * @param [in] nowPs The time.
+     * @return Time until the packet could leave, as far as the port itself can tell: what is
+     * being sent, what waits, and what the receiver has no room for.
+     */
+    int64_t PortBacklogPs(uint32_t link, const Packet& packet, int64_t nowPs) const
+    {
+        const Link& port = m_links[link];
+        const Lane& lane = m_lanes[uint64_t{link} * m_nLanes + packet.lane];
+        const int64_t lackingCells = std::max<int64_t>(0, packet.cells - lane.credit);
+        return std::max<int64_t>(0, port.busyUntilPs - nowPs) +
+               UbSerialisePs(lane.waitingBytes + lackingCells * m_settings.cellBytes,
+                             m_rates[port.rateClass]);
+    }
+
+    /**
+     * The number of groups changed.
+     * @param [in] nGroups How many there are now.
+     */
+    virtual void ResetPolicy(uint32_t nGroups) = 0;
 
     UbEventQueue m_queue;                    //!< events
     std::vector<Link> m_links;               //!< links of the plane
@@ -564,16 +901,17 @@ class UbPlane
     std::vector<uint64_t> m_words;           //!< which queues hold packets
     std::vector<Switch> m_switches;          //!< switches of the plane
     std::vector<Packet> m_packets;           //!< pool of packets
+    std::vector<uint32_t> m_reverse;         //!< the other direction of each link's cable
     std::vector<int64_t> m_noCreditPs;       //!< by link: time waiting for credit
     std::vector<SourceQueue> m_sourceQueues; //!< [link][lane], used where links leave endpoints
     std::vector<std::pair<uint32_t, uint32_t>> m_sent; //!< flow and bytes, by record
     std::vector<uint32_t> m_freeSent;                  //!< unused records
     std::vector<UbDelivery> m_outbox;                  //!< deliveries for the endpoints
-    std::vector<int32_t> m_table;                      //!< rows of groups by destination class
-    std::vector<int32_t> m_local;                      //!< groups of the last hop
-    std::vector<uint32_t> m_groupStart;                //!< start of each group in m_groupLink
-    std::vector<uint32_t> m_groupLink;                 //!< links of the groups
+    std::vector<UbPacketAccount> m_accountOutbox;      //!< accounts of the deliveries
+    std::vector<UbPacketAccount> m_accounts;           //!< accounts of the packets, if kept
+    Routes m_routes;                      //!< routes now
     std::vector<uint64_t> m_rates;        //!< rate of each rate class, bytes per second
+    UbPlaneSettings m_settings;           //!< how links and switches work
     uint32_t m_nLanes;                    //!< virtual lanes of each port
     uint64_t m_seed;                      //!< seed of the hashes
     uint64_t m_packetHops{0};             //!< packets times links crossed
@@ -582,6 +920,16 @@ class UbPlane
     UbPlaneObserver* m_observer{nullptr}; //!< who watches
 
   private:
+    /// What an output may send.
+    struct Candidate
+    {
+        uint32_t lane{0};         //!< virtual lane
+        uint32_t input{0};        //!< input
+        uint32_t packet{UB_NONE}; //!< first packet of its queue, UB_NONE if nothing may go
+        int64_t wakePs{UB_NEVER}; //!< when to look again, if nothing may go
+        bool isStalled{false};    //!< packets wait for credit
+    };
+
     /**
      * @return A packet of the pool.
      */
@@ -593,16 +941,177 @@ class UbPlane
      */
     void GrowRing(Lane& lane);
 
+    /**
+     * @param [in] bytesPerS A rate.
+     * @return Its class.
+     */
+    uint16_t RateClass(uint64_t bytesPerS);
+
+    /**
+     * Make tables of routes.
+     * @param [in] arrays The fabric.
+     * @return The tables.
+     */
+    Routes MakeRoutes(const UbFabricArrays& arrays) const;
+
+    /**
+     * Route by new tables from now on.
+     * @param [in] routes The tables.
+     */
+    void Take(Routes&& routes);
+
+    /**
+     * @param [in] endpoint A source.
+     * @param [in] packet A packet of it.
+     * @param [in] nowPs The time.
+     * @return The link by which the packet leaves its source, UB_NONE if none leads there.
+     */
+    uint32_t WayOut(uint32_t endpoint, const Packet& packet, int64_t nowPs);
+
+    /**
+     * Mark a packet, or not, since so much waits for its output.
+     * @param [in,out] packet The packet.
+     * @param [in] waitingBytes What waits.
+     */
+    void Mark(Packet& packet, uint64_t waitingBytes) const;
+
+    /**
+     * Let links that wait for credits know that a packet leaves on which those may ride.
+     * @param [in] link The link that the packet leaves on.
+     */
+    void WakeAwaiting(uint32_t link);
+
+    /**
+     * Add up where the time of a packet went, and hand it to the endpoints.
+     * @param [in] index The packet.
+     * @param [in] tailPs When it was all there.
+     */
+    void CloseAccount(uint32_t index, int64_t tailPs);
+
+    /**
+     * Remember a change and when to carry it out.
+     * @param [in] change The change.
+     */
+    void Schedule(Change&& change);
+
+    /**
+     * Find out how often a packet would have to be sent on a watched link.
+     * @param [in] link The link.
+     * @param [in,out] watch What the link knows of itself.
+     * @param [in] packet The packet.
+     * @param [in] nowPs The time.
+     */
+    void MakePlan(uint32_t link, Watch& watch, Packet& packet, int64_t nowPs);
+
+    /**
+     * Find what an output may send next.
+     * @param [in] link The output.
+     * @param [in] nowPs The time.
+     * @return The candidate.
+     */
+    Candidate Find(uint32_t link, int64_t nowPs);
+
+    /**
+     * Take the candidate from its queue and send it.
+     * @param [in] link The output.
+     * @param [in] candidate What Find returned.
+     * @param [in] nowPs The time.
+     * @param [in] movesTurn Whether the round robin goes on from here.
+     */
+    void Send(uint32_t link, const Candidate& candidate, int64_t nowPs, bool movesTurn);
+
+    /**
+     * Note that an output has nothing that may go.
+     * @param [in] link The output.
+     * @param [in] candidate What Find returned.
+     * @param [in] nowPs The time.
+     */
+    void Stall(uint32_t link, const Candidate& candidate, int64_t nowPs);
+
+    /**
+     * @param [in] link A link.
+     * @param [in] lane A lane of it.
+     * @param [in] cells Cells wanted.
+     * @param [in] nowPs The time.
+     * @return Whether the lane's own and the shared part of the buffer hold them.
+     */
+    bool HasShared(uint32_t link, const Lane& lane, uint32_t cells, int64_t nowPs);
+
+    /**
+     * Count what waited in the port of a source, when a packet's start is known. Endpoints hand
+     * packets over ahead of the plane's time, so what is in the queue depends on the windows of
+     * the run; when packets were ready and when they left does not.
+     * @param [in,out] queue The queue of the lane.
+     * @param [in] readyPs When the packet was ready.
+     * @param [in] startPs When it leaves.
+     * @param [in] bytes Its bytes on the wire.
+     */
+    static void CountAtSource(SourceQueue& queue, int64_t readyPs, int64_t startPs, uint32_t bytes);
+
+    /**
+     * Remember that a packet leaves, for the credits that ride on it.
+     * @param [in] link The link.
+     * @param [in] nowPs The time.
+     */
+    void NoteDeparture(uint32_t link, int64_t nowPs);
+
+    /**
+     * Send a packet on a watched link, as often as bit errors ask for.
+     * @param [in] link The link.
+     * @param [in,out] packet The packet.
+     * @param [in] nowPs The time.
+     * @return When the transmission that gets through begins.
+     */
+    int64_t StartWatched(uint32_t link, Packet& packet, int64_t nowPs);
+
+    /**
+     * Find packets of links that are down a new way.
+     * @param [in] nowPs The time.
+     */
+    void Reroute(int64_t nowPs);
+
+    /**
+     * Take all waiting packets off an output.
+     * @param [in] link The output.
+     * @return The packets, in the order of their queues.
+     */
+    std::vector<uint32_t> Drain(uint32_t link);
+
+    /**
+     * Watch a link from now on.
+     * @param [in] link The link.
+     * @return What it knows of itself.
+     */
+    Watch& WatchLink(uint32_t link);
+
     std::vector<Credit> m_firstRings;                   //!< rings as they are at first, all lanes
     std::vector<std::unique_ptr<Credit[]>> m_moreRings; //!< rings that grew
-    std::vector<uint32_t> m_linkNumber;                 //!< number of a link in the fabric
-    std::vector<uint32_t> m_directLocal;  //!< number in the plane of a direct link, by link
-    std::vector<int64_t> m_capacity;      //!< credit of a lane of each link when idle
-    std::vector<int32_t> m_endpointClass; //!< class of each node, -1: not attached
-    std::vector<int32_t> m_endpointSlot;  //!< slot of each node
-    std::vector<int64_t> m_endpointOut;   //!< way out of each node: group or row
-    uint32_t m_freePacket{UB_NONE};       //!< free packets
-    uint64_t m_packetsInside{0};          //!< packets in the plane
+    std::vector<uint32_t> m_linkNumber;     //!< number of a link in the fabric
+    std::vector<uint32_t> m_localLink;      //!< number in the plane of a link of the fabric
+    std::vector<uint32_t> m_switchOf;       //!< number in the plane of a node that is a switch
+    std::vector<uint32_t> m_srcNode;        //!< node that a link leaves
+    std::vector<int64_t> m_capacity;        //!< cells of the buffer at the end of each link
+    std::vector<int64_t> m_shared;          //!< of which no lane has for itself and none uses
+    std::vector<int64_t> m_deficit;         //!< [link][lane] bytes that the lane may still send
+    std::vector<uint32_t> m_owed;           //!< by link: control blocks not yet paid for
+    std::vector<Departures> m_departures;   //!< by link
+    std::vector<uint32_t> m_acceptTurn;     //!< by link: output that its input accepted last
+    std::vector<uint32_t> m_outputNumber;   //!< by link: number among the outputs of its switch
+    std::vector<Queue> m_inLine;            //!< [link][lane] packets behind the first of an input
+    std::vector<uint8_t> m_lineBusy;        //!< [link][lane] the first of the line is at an output
+    std::vector<int64_t> m_sinkFreePs;      //!< by link: when memory has taken what came
+    std::vector<double> m_sinkShare;        //!< by link: rate of writes over the rate of the link
+    std::unordered_map<uint32_t, Watch> m_watches; //!< watched links
+    std::vector<Change> m_changes;          //!< what changes in the course of the run
+    std::deque<Routes> m_comingRoutes;      //!< routes to take on
+    std::vector<std::pair<uint32_t, int64_t>> m_broken; //!< links that gave up, and when
+    std::vector<std::pair<uint32_t, Candidate>> m_matching; //!< outputs being matched
+    std::vector<size_t> m_accepted;         //!< of which these have their match
+    uint64_t m_packetsLost{0};              //!< packets lost
+    uint32_t m_inverseSpeedup{1U << 16};    //!< 2^16 over the speed-up of the crossbar
+    bool m_sendsAhead{true};                //!< sources may send ahead of the plane's time
+    uint32_t m_freePacket{UB_NONE};         //!< free packets
+    uint64_t m_packetsInside{0};            //!< packets in the plane
 };
 
 } // namespace ns3

@@ -85,7 +85,7 @@ struct UbTaskRecord
     uint32_t next;      //!< work: next task of its stream
     uint32_t successor; //!< work: first of the tasks that depend on it
     uint32_t state;     //!< work: see UbTaskGraph
-    uint32_t reserved;  //!< fills the line
+    uint32_t messagePs; //!< in: cost of each message of its flows beside the engine's own
 };
 
 static_assert(sizeof(UbTaskRecord) == 88, "the layout is shared with NumPy");

@@ -245,7 +245,7 @@ UbTaskGraph::TimerOver(uint32_t reference, int64_t nowPs)
             m_job.push_back(slotBase | chunk.sendOrder[task.sendFirst + i]);
         }
         task.state = ISSUING;
-        m_endpoints.StartJob(task.endpoint, reference, m_job, nowPs);
+        m_endpoints.StartJob(task.endpoint, reference, m_job, task.messagePs, nowPs);
         return;
     }
     task.state = RECEIVING;
@@ -300,7 +300,7 @@ UbTaskGraph::OpenFlow(uint32_t slot, int64_t nowPs)
         }
         ++chunk.openNext;
         m_job.assign(1, UbEndpointProcess::Reference(slot, index));
-        m_endpoints.StartJob(flow.src, UB_NONE, m_job, nowPs);
+        m_endpoints.StartJob(flow.src, UB_NONE, m_job, 0, nowPs);
     }
 }
 

@@ -273,9 +273,10 @@ class UbLoadStore : public UbTransport
         injection.dstEndpoint = flow.dst;
         injection.tag = tag.Pack();
         injection.payloadBytes = isRead ? 0 : tag.bytes;
-        injection.wireBytes = m_host->WireBytes(m_network,
-                                                isRead ? m_readRequestBytes : m_headerBytes,
-                                                injection.payloadBytes);
+        injection.congestion = isRead ? 0 : UB_PACKET_WRITES;
+        injection.wireBytes =
+            m_host->WireBytes(m_network, isRead ? m_readRequestBytes : m_headerBytes,
+                              injection.payloadBytes);
         injection.lane = flow.lane;
         return m_host->Send(injection, m_network, nowPs);
     }

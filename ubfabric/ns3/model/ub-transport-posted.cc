@@ -99,6 +99,7 @@ class UbPosted : public UbTransport
         injection.payloadBytes = bytes;
         injection.wireBytes = m_host->WireBytes(m_network, m_headerBytes, bytes);
         injection.lane = record.lane;
+        injection.congestion = UB_PACKET_WRITES;
         return m_host->Send(injection, m_network, nowPs);
     }
 };

@@ -218,9 +218,10 @@ UbQueuedTransport::SendOn(uint32_t index,
     injection.wireBytes = m_host->WireBytes(m_network, headerBytes, payloadBytes);
     injection.lane = channel.lane;
     injection.ordered = m_isOrdered;
+    injection.congestion = payloadBytes > 0 ? UB_PACKET_WRITES : 0;
     if (m_congestion && payloadBytes > 0)
     {
-        injection.congestion = UB_CONGESTION_CAPABLE;
+        injection.congestion |= UB_CONGESTION_CAPABLE;
         channel.nextSendPs = nowPs + m_congestion->OnSend(channel.congestion,
                                                           payloadBytes,
                                                           nowPs,

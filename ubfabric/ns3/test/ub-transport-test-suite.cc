@@ -337,7 +337,7 @@ constexpr uint64_t LINK_RATE = 28'000'000'007; //!< bytes a second
 /**
  * @param [in] transport Attribute UbTransport.
  * @param [in,out] chain Where to build.
- * @param [in] overlap Attribute OverlapIssue.
+ * @param [in] overlap Whether an engine prepares a message while it streams one.
  * @return A chain of one switch.
  */
 Ptr<UbFabric>
@@ -345,7 +345,7 @@ BuildChain(const std::string& transport, UbTestChain& chain, bool overlap = fals
 {
     UbFabricHelper helper;
     helper.SetFabricAttribute("UbTransport", StringValue(transport));
-    helper.SetFabricAttribute("OverlapIssue", BooleanValue(overlap));
+    chain.endpoint.overlapsIssue = overlap;
     chain.rateBytesPerS = LINK_RATE;
     chain.endpoint.issueCost = PicoSeconds(ISSUE_PS);
     chain.endpoint.receiveLatency = PicoSeconds(RECEIVE_PS);
@@ -1023,7 +1023,7 @@ class UbOverlapTestCase : public UbTestCase
 {
   public:
     /**
-     * @param [in] overlap Attribute OverlapIssue.
+     * @param [in] overlap Whether an engine prepares a message while it streams one.
      * @param [in] costPs Cost of a message.
      */
     UbOverlapTestCase(bool overlap, int64_t costPs)
@@ -1041,7 +1041,7 @@ class UbOverlapTestCase : public UbTestCase
         constexpr uint32_t n = 7;
         UbTestChain chain;
         UbFabricHelper helper;
-        helper.SetFabricAttribute("OverlapIssue", BooleanValue(m_overlap));
+        chain.endpoint.overlapsIssue = m_overlap;
         helper.SetFabricAttribute("UbTransport", UbTestPosted(64));
         chain.endpoint.issueCost = PicoSeconds(m_costPs);
         chain.endpoint.engineRate = UbTestRate(engineRate);
@@ -1072,7 +1072,7 @@ class UbOverlapTestCase : public UbTestCase
         NS_TEST_ASSERT_MSG_EQ(fabric->Leftover(), "", "left over");
     }
 
-    bool m_overlap;   //!< attribute OverlapIssue
+    bool m_overlap;   //!< an engine prepares while it streams
     int64_t m_costPs; //!< cost of a message
 };
 
