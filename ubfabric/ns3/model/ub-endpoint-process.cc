@@ -381,18 +381,16 @@ UbEndpointProcess::StartJob(uint32_t endpointIndex,
             Job& job = m_jobs[index];
             job.task = task;
             job.partner = UB_NONE;
-            job.endpoint = endpointIndex;
             job.read = 0;
             job.write = 0;
-            job.unissued = 0;
+            job.unfinished = 0;
             job.messagePs = messagePs;
-            job.startPs = nowPs;
             job.issuedPs = nowPs;
             job.items.clear();
         }
         Job& job = m_jobs[index];
         job.items.push_back({reference, flow.messages});
-        job.unissued += flow.messages;
+        job.unfinished += flow.messages;
         if (!IsPosted(flow.network))
         {
             Chunk& chunk = ChunkOf(reference);
@@ -409,7 +407,6 @@ UbEndpointProcess::StartJob(uint32_t endpointIndex,
     {
         if (jobs[kind] != UB_NONE)
         {
-            m_jobs[jobs[kind]].unfinished = m_jobs[jobs[kind]].unissued;
             endpoint.groups[kind].jobs.push_back(jobs[kind]);
             Feed(endpointIndex, kind, nowPs);
         }
@@ -497,7 +494,7 @@ UbEndpointProcess::NextMessage(Group& group, uint32_t& flow, uint32_t& jobIndex)
     {
         job.items[job.write++] = item;
     }
-    if (--job.unissued == 0)
+    if (job.read == job.items.size() && job.write == 0)
     {
         group.jobs.erase(group.jobs.begin() + group.nextJob);
     }
@@ -563,9 +560,8 @@ UbEndpointProcess::Prepare(uint32_t endpointIndex, uint32_t engineIndex)
     Group& group = endpoint.groups[engineIndex < endpoint.nCores ? 0 : 1];
     if (NextMessage(group, engine.nextFlow, engine.nextJob))
     {
-        engine.nextReadyPs =
-            std::max(engine.streamPs, m_jobs[engine.nextJob].startPs) + group.issueCostPs +
-            m_jobs[engine.nextJob].messagePs;
+        engine.nextReadyPs = std::max(engine.streamPs, Flow(engine.nextFlow).startPs) +
+                             group.issueCostPs + m_jobs[engine.nextJob].messagePs;
     }
     else
     {
@@ -716,7 +712,7 @@ UbEndpointProcess::Emit(uint32_t endpointIndex, uint32_t engineIndex, int64_t no
         Push(donePs + untilPs, EMIT, endpointIndex * MAX_ENGINES + engineIndex, 0);
         return;
     }
-    JobStep(engine.job, donePs);
+    JobStep(engine.job, endpointIndex, donePs);
     engine.freePs = donePs;
     group.hungry &= ~(uint64_t{1} << engineIndex);
     if (engine.nextFlow != UB_NONE)
@@ -737,7 +733,7 @@ UbEndpointProcess::Emit(uint32_t endpointIndex, uint32_t engineIndex, int64_t no
 }
 
 void
-UbEndpointProcess::JobStep(uint32_t index, int64_t nowPs)
+UbEndpointProcess::JobStep(uint32_t index, uint32_t endpoint, int64_t nowPs)
 {
     Job& job = m_jobs[index];
     job.issuedPs = std::max(job.issuedPs, nowPs);
@@ -753,7 +749,7 @@ UbEndpointProcess::JobStep(uint32_t index, int64_t nowPs)
     }
     else if (job.task != UB_NONE)
     {
-        Push(job.issuedPs, JOB_ISSUED, job.endpoint, job.task);
+        Push(job.issuedPs, JOB_ISSUED, endpoint, job.task);
     }
     m_freeJobs.push_back(index);
 }
@@ -946,7 +942,7 @@ UbEndpointProcess::CountSent(uint32_t bytes)
 void
 UbEndpointProcess::Complete(uint32_t flow, int64_t nowPs)
 {
-    JobStep(ChunkOf(flow).jobOf[IndexOf(flow)], nowPs);
+    JobStep(ChunkOf(flow).jobOf[IndexOf(flow)], Flow(flow).src, nowPs);
 }
 
 void

@@ -26,9 +26,9 @@ class UbTaskGraph;
 /// What the endpoints need to know of the fabric's attributes.
 struct UbEndpointSettings
 {
-    uint64_t seed{1};           //!< seed of the hashes
-    UbWireFormat format;        //!< flits of network 0
-    std::array<Ptr<UbTransport>, UB_NETWORKS> transports; //!< by network, not yet attached
+    uint64_t seed{1};                                             //!< seed of the hashes
+    UbWireFormat format;                                          //!< flits of network 0
+    std::array<Ptr<UbTransport>, UB_NETWORKS> transports;         //!< by network, not yet attached
     std::array<Ptr<UbCongestionControl>, UB_NETWORKS> congestion; //!< by network, or nullptr
     uint32_t payloadBytes{4096}; //!< most bytes of a message in one packet
 };
@@ -394,19 +394,16 @@ class UbEndpointProcess : public UbTransportHost
         uint32_t left; //!< messages
     };
 
-    /// Flows that are issued together by engines of one group.
-    struct Job
+    /// Flows that are issued together by engines of one group. One cache line.
+    struct alignas(64) Job
     {
         uint32_t task{UB_NONE};    //!< who wants to know
         uint32_t partner{UB_NONE}; //!< job of the same task at the other engines, UB_NONE if none
-        uint32_t endpoint{0};      //!< the endpoint
         uint32_t read{0};          //!< next item of this pass
         uint32_t write{0};         //!< items kept for the next pass
-        uint64_t unissued{0};      //!< messages not yet taken by an engine
         uint64_t unfinished{0};    //!< messages not yet out, pieces not yet complete
-        int64_t startPs{0};        //!< handed over
         int64_t issuedPs{0};       //!< last message out
-        int64_t messagePs{0};    //!< cost of each message beside the engine's own
+        int64_t messagePs{0};      //!< cost of each message beside the engine's own
         std::vector<Item> items;   //!< flows with messages left
     };
 
@@ -441,7 +438,7 @@ class UbEndpointProcess : public UbTransportHost
     struct Endpoint
     {
         int64_t receiveLatencyPs{0};     //!< last byte in to seen
-        bool overlapsIssue{false}; //!< an engine prepares a message while it streams another
+        bool overlapsIssue{false};       //!< an engine prepares a message while it streams another
         int64_t memoryReadLatencyPs{0};  //!< read request in to data out
         int64_t acknowledgeLatencyPs{0}; //!< packet in to response out
         uint64_t egressBytesPerS{0};     //!< rate into all ports
@@ -452,7 +449,7 @@ class UbEndpointProcess : public UbTransportHost
         uint32_t firstEngine{0};         //!< its engines
         uint32_t nCores{0};              //!< engines that are vector cores
         uint32_t nSdma{0};               //!< SDMA engines, numbered after the vector cores
-        std::array<Group, N_GROUPS> groups; //!< vector cores, SDMA engines
+        std::array<Group, N_GROUPS> groups;                //!< vector cores, SDMA engines
         std::array<uint64_t, UB_NETWORKS> portBytesPerS{}; //!< rate of its ports by network
     };
 
@@ -548,9 +545,10 @@ class UbEndpointProcess : public UbTransportHost
     /**
      * A message of a job is out, or a piece of it complete.
      * @param [in] job The job.
+     * @param [in] endpoint Its endpoint.
      * @param [in] nowPs When.
      */
-    void JobStep(uint32_t job, int64_t nowPs);
+    void JobStep(uint32_t job, uint32_t endpoint, int64_t nowPs);
 
     /**
      * Count what arrived for a flow.

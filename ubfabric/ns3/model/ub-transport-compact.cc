@@ -123,20 +123,20 @@ class UbCompact : public UbQueuedTransport
 
     uint32_t NextBytes(const Channel& channel) const override
     {
-        return channel.work.empty() ? 0 : std::min(channel.work.front().left, PacketBytes());
+        return channel.work.IsEmpty() ? 0 : std::min(channel.work[0].left, PacketBytes());
     }
 
     void SendNext(uint32_t index, int64_t nowPs) override
     {
         const uint32_t bytes = NextBytes(m_channels[index]);
-        const uint32_t flow = m_channels[index].work.front().flow;
+        const uint32_t flow = m_channels[index].work[0].flow;
         // the tag counts how often it was sent before
         const int64_t readyPs = SendOn(index, true, flow, 0, m_headerBytes, bytes, nowPs);
-        Work& work = m_channels[index].work.front();
+        Work& work = m_channels[index].work[0];
         work.left -= bytes;
         if (work.left == 0)
         {
-            m_channels[index].work.pop_front();
+            m_channels[index].work.Pop();
             m_host->Complete(flow, readyPs);
             m_host->Release(flow);
         }

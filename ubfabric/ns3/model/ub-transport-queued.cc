@@ -96,7 +96,7 @@ UbQueuedTransport::HandOver(const UbPiece& piece, int64_t nowPs)
     }
     m_host->Hold(piece.flow);
     m_host->CountSent(piece.bytes);
-    m_channels[found->second].work.push_back({piece.flow, piece.bytes});
+    m_channels[found->second].work.Push({piece.flow, piece.bytes});
     Wake(found->second, nowPs);
     return nowPs;
 }
@@ -186,11 +186,15 @@ void
 UbQueuedTransport::CloseIfIdle(uint32_t index)
 {
     Channel& channel = m_channels[index];
-    if (channel.work.empty() && channel.outstanding.empty() && channel.underWay == 0 &&
+    if (channel.work.IsEmpty() && channel.outstanding.IsEmpty() && channel.underWay == 0 &&
         !channel.isQueued && !channel.isPaced && channel.ackTimerPs == 0)
     {
         m_channelOf.erase(Key(channel.src, channel.dst, channel.lane));
-        channel = Channel();
+        Channel fresh;
+        fresh.work = std::move(channel.work);
+        fresh.outstanding = std::move(channel.outstanding);
+        fresh.arrived = std::move(channel.arrived); // all bits are clear
+        channel = std::move(fresh);
         m_freeChannels.push_back(index);
     }
 }

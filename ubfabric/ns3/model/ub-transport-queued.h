@@ -15,6 +15,75 @@ namespace ns3
 
 /**
  * @ingroup ub-fabric
+ * @brief A queue that keeps its memory when it is empty, and takes none before it is used.
+ * @tparam T What it holds.
+ */
+template <class T>
+class UbRing
+{
+  public:
+    /// @return Whether it holds nothing.
+    bool IsEmpty() const
+    {
+        return m_size == 0;
+    }
+
+    /// @return How many it holds.
+    uint32_t Size() const
+    {
+        return m_size;
+    }
+
+    /**
+     * @param [in] at A place, 0 for the oldest.
+     * @return What is there.
+     */
+    T& operator[](uint32_t at)
+    {
+        return m_slots[(m_head + at) & (m_slots.size() - 1)];
+    }
+
+    /**
+     * @param [in] at A place, 0 for the oldest.
+     * @return What is there.
+     */
+    const T& operator[](uint32_t at) const
+    {
+        return m_slots[(m_head + at) & (m_slots.size() - 1)];
+    }
+
+    /// Add at the end. @param [in] value What.
+    void Push(const T& value)
+    {
+        if (m_size == m_slots.size())
+        {
+            std::vector<T> slots(m_slots.empty() ? 4 : 2 * m_slots.size());
+            for (uint32_t at = 0; at < m_size; ++at)
+            {
+                slots[at] = (*this)[at];
+            }
+            m_slots.swap(slots);
+            m_head = 0;
+        }
+        ++m_size;
+        (*this)[m_size - 1] = value;
+    }
+
+    /// Take the oldest away.
+    void Pop()
+    {
+        ++m_head;
+        --m_size;
+    }
+
+  private:
+    std::vector<T> m_slots; //!< a power of two of places, or none
+    uint32_t m_head{0};     //!< place of the oldest, modulo their number
+    uint32_t m_size{0};     //!< how many it holds
+};
+
+/**
+ * @ingroup ub-fabric
  * @brief The part that is the same for transports that a controller runs: UbReliable, UbCompact.
  *
  * An engine describes pieces of messages (work requests) and goes on. They wait in channels, one
@@ -61,34 +130,34 @@ class UbQueuedTransport : public UbTransport
     /// What is kept of a source and a destination while something is under way between them.
     struct Channel
     {
-        uint32_t src{0};                     //!< the source
-        uint32_t dst{0};                     //!< the destination
-        uint8_t lane{0};                     //!< virtual lane
-        bool isQueued{false};                //!< waits for its turn
-        bool isPaced{false};                 //!< a timer is set for its next packet
-        int64_t nextSendPs{0};               //!< congestion control lets it send then
-        uint32_t underWay{0};                //!< packets under way, both directions
-        int64_t noticePs{-1};                //!< last congestion notice sent, -1: none
-        UbCongestionState congestion;        //!< of the source
-        std::deque<Work> work;               //!< pieces to send
-        std::deque<Outstanding> outstanding; //!< packets from number `first` on
-        uint32_t first{0};                   //!< number of the first packet not acknowledged
-        uint32_t nToRepeat{0};               //!< packets to be sent again
-        uint32_t repeatedUpTo{0};            //!< packets before it were repeated on a sign of loss
-        uint64_t bytesUnderWay{0};           //!< sent and not acknowledged
-        uint32_t tries{0};                   //!< timeouts in a row
-        int64_t timerPs{0};                  //!< the retransmission timer is set for, 0: is not set
-        int64_t deadlinePs{0};               //!< and is to act then
-        uint32_t expected{0};                //!< receiver: all packets before it arrived
-        std::vector<uint64_t> arrived;       //!< receiver: ring of bits, packets out of order
-        uint32_t nArrived{0};                //!< receiver: bits that are set
-        uint32_t nToAcknowledge{0};          //!< receiver: packets accepted, not acknowledged
-        uint32_t ackFlow{UB_NONE};           //!< receiver: flow of the last of them
-        int64_t ackTimerPs{0};               //!< receiver: acknowledgement due, 0: none
-        uint32_t marks{0};                   //!< receiver: marked packets since the last one
-        uint32_t hint{0};                    //!< receiver: growth granted since the last one
-        bool mayGrow{false};                 //!< receiver: the network granted growth
-        bool isNegativeSent{false};          //!< receiver: told the source to go back
+        uint32_t src{0};                 //!< the source
+        uint32_t dst{0};                 //!< the destination
+        uint8_t lane{0};                 //!< virtual lane
+        bool isQueued{false};            //!< waits for its turn
+        bool isPaced{false};             //!< a timer is set for its next packet
+        int64_t nextSendPs{0};           //!< congestion control lets it send then
+        uint32_t underWay{0};            //!< packets under way, both directions
+        int64_t noticePs{-1};            //!< last congestion notice sent, -1: none
+        UbCongestionState congestion;    //!< of the source
+        UbRing<Work> work;               //!< pieces to send
+        UbRing<Outstanding> outstanding; //!< packets from number `first` on
+        uint32_t first{0};               //!< number of the first packet not acknowledged
+        uint32_t nToRepeat{0};           //!< packets to be sent again
+        uint32_t repeatedUpTo{0};        //!< packets before it were repeated on a sign of loss
+        uint64_t bytesUnderWay{0};       //!< sent and not acknowledged
+        uint32_t tries{0};               //!< timeouts in a row
+        int64_t timerPs{0};              //!< the retransmission timer is set for, 0: is not set
+        int64_t deadlinePs{0};           //!< and is to act then
+        uint32_t expected{0};            //!< receiver: all packets before it arrived
+        std::vector<uint64_t> arrived;   //!< receiver: ring of bits, packets out of order
+        uint32_t nArrived{0};            //!< receiver: bits that are set
+        uint32_t nToAcknowledge{0};      //!< receiver: packets accepted, not acknowledged
+        uint32_t ackFlow{UB_NONE};       //!< receiver: flow of the last of them
+        int64_t ackTimerPs{0};           //!< receiver: acknowledgement due, 0: none
+        uint32_t marks{0};               //!< receiver: marked packets since the last one
+        uint32_t hint{0};                //!< receiver: growth granted since the last one
+        bool mayGrow{false};             //!< receiver: the network granted growth
+        bool isNegativeSent{false};      //!< receiver: told the source to go back
     };
 
     /// What a timer is for; the top bits of its name.

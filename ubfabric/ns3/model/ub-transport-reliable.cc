@@ -167,14 +167,11 @@ class UbReliable : public UbQueuedTransport
         uint32_t bytes = 0;
         if (channel.nToRepeat > 0)
         {
-            bytes = std::find_if(channel.outstanding.begin(),
-                                 channel.outstanding.end(),
-                                 [](const Outstanding& packet) { return packet.isToRepeat; })
-                        ->bytes;
+            bytes = channel.outstanding[FirstToRepeat(channel)].bytes;
         }
-        else if (!channel.work.empty())
+        else if (!channel.work.IsEmpty())
         {
-            bytes = std::min(channel.work.front().left, PacketBytes());
+            bytes = std::min(channel.work[0].left, PacketBytes());
         }
         const uint64_t window =
             m_congestion ? std::min(m_windowBytes, m_congestion->WindowBytes(channel.congestion))
@@ -189,11 +186,7 @@ class UbReliable : public UbQueuedTransport
         uint32_t at;
         if (channel.nToRepeat > 0)
         {
-            at = 0;
-            while (!channel.outstanding[at].isToRepeat)
-            {
-                ++at;
-            }
+            at = FirstToRepeat(channel);
             Outstanding& packet = channel.outstanding[at];
             packet.isToRepeat = false;
             packet.isRepeated = true;
@@ -201,15 +194,15 @@ class UbReliable : public UbQueuedTransport
         }
         else
         {
-            at = static_cast<uint32_t>(channel.outstanding.size());
-            Work& work = channel.work.front();
+            at = channel.outstanding.Size();
+            Work& work = channel.work[0];
             const uint32_t bytes = std::min(work.left, PacketBytes());
             work.left -= bytes;
-            channel.outstanding.push_back(
+            channel.outstanding.Push(
                 {work.flow, bytes, 0, false, false, false, false, work.left == 0});
             if (work.left == 0)
             {
-                channel.work.pop_front();
+                channel.work.Pop();
             }
         }
         Outstanding& packet = channel.outstanding[at];
@@ -245,15 +238,12 @@ class UbReliable : public UbQueuedTransport
         }
         if (channel.tries >= GetRetryLimit())
         {
-            m_host->Fail(channel.outstanding.front().flow, nowPs);
+            m_host->Fail(channel.outstanding[0].flow, nowPs);
             return;
         }
         ++channel.tries;
-        for (Outstanding& packet : channel.outstanding)
-        {
-            Repeat(channel, packet);
-        }
-        channel.repeatedUpTo = channel.first + static_cast<uint32_t>(channel.outstanding.size());
+        RepeatAll(channel);
+        channel.repeatedUpTo = channel.first + channel.outstanding.Size();
         Arm(index, nowPs);
         Wake(index, nowPs);
     }
@@ -286,6 +276,29 @@ class UbReliable : public UbQueuedTransport
         packet.isToRepeat = true;
         ++channel.nToRepeat;
         TakeBack(channel, packet);
+    }
+
+    /// Mark all packets of a channel that did not arrive. @param [in,out] channel The channel.
+    static void RepeatAll(Channel& channel)
+    {
+        for (uint32_t at = 0; at < channel.outstanding.Size(); ++at)
+        {
+            Repeat(channel, channel.outstanding[at]);
+        }
+    }
+
+    /**
+     * @param [in] channel A channel with packets to be sent again.
+     * @return Place of the first of them.
+     */
+    static uint32_t FirstToRepeat(const Channel& channel)
+    {
+        uint32_t at = 0;
+        while (!channel.outstanding[at].isToRepeat)
+        {
+            ++at;
+        }
+        return at;
     }
 
     /**
@@ -364,10 +377,10 @@ class UbReliable : public UbQueuedTransport
         const bool isProgress = Distance(ack.expected, channel.first) > 0;
         while (Distance(ack.expected, channel.first) > 0)
         {
-            const uint32_t flow = channel.outstanding.front().flow;
-            const bool endsPiece = channel.outstanding.front().endsPiece;
-            arrived(channel.outstanding.front());
-            channel.outstanding.pop_front();
+            const uint32_t flow = channel.outstanding[0].flow;
+            const bool endsPiece = channel.outstanding[0].endsPiece;
+            arrived(channel.outstanding[0]);
+            channel.outstanding.Pop();
             ++channel.first;
             if (endsPiece)
             {
@@ -394,7 +407,7 @@ class UbReliable : public UbQueuedTransport
         {
             m_congestion->OnAcknowledgement(channel.congestion, echo, nowPs);
         }
-        if (channel.outstanding.empty())
+        if (channel.outstanding.IsEmpty())
         {
             if (channel.timerPs != 0)
             {
@@ -423,10 +436,7 @@ class UbReliable : public UbQueuedTransport
         {
             if (Distance(ack.expected, channel.first) == 0)
             {
-                for (Outstanding& packet : channel.outstanding)
-                {
-                    Repeat(channel, packet);
-                }
+                RepeatAll(channel);
             }
             return;
         }

@@ -164,6 +164,10 @@ class WireHost : public UbTransportHost
         {
             delivery.congestion |= UB_CONGESTION_MARKED;
         }
+        if (refuses)
+        {
+            delivery.congestion &= static_cast<uint8_t>(~UB_CONGESTION_GROW);
+        }
         sent.push_back({injection.readyPs, injection});
         At(delivery.tailPs, [this, delivery] { m_transport->Account(delivery); });
         return injection.readyPs;
@@ -273,6 +277,7 @@ class WireHost : public UbTransportHost
     std::set<std::tuple<int64_t, uint64_t, uint32_t>> timers; //!< timers
     std::function<bool(const UbInjection&)> loses;            //!< which packets are lost
     std::function<bool(const UbInjection&)> marks;            //!< which packets are marked
+    bool refuses{false};                                      //!< growth is refused
     std::function<int64_t(const UbInjection&)> delay;         //!< which packets are late
     uint64_t sentBytes{0};                                    //!< payload counted as sent
     uint64_t deliveredBytes{0};                               //!< payload delivered
@@ -506,6 +511,79 @@ class UbReliableClockTestCase : public UbTestCase
 
 /**
  * @ingroup ub-fabric-test
+ * @brief A read of several requests.
+ */
+class UbReadPaceTestCase : public UbTestCase
+{
+  public:
+    UbReadPaceTestCase()
+        : UbTestCase("requests of a read follow each other at the rate of the engine")
+    {
+    }
+
+  private:
+    void DoRun() override
+    {
+        constexpr uint64_t engineRate = 1'000'000'000; // 512 ns a request
+        UbTestChain chain;
+        chain.endpoint.engineRate = UbTestRate(engineRate);
+        const auto fabric = BuildChain("ns3::UbLoadStore", chain);
+        UbTestChunk chunk;
+        chunk.AddFlow(chain.sources[0], chain.destinations[0], 1, 1200);
+        chunk.flows[0].operation = UB_READ;
+        fabric->AddChunk(chunk.Arrays());
+        Simulator::Run();
+        const int64_t last = ISSUE_PS + 2 * UbTestWirePs(512, engineRate); // asks for 176 bytes
+        NS_TEST_ASSERT_MSG_EQ(chunk.flows[0].finishPs,
+                              last + chain.PathPs() + LinkPs(28) + MEMORY_PS + chain.PathPs() +
+                                  LinkPs(176 + 20) + RECEIVE_PS,
+                              "finish");
+        NS_TEST_ASSERT_MSG_EQ(fabric->GetPacketsSent(), 6, "three requests and their data");
+        NS_TEST_ASSERT_MSG_EQ(fabric->GetBytesDelivered(), 1200, "bytes");
+    }
+};
+
+/**
+ * @ingroup ub-fabric-test
+ * @brief Acknowledgements for several packets at a time.
+ */
+class UbAcknowledgeTestCase : public UbTestCase
+{
+  public:
+    UbAcknowledgeTestCase()
+        : UbTestCase("packets are acknowledged every so many, or a delay after the first of them")
+    {
+    }
+
+  private:
+    void DoRun() override
+    {
+        WireHost host(Make<UbTransport>(
+            "ns3::UbReliable[Mtu=1000|AcknowledgeEvery=4|AcknowledgeDelay=700ns]"));
+        host.AddFlow(9000);
+        host.Run();
+        std::vector<WireHost::Sent> acks;
+        for (const auto& packet : host.sent)
+        {
+            if (packet.injection.payloadBytes == 0)
+            {
+                acks.push_back(packet);
+            }
+        }
+        const auto known = [](int64_t packet) { // the receiver looks at it
+            return packet * (1000 + 56) * WireHost::BYTE_PS + WireHost::WIRE_PS +
+                   WireHost::ANSWER_PS;
+        };
+        NS_TEST_ASSERT_MSG_EQ(acks.size(), 3, "acknowledgements of nine packets");
+        NS_TEST_ASSERT_MSG_EQ(acks[0].timePs, known(4), "with the fourth");
+        NS_TEST_ASSERT_MSG_EQ(acks[1].timePs, known(8), "with the eighth");
+        NS_TEST_ASSERT_MSG_EQ(acks[2].timePs, known(9) + 700'000, "after the delay");
+        NS_TEST_ASSERT_MSG_EQ(host.timers.empty(), true, "timers");
+    }
+};
+
+/**
+ * @ingroup ub-fabric-test
  * @brief Messages longer than a work request, and the compact transport.
  */
 class UbCompactTestCase : public UbTestCase
@@ -585,6 +663,22 @@ class UbReliableLossTestCase : public UbTestCase
         return data;
     }
 
+    /// A packet lost when it is repeated, after one that was not, is asked for at once as well.
+    void CheckSecondGap()
+    {
+        WireHost host(Make<UbTransport>(
+            "ns3::UbReliable[Mtu=1000|AcknowledgeEvery=1|Ordered=true|Retransmission=GoBackN]"));
+        std::map<uint32_t, uint32_t> seen;
+        host.loses = [&seen](const UbInjection& injection) {
+            return injection.payloadBytes > 0 && ((injection.tag == 1 && seen[1]++ == 0) ||
+                                                  (injection.tag == 3 && seen[3]++ == 1));
+        };
+        host.AddFlow(6000);
+        host.Run();
+        NS_TEST_EXPECT_MSG_EQ(host.deliveredBytes, 6000, "delivered");
+        NS_TEST_EXPECT_MSG_LT(host.flows[0].finishPs, 10'000'000, "before any timeout");
+    }
+
     void DoRun() override
     {
         constexpr int64_t serialise = (1000 + 56) * WireHost::BYTE_PS;
@@ -596,6 +690,7 @@ class UbReliableLossTestCase : public UbTestCase
         auto data = Lose("Ordered=true|Retransmission=Selective");
         NS_TEST_ASSERT_MSG_EQ(data.size(), 7, "selective repeats one packet");
         NS_TEST_ASSERT_MSG_EQ(data[6].injection.tag, 1, "which is the lost one");
+        NS_TEST_ASSERT_MSG_EQ(data[6].injection.ordered, true, "on the same path");
         NS_TEST_ASSERT_MSG_EQ(data[6].timePs, known, "as soon as its successor is acknowledged");
 
         data = Lose("Ordered=true|Retransmission=GoBackN");
@@ -603,6 +698,8 @@ class UbReliableLossTestCase : public UbTestCase
         NS_TEST_ASSERT_MSG_EQ(data[6].injection.tag, 1, "from the lost one on");
         NS_TEST_ASSERT_MSG_EQ(data[6].timePs, known, "as soon as it is asked to");
         NS_TEST_ASSERT_MSG_EQ(data[10].injection.tag, 5, "to the last one");
+
+        CheckSecondGap();
 
         // sprayed: only the timer tells; it was set anew when packet 0 was acknowledged
         constexpr int64_t acknowledged = known - 2 * serialise;
@@ -826,11 +923,15 @@ class UbTransportOrderTestCase : public TestCase
      * @param [in] implementation The SimulatorImpl.
      * @param [in] transport Attribute UbTransport.
      * @param [in] congestion Attribute UbCongestion.
+     * @param [in] answer Acknowledge latency.
+     * @param [in] memory Memory read latency.
      * @return Finish of each flow.
      */
     std::vector<int64_t> RunTraffic(const std::string& implementation,
                                     const std::string& transport,
-                                    const std::string& congestion)
+                                    const std::string& congestion,
+                                    Time answer,
+                                    Time memory)
     {
         UbStartSimulation(implementation);
         constexpr uint32_t n = 6;
@@ -842,9 +943,9 @@ class UbTransportOrderTestCase : public TestCase
         endpoint.issueEngines = 3;
         // round numbers, so that many things happen at one instant
         endpoint.issueCost = NanoSeconds(100);
-        endpoint.receiveLatency = NanoSeconds(200);
-        endpoint.acknowledgeLatency = NanoSeconds(100);
-        endpoint.memoryReadLatency = NanoSeconds(100);
+        endpoint.receiveLatency = MicroSeconds(1);
+        endpoint.acknowledgeLatency = answer;
+        endpoint.memoryReadLatency = memory;
         endpoint.egressRate = DataRate("320Gbps");
         for (uint32_t i = 0; i < n; ++i)
         {
@@ -893,13 +994,22 @@ class UbTransportOrderTestCase : public TestCase
             {"ns3::UbReliable[Mtu=1000]", "ns3::UbCaqm"},
             {"ns3::UbCompact[Mtu=1000]", "ns3::UbDcqcn"},
         };
+        // whichever is short limits the windows
+        const std::pair<Time, Time> latencies[] = {{NanoSeconds(10), MicroSeconds(1)},
+                                                   {MicroSeconds(1), NanoSeconds(10)},
+                                                   {NanoSeconds(100), NanoSeconds(100)}};
         for (const auto& [transport, congestion] : kinds)
         {
-            const auto windows = RunTraffic("ns3::UbSimulatorImpl", transport, congestion);
-            const auto steps = RunTraffic("ns3::DefaultSimulatorImpl", transport, congestion);
-            for (size_t i = 0; i < windows.size(); ++i)
+            for (const auto& [answer, memory] : latencies)
             {
-                NS_TEST_ASSERT_MSG_EQ(windows[i], steps[i], transport << ": flow " << i);
+                const auto windows =
+                    RunTraffic("ns3::UbSimulatorImpl", transport, congestion, answer, memory);
+                const auto steps =
+                    RunTraffic("ns3::DefaultSimulatorImpl", transport, congestion, answer, memory);
+                for (size_t i = 0; i < windows.size(); ++i)
+                {
+                    NS_TEST_ASSERT_MSG_EQ(windows[i], steps[i], transport << ": flow " << i);
+                }
             }
         }
     }
@@ -1343,6 +1453,18 @@ class UbCongestionLoopTestCase : public UbTestCase
             NS_TEST_ASSERT_MSG_EQ(nData, 200, "nothing is repeated");
             NS_TEST_ASSERT_MSG_EQ(nOther, 200, "an acknowledgement a packet");
         }
+        int64_t endPs[2];
+        for (const bool refuses : {false, true})
+        {
+            WireHost host(Make<UbTransport>(reliable), Make<UbCongestionControl>("ns3::UbCaqm"));
+            host.refuses = refuses;
+            host.AddFlow(200 * 4096);
+            host.Run();
+            endPs[refuses ? 1 : 0] = host.flows[0].finishPs;
+        }
+        // ten packets a round trip of 2.1 us and a packet's time of 41.5 ns, 20 times
+        NS_TEST_ASSERT_MSG_GT(endPs[1], 19 * 2'100'000, "a window that may not grow stays small");
+        NS_TEST_ASSERT_MSG_LT(endPs[0], endPs[1] / 2, "a window that may grow does");
         for (const std::string& transport : {reliable, std::string("ns3::UbCompact")})
         {
             const auto quiet = Send(transport, "ns3::UbDcqcn", false);
@@ -1368,6 +1490,8 @@ class UbTransportTestSuite : public TestSuite
         AddTestCase(new UbLoadStoreWindowTestCase(1), TestCase::Duration::QUICK);
         AddTestCase(new UbLoadStoreWindowTestCase(5), TestCase::Duration::QUICK);
         AddTestCase(new UbReliableClockTestCase(), TestCase::Duration::QUICK);
+        AddTestCase(new UbReadPaceTestCase(), TestCase::Duration::QUICK);
+        AddTestCase(new UbAcknowledgeTestCase(), TestCase::Duration::QUICK);
         AddTestCase(new UbCompactTestCase(), TestCase::Duration::QUICK);
         AddTestCase(new UbReliableLossTestCase(), TestCase::Duration::QUICK);
         AddTestCase(new UbReliableReorderTestCase(), TestCase::Duration::QUICK);
