@@ -39,6 +39,9 @@ FORWARD = 200 * NS
 RECEIVE = 100 * NS
 #: The limits of a die as in CloudMatrix384: none of them divides a second evenly.
 DIE = {"issue_cost_ps": ISSUE, "engine_bytes_per_s": 7_758_333_333}
+SER = 100 * NS  # 1,000 B at 10 GB/s
+#: Nothing to issue, one switch: first byte at the port of the destination.
+TO_PORT = 2 * 5 * NS + FORWARD
 
 
 def pencil(ready, wire, rates, delays, forward=FORWARD):
@@ -338,6 +341,23 @@ def test_dies_of_one_package_use_their_own_link():
     ]
 
 
+def test_egress_limits_the_ports_and_not_the_link_of_the_package():
+    """Ten packets at the pace of the egress over a switch, at that of the link in a package."""
+    finish = {}
+    for plane in ("ub0", "package"):
+        builder = FabricBuilder()
+        dies = builder.dies(2, egress_bytes_per_s=1 * GB)
+        if plane == "package":
+            builder.link(*dies, plane=plane)
+        hub = builder.switch("hub")
+        for die in dies:
+            builder.link(die, hub)
+        result = run(builder.build(), make_trace([flow(0, 1, messages=10)]))
+        finish[plane] = int(result.flows["finish_ps"][0])
+    assert finish["ub0"] == 9 * serialise_ps(1_000, 1 * GB) + TO_PORT + SER + RECEIVE
+    assert finish["package"] == 10 * SER + 5 * NS + RECEIVE
+
+
 @pytest.mark.parametrize(
     ("network", "nodes", "rate", "forward", "header", "acknowledgement"),
     [
@@ -373,11 +393,6 @@ def test_other_networks_have_links_and_switches_of_their_own(
 
 
 # --------------------------------------------------------------------- sharing and incast
-
-SER = 100 * NS  # 1,000 B at 10 GB/s
-#: Nothing to issue, one switch: first byte at the port of the destination.
-TO_PORT = 2 * 5 * NS + FORWARD
-
 
 @pytest.mark.parametrize("messages", [(100, 100), (50, 100), (10, 300)])
 def test_two_flows_into_one_port_share_it_packet_by_packet(messages):
