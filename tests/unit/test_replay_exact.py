@@ -24,7 +24,22 @@ from ubfabric import topology
 from ubfabric.attributes import packet_bytes
 from ubfabric.routing import compile_fabric
 
-build_topology = lru_cache(topology.build_topology)
+
+
+@lru_cache
+def build_topology(name):
+    """Return a shipped machine whose memory takes writes as fast as links bring them."""
+    share = {"memory_write_share": 1.0}
+    return topology.build_topology({"base": name, "endpoints": {"die": share, "cpu": share}})
+
+
+def way_ps(graph, switches):
+    """Return delays and forward latencies from die to die over one switch or three."""
+    path = ["die-0-0", "l1-0-0", "die-0-1"]
+    if switches == 3:
+        path[2:] = ["l2-0-0", "l1-1-0", "die-1-0"]
+    delays = [graph.edges[u, v, 0]["delay_ps"] for u, v in itertools.pairwise(path)]
+    return sum(delays) + sum(graph.nodes[name]["forward_latency_ps"] for name in path[1:-1])
 
 
 def link_rate(graph, src, dst):
@@ -173,7 +188,7 @@ def test_lone_message_sprayed_over_seven_planes_takes_the_closed_form(
         ready.append(now)
     # At most four packets on seven planes: no two of them share a link.
     assert len(sizes) <= 7
-    path = 2 * 5 * NS + switches * 200 * NS + (2 * 50 * NS if switches == 3 else 0)
+    path = way_ps(graph, switches)
     # 28 GB/s less the forward error correction, the same on every link of the way.
     rate = link_rate(graph, "die-0-0", "l1-0-0")
     assert rate == 28 * GB * 15 // 16
@@ -479,9 +494,9 @@ def test_incast_over_seven_planes_and_three_switches_takes_bytes_over_rate():
     flows = [flow(s, sources, messages=packets, message_bytes=4_096) for s in range(sources)]
     result = run(graph, make_trace(flows, rank_nodes=ranks))
     per_plane = sources * packets // 7  # 70 messages of one packet, dealt out in turn
-    on_wire = serialise_ps(4_160, 28 * GB)
+    on_wire = serialise_ps(packet_bytes(graph, 4_096)["ub"], link_rate(graph, "l1-1-0", "die-1-0"))
     first = die["issue_cost_ps"] + serialise_ps(4_096, die["engine_bytes_per_s"])
-    pipeline = first + 2 * 5 * NS + 2 * 50 * NS + 3 * 200 * NS + die["receive_latency_ps"]
+    pipeline = first + way_ps(graph, 3) + die["receive_latency_ps"]
     ports = result.links[(result.links["level"] == "l1-die") & (result.links["packets"] > 0)]
     assert ports["packets"].tolist() == [per_plane] * 7
     makespan = int(result.flows["finish_ps"].max())
