@@ -50,6 +50,8 @@ _TRANSPORT_ATTRIBUTES = {
 }
 #: What the bytes of an answer without data are called, by transport.
 _ANSWER_ATTRIBUTES = {"load-store": "ResponseHeaderBytes", "reliable": "AcknowledgementBytes"}
+#: Queue from which packets are marked where a graph does not say (ns-3-UB: 10 packets).
+_MARK_BYTES = 40_960
 #: Bytes of a control block where a graph does not cut packets into flits.
 _CONTROL_BYTES = 20
 
@@ -107,6 +109,10 @@ def engine_attributes(
         congestion = used_settings(stacks[network]).get("congestion_control", "none")
         if _CONGESTION[congestion]:
             attributes[f"{prefix}Congestion"] = _CONGESTION[congestion]
+        if congestion in ("ldcp", "dcqcn"):  # thresholds; caqm decides packet by packet
+            attributes["MarkBytes"] = stacks[network].get("mark_bytes", _MARK_BYTES)
+            attributes["MarkAllBytes"] = stacks[network].get("mark_all_bytes", 0)
+            attributes["MarkShare"] = str(float(stacks[network].get("mark_share", 1.0)))
     return attributes
 
 

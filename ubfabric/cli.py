@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,27 +68,68 @@ Payload = Annotated[
 ]
 PlanePolicy = Annotated[
     str,
-    typer.Option(help="How a source picks the plane of a packet: round-robin, flow-hash, random."),
+    typer.Option(
+        help="How a source picks the plane of a packet: round-robin, flow-hash, random, adaptive."
+    ),
 ]
 PathPolicy = Annotated[
     str,
-    typer.Option(help="How a switch picks among shortest paths: round-robin, flow-hash, random."),
+    typer.Option(
+        help="How a switch picks among shortest paths: round-robin, flow-hash, random, "
+        "load-balance, adaptive."
+    ),
 ]
-Lanes = Annotated[int, typer.Option("--lanes", help="Virtual lanes of each port, 1 to 16.")]
+Lanes = Annotated[
+    int | None,
+    typer.Option("--lanes", help="Virtual lanes of each port, 1 to 16; the topology's if not given."),
+]
+FabricChanges = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fabric",
+        help="Change a value of the topology, as key=value with dots: switching.speedup=1. "
+        "May be repeated.",
+        metavar="KEY=VALUE",
+    ),
+]
+Faults = Annotated[
+    Path | None,
+    typer.Option(help="Schedule of faults, a .yaml file; see ubfabric/faults.py.", metavar="FILE"),
+]
+Account = Annotated[
+    bool, typer.Option("--account", help="Keep where the time of each flow went.")
+]
+Sample = Annotated[
+    str | None,
+    typer.Option("--sample", help="Look at all links so often, such as 1us.", metavar="TIME"),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace a complete run folder of that name.")
 ]
 
 
-def _load_topology(source: str) -> Any:
+def _load_topology(source: str, changes: list[str] | None = None) -> Any:
     from ubfabric.topology import build_topology, read_topology
 
     if source.endswith((".json", ".graphml")):
+        if changes:
+            raise SpecError(f"--fabric: {source} is a saved graph; give a name or a .yaml file")
         return read_topology(source)
-    return build_topology(source)
+    return build_topology(source, _overrides(changes, "--fabric"))
 
 
-def _overrides(pairs: list[str] | None) -> dict[str, Any]:
+def _interval(text: str | None) -> int | None:
+    from ubfabric.quantities import parse_time_ps
+
+    if text is None:
+        return None
+    try:
+        return parse_time_ps(text)
+    except ValueError as error:
+        raise SpecError(f"--sample: {error}") from None
+
+
+def _overrides(pairs: list[str] | None, option: str = "--set") -> dict[str, Any]:
     """Read ``key=value`` pairs; values are YAML, as in a specification."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
@@ -96,11 +138,11 @@ def _overrides(pairs: list[str] | None) -> dict[str, Any]:
     for pair in pairs or []:
         key, equals, text = pair.partition("=")
         if not equals or not key:
-            raise SpecError(f"--set: found {pair!r}, expected KEY=VALUE such as gate.policy=zipf")
+            raise SpecError(f"{option}: found {pair!r}, expected KEY=VALUE such as gate.policy=zipf")
         try:
             changes[key] = YAML(typ="safe", pure=True).load(text)
         except YAMLError:
-            raise SpecError(f"--set {key}: found {text!r}, which is not a YAML value") from None
+            raise SpecError(f"{option} {key}: found {text!r}, which is not a YAML value") from None
     return changes
 
 
@@ -196,8 +238,12 @@ def replay(
     payload_bytes: Payload = None,
     plane_policy: PlanePolicy = "round-robin",
     path_policy: PathPolicy = "round-robin",
-    lanes: Lanes = 1,
+    lanes: Lanes = None,
     seed: Seed = None,
+    fabric: FabricChanges = None,
+    faults: Faults = None,
+    account: Account = False,
+    sample: Sample = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Move every packet of a trace through a fabric.
@@ -208,7 +254,7 @@ def replay(
     from ubfabric.trace import read_trace
 
     result = run_replay(
-        _load_topology(topology),
+        _load_topology(topology, fabric),
         read_trace(trace),
         out,
         payload_bytes=payload_bytes,
@@ -216,6 +262,9 @@ def replay(
         path_policy=path_policy,
         n_virtual_lanes=lanes,
         seed=seed,
+        faults=faults,
+        account=account,
+        sample_interval_ps=_interval(sample),
         overwrite=overwrite,
     )
     typer.echo(_replay_line(result.summary))
@@ -279,7 +328,11 @@ def run(
     payload_bytes: Payload = None,
     plane_policy: PlanePolicy = "round-robin",
     path_policy: PathPolicy = "round-robin",
-    lanes: Lanes = 1,
+    lanes: Lanes = None,
+    fabric: FabricChanges = None,
+    faults: Faults = None,
+    account: Account = False,
+    sample: Sample = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Go from a topology and a workload to the latency of a token, and draw it.
@@ -291,7 +344,7 @@ def run(
     from ubfabric.replay import replay as run_replay
     from ubfabric.tokens import rebuild_tokens
 
-    graph = _load_topology(topology)
+    graph = _load_topology(topology, fabric)
     generated = generate_trace(
         workload, layers=layers or None, seed=seed, overrides=_overrides(overrides)
     )
@@ -304,6 +357,9 @@ def run(
         path_policy=path_policy,
         n_virtual_lanes=lanes,
         seed=seed,
+        faults=faults,
+        account=account,
+        sample_interval_ps=_interval(sample),
         overwrite=overwrite,
     )
     rebuilt = rebuild_tokens(result)
@@ -372,8 +428,13 @@ def options(
     """Options that stand before the command."""
 
 
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    print(f"ubfabric: warning: {message}", file=sys.stderr)
+
+
 def main() -> None:
     """Run the command line and turn errors into one line and an exit code."""
+    warnings.showwarning = _show_warning
     try:
         app()
     except (SimulationError, BridgeError) as error:

@@ -138,6 +138,9 @@ class TransportSpec(Spec):
     retransmission: Annotated[Literal["go-back-n", "selective"], _unwrapped] | None = None
     timeout: _Duration | None = None
     timeout_limit: _NonNegative | None = None
+    mark: Bytes | None = None
+    mark_all: Bytes | None = None
+    mark_share: Annotated[Fraction, Field(ge=0, le=1)] | None = None
     congestion_control: Annotated[Literal["none", "ldcp", "caqm", "dcqcn"], _unwrapped] | None = (
         None
     )
@@ -174,6 +177,9 @@ TRANSPORT_KEYS: dict[str, tuple[str, ...]] = {
         "timeout_ps",
         "timeout_limit",
         "congestion_control",
+        "mark_bytes",
+        "mark_all_bytes",
+        "mark_share",
     ),
     "compact": (
         "mtu_bytes",
@@ -182,6 +188,9 @@ TRANSPORT_KEYS: dict[str, tuple[str, ...]] = {
         "timeout_ps",
         "timeout_limit",
         "congestion_control",
+        "mark_bytes",
+        "mark_all_bytes",
+        "mark_share",
     ),
 }
 
@@ -220,7 +229,7 @@ PLAIN_SWITCHING: dict[str, Any] = {
 PLAIN_TRANSPORT: dict[str, Any] = {"name": "posted", "header_bytes": 64}
 
 _BYTES = {"flit", "block_header", "block_check", "retry_buffer", "header", "acknowledge_header"}
-_BYTES |= {"request_payload", "mtu", "work_request", "window"}
+_BYTES |= {"request_payload", "mtu", "work_request", "window", "mark", "mark_all"}
 _TIMES = {"credit_timeout", "retrain_time", "acknowledge_delay", "timeout"}
 
 

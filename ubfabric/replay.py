@@ -834,6 +834,9 @@ def _summary(
         "switching": switching(graph),
         "transports": {name: used_settings(one) for name, one in transports(graph).items()},
         "faults": [] if plan is None else plan.describe(),
+        "fault_times_ps": []
+        if plan is None
+        else [[fault.time_ps, fault.time_ps + plan.detection_ps] for fault in plan.faults],
         **counters,
         "simulated_ps": engine.now_ps,
         "wall_s": wall_s,

@@ -6,6 +6,7 @@ path with a ``.yaml`` ending is read as it stands.
 
 from __future__ import annotations
 
+import copy
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -107,6 +108,34 @@ def validate_spec(model: type[SpecT], raw: dict[str, Any], label: str) -> SpecT:
         elif "found" not in message:
             message = f"found {first['input']!r}; {message[0].lower()}{message[1:]}"
         raise SpecError(f"{label}: {key}: {message}") from None
+
+
+def override(raw: dict[str, Any], key: str, value: Any, label: str) -> None:
+    """Set a dotted key of a specification; that the key exists is left to validation.
+
+    Parameters
+    ----------
+    raw : dict
+        The specification, changed in place.
+    key : str
+        Such as ``serving.batch_per_npu``.
+    value : Any
+        The value; a copy is kept.
+    label : str
+        How an error begins.
+
+    Raises
+    ------
+    SpecError
+        If a part of the key but the last is not a mapping.
+    """
+    *path, last = key.split(".")
+    place = raw
+    for part in path:
+        place = place.setdefault(part, {})
+        if not isinstance(place, dict):
+            raise SpecError(f"{label}: override {key!r}: {part!r} is not a mapping of keys")
+    place[last] = copy.deepcopy(value)
 
 
 def _allowed_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

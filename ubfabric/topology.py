@@ -9,6 +9,7 @@ layer, switching, transports) is described in :mod:`ubfabric.fabric_settings`.
 
 from __future__ import annotations
 
+import copy
 import json
 import numbers
 import os
@@ -31,7 +32,7 @@ from ubfabric.fabric_settings import (
     transports,
 )
 from ubfabric.quantities import Bytes, BytesPerSecond, Count, Fraction, Picoseconds, unwrap
-from ubfabric.specs import NETWORKS, Spec, load_yaml, validate_spec
+from ubfabric.specs import NETWORKS, Spec, load_yaml, validate_spec, override
 
 #: Version of the graph's attributes, kept in ``graph.graph["schema"]``.
 SCHEMA = 1
@@ -302,7 +303,9 @@ class TopologySpec(Spec):
         return self
 
 
-def load_topology_spec(source: str | Path | Mapping[str, Any]) -> tuple[TopologySpec, dict]:
+def load_topology_spec(
+    source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> tuple[TopologySpec, dict]:
     """Read a topology specification.
 
     A specification with a key ``base`` takes everything it does not say itself from
@@ -314,6 +317,8 @@ def load_topology_spec(source: str | Path | Mapping[str, Any]) -> tuple[Topology
     source : str, Path or mapping
         A shipped name such as ``"cloudmatrix384"``, the path of a YAML file, or the content
         of one.
+    overrides : mapping, optional
+        Values to change, by dotted key: ``{"switching.speedup": 1}``.
 
     Returns
     -------
@@ -331,6 +336,10 @@ def load_topology_spec(source: str | Path | Mapping[str, Any]) -> tuple[Topology
     else:
         label, own = load_yaml(source, "topologies")
         raw = _resolved(own, label, Path(source).parent, [label])
+    if overrides:
+        raw = copy.deepcopy(raw)
+    for key, value in (overrides or {}).items():
+        override(raw, key, value, label)
     return validate_spec(TopologySpec, raw, label), raw
 
 
@@ -369,7 +378,10 @@ def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def build_topology(source: str | Path | Mapping[str, Any] | TopologySpec) -> nx.MultiGraph:
+def build_topology(
+    source: str | Path | Mapping[str, Any] | TopologySpec,
+    overrides: Mapping[str, Any] | None = None,
+) -> nx.MultiGraph:
     """Build the graph of a supernode from its specification.
 
     Parameters
@@ -378,6 +390,9 @@ def build_topology(source: str | Path | Mapping[str, Any] | TopologySpec) -> nx.
         A shipped name (``"cloudmatrix384"``, ``"one-node"``, ``"two-nodes"``,
         ``"slice-32-dies"``, ``"supernode-8192"``), the path of a YAML file, its content, or
         a checked specification.
+    overrides : mapping, optional
+        Values to change, by dotted key: ``{"switching.speedup": 1}``; not of a checked
+        specification.
 
     Returns
     -------
@@ -402,7 +417,7 @@ def build_topology(source: str | Path | Mapping[str, Any] | TopologySpec) -> nx.
     if isinstance(source, TopologySpec):
         spec, raw = source, source.model_dump(mode="json", exclude_none=True)
     else:
-        spec, raw = load_topology_spec(source)
+        spec, raw = load_topology_spec(source, overrides)
     graph = nx.MultiGraph(
         name=spec.name,
         spec=json.loads(json.dumps(raw)),

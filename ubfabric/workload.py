@@ -318,7 +318,7 @@ def load_workload(
         folder = _folder_of(source)
     raw = _resolve_base(copy.deepcopy(raw), label, folder)
     for key, value in (overrides or {}).items():
-        _override(raw, key, value, label)
+        override(raw, key, value, label)
     return Workload(validate_spec(WorkloadSpec, raw, label), raw, label, folder)
 
 
@@ -355,14 +355,3 @@ def _lay_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
             value = value if whole else _lay_over(old, value)
         result[key] = value
     return result
-
-
-def _override(raw: dict[str, Any], key: str, value: Any, label: str) -> None:
-    """Set a dotted key; whether the key exists is left to the validation that follows."""
-    *path, last = key.split(".")
-    place = raw
-    for part in path:
-        place = place.setdefault(part, {})
-        if not isinstance(place, dict):
-            raise SpecError(f"{label}: override {key!r}: {part!r} is not a mapping of keys")
-    place[last] = copy.deepcopy(value)

@@ -37,8 +37,8 @@ from typing import Any
 import numpy as np
 
 from ubfabric import _bridge
+from ubfabric.attributes import engine_attributes, packet_bytes
 from ubfabric.decode import generate_trace
-from ubfabric.fabric_settings import transports
 from ubfabric.placement import place_ranks
 from ubfabric.routing import FabricArrays, compile_fabric
 from ubfabric.topology import build_topology
@@ -57,8 +57,9 @@ class Case:
 
     name: str
     arrays: FabricArrays
-    header_bytes: int
+    header_bytes: int  #: what a full packet has on the wire beside its payload
     payload_bytes: int
+    attributes: dict[str, str | int]  #: of the engine, as a replay sets them
     src: np.ndarray  #: by flow: node
     dst: np.ndarray
     messages: np.ndarray
@@ -91,8 +92,9 @@ def load_case(name: str, payload_bytes: int, share: float = 1.0) -> Case:
     return Case(
         name=name,
         arrays=arrays,
-        header_bytes=transports(graph)["ub"]["header_bytes"],
+        header_bytes=packet_bytes(graph, payload_bytes)["ub"] - payload_bytes,
         payload_bytes=payload_bytes,
+        attributes=engine_attributes(graph, payload_bytes=payload_bytes, n_virtual_lanes=1),
         src=node[flows["src"]],
         dst=node[flows["dst"]],
         messages=messages,
@@ -116,11 +118,7 @@ def run_engine(case: Case) -> dict[str, Any]:
     tasks["send_first"] = np.cumsum(tasks["send_count"]) - tasks["send_count"]
     with _bridge.Engine(
         case.arrays,
-        {
-            "PayloadBytes": case.payload_bytes,
-            "UbTransport": f"ns3::UbPosted[HeaderBytes={case.header_bytes}]",
-            "Seed": 1,
-        },
+        case.attributes | {"Seed": 1},
     ) as engine:
         engine.add_chunk(
             flows,

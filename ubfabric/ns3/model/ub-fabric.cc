@@ -439,7 +439,7 @@ UbFabric::Build(const UbFabricArrays& arrays)
     for (uint32_t plane = 0; plane < arrays.nPlanes; ++plane)
     {
         m_planes.push_back(
-            path->MakePlane(arrays, plane, PlaneSettings(arrays.planeNetwork[plane] == 0)));
+            path->MakePlane(arrays, plane, PlaneSettings(arrays.planeNetwork[plane])));
         if (m_sampleInterval.IsStrictlyPositive())
         {
             m_planes.back()->KeepTime();
@@ -536,7 +536,7 @@ UbFabric::UpdateObservers()
 }
 
 UbPlaneSettings
-UbFabric::PlaneSettings(bool isUb) const
+UbFabric::PlaneSettings(uint32_t network) const
 {
     UbPlaneSettings settings;
     settings.nLanes = m_nLanes;
@@ -556,7 +556,12 @@ UbFabric::PlaneSettings(bool isUb) const
     {
         settings.laneWeights.push_back(std::max<uint32_t>(1, weight));
     }
-    if (isUb)
+    const std::array congestion{&m_ubCongestion, &m_rdmaCongestion, &m_vpcCongestion};
+    settings.grantsWindows =
+        network < congestion.size() && congestion[network]->rfind("ns3::UbCaqm", 0) == 0;
+    settings.grantQueueBytes = 10ULL * m_payloadBytes;
+    settings.grantMarkBytes = m_payloadBytes / 2;
+    if (network == 0)
     {
         settings.cellBytes = m_cellBytes;
         settings.creditReturn = m_creditReturn;
@@ -795,6 +800,13 @@ UbFabric::TakeDeliveries(int64_t nowPs)
                 continue;
             }
             const uint32_t handle = delivery.flow & ~UB_DEVICE_FLOW;
+            if (delivery.isLost)
+            {
+                // a datagram: whoever wants it to arrive has a protocol that sends it again
+                m_devicePackets[handle] = {};
+                m_freeHandles.push_back(handle);
+                continue;
+            }
             const auto& device = m_devicePackets[handle].to;
             const int64_t seenPs =
                 delivery.tailPs + m_endpoints->ReceiveLatencyPs(device->GetEndpoint());

@@ -282,11 +282,10 @@ class UbFabric : public Object, public UbWindowedProcess
     void ReceiveAtDevice(uint32_t handle);
 
     /**
-     * @param [in] isUb Whether the plane is of the UB network; others know no cells and lanes of
-     * their own accord.
+     * @param [in] network The plane's network; others than UB know no cells and no crossbars.
      * @return How links and switches of a plane work.
      */
-    UbPlaneSettings PlaneSettings(bool isUb) const;
+    UbPlaneSettings PlaneSettings(uint32_t network) const;
 
     /**
      * Do what falls due before the next events: samples, and changes of routes.

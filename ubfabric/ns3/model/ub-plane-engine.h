@@ -122,6 +122,10 @@ class UbPlaneEngine : public UbPlane
         }
         const uint32_t out = Choose(static_cast<uint32_t>(group), packet, nowPs);
         Link& link = m_links[out];
+        if (m_settings.grantsWindows && (packet.bits & UB_CONGESTION_CAPABLE) != 0)
+        {
+            Grant(out, packet, nowPs);
+        }
         if ((packet.bits & IN_LINE) == 0)
         {
             packet.readyPs = nowPs; // else it has waited since it came

@@ -96,6 +96,7 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
     m_firstRings.resize(m_lanes.size() * FIRST_RING);
     m_deficit.assign(m_lanes.size(), 0);
     m_owed.assign(nLinks, 0);
+    m_allowances.resize(settings.grantsWindows ? nLinks : 0);
     m_departures.resize(settings.creditReturn == UB_CREDIT_PIGGYBACK ? nLinks : 0);
     m_acceptTurn.assign(nLinks, 0);
     m_inLine.resize(settings.isFifo ? m_lanes.size() : 0);
@@ -545,6 +546,73 @@ UbPlane::CountAtSource(SourceQueue& queue, int64_t readyPs, int64_t startPs, uin
         queue.waiting.push_back({startPs, bytes});
         queue.bytes += bytes;
         queue.maxBytes = std::max(queue.maxBytes, queue.bytes);
+    }
+}
+
+void
+UbPlane::Grant(uint32_t linkIndex, Packet& packet, int64_t nowPs)
+{
+    const Link& link = m_links[linkIndex];
+    Allowance& allowance = m_allowances[linkIndex];
+    const int64_t periods = (nowPs - allowance.fromPs) / m_settings.grantPeriodPs;
+    if (periods > 0 || allowance.isFresh)
+    {
+        // what is left of the rate, less what waits beyond the target; idle periods leave nothing
+        const bool isIdle = periods > 1 || allowance.isFresh;
+        uint64_t waitingBytes = 0;
+        for (uint32_t l = 0; l < m_nLanes; ++l)
+        {
+            waitingBytes += LaneOf(linkIndex, l).waitingBytes;
+        }
+        const double possible = static_cast<double>(m_settings.grantPeriodPs) * 1e-12 *
+                                static_cast<double>(m_rates[link.rateClass]);
+        allowance.credit =
+            m_settings.grantGain *
+            (possible - (isIdle ? 0.0 : static_cast<double>(allowance.bytes)) +
+             static_cast<double>(m_settings.grantQueueBytes) - static_cast<double>(waitingBytes) -
+             (isIdle ? 0.0 : allowance.granted));
+        allowance.fromPs += periods * m_settings.grantPeriodPs;
+        allowance.bytes = 0;
+        allowance.granted = 0;
+        allowance.taken = 0;
+        allowance.isFresh = false;
+    }
+    allowance.bytes += packet.wireBytes;
+    const bool asks = (packet.bits & UB_CONGESTION_GROW) != 0;
+    const double wanted = asks ? static_cast<double>(packet.hint) * m_settings.grantUnitBytes : 0.0;
+    constexpr auto refused = static_cast<uint8_t>(~UB_CONGESTION_GROW);
+    if ((packet.bits & UB_CONGESTION_MARKED) != 0)
+    {
+        allowance.credit += m_settings.grantMarkBytes;
+        allowance.granted -= m_settings.grantMarkBytes;
+    }
+    else if (allowance.credit >= wanted)
+    {
+        allowance.credit -= wanted;
+        allowance.granted += wanted;
+    }
+    else if (allowance.credit >= 0)
+    {
+        const uint64_t luck = UbMix(m_seed ^ UbMix((uint64_t{packet.flow} << 32) | packet.tag) ^
+                                    (uint64_t{packet.hops} << 56) ^ static_cast<uint64_t>(nowPs));
+        if (static_cast<double>(luck >> 11) * 0x1p-53 < m_settings.grantMarkShare)
+        {
+            packet.bits = static_cast<uint8_t>((packet.bits & refused) | UB_CONGESTION_MARKED);
+            allowance.taken += m_settings.grantMarkBytes;
+        }
+        else if (allowance.taken >= wanted)
+        {
+            allowance.taken -= wanted;
+        }
+        else
+        {
+            packet.bits &= refused;
+        }
+    }
+    else
+    {
+        packet.bits = static_cast<uint8_t>((packet.bits & refused) | UB_CONGESTION_MARKED);
+        allowance.credit += m_settings.grantMarkBytes;
     }
 }
 

@@ -128,6 +128,13 @@ struct UbPlaneSettings
     uint64_t markBytes{0};        //!< bytes waiting from which packets are marked, 0: never
     uint64_t markAllBytes{0};     //!< bytes waiting from which all are
     double markShare{1.0};        //!< share marked just below markAllBytes
+    bool grantsWindows{false};    //!< switches decide on window growth (CAQM)
+    int64_t grantPeriodPs{500'000}; //!< time between two looks at a port for that
+    uint64_t grantQueueBytes{40960}; //!< bytes that should wait for a port
+    double grantGain{0.5};        //!< share of the free rate that is granted (lambda)
+    uint32_t grantUnitBytes{32};  //!< bytes that a hint counts
+    uint32_t grantMarkBytes{2048}; //!< window that a marked packet gives up (beta)
+    double grantMarkShare{0.1};   //!< share of packets marked when little is left to grant
     bool keepsAccount{false};     //!< time spent by packets is kept by cause
 };
 
@@ -599,6 +606,17 @@ class UbPlane
         bool isDead;              //!< loses all that it holds
     };
 
+    /// What a port may still grant to windows; see Grant.
+    struct Allowance
+    {
+        int64_t fromPs{0};      //!< start of the period
+        uint64_t bytes{0};      //!< bytes that came for the port in it
+        double credit{0};       //!< bytes that windows may grow by
+        double granted{0};      //!< bytes granted in the period
+        double taken{0};        //!< bytes that marks took from windows and nobody got yet
+        bool isFresh{true};     //!< no packet came yet
+    };
+
     /// A link's state from some time on.
     struct LinkState
     {
@@ -763,6 +781,15 @@ class UbPlane
      * @return The input.
      */
     static uint32_t NextInput(const uint64_t* bits, uint32_t words, uint32_t from);
+
+    /**
+     * Decide on the window growth that a packet asks for at its output, as CAQM does: grant it,
+     * refuse it, or mark the packet.
+     * @param [in] link The output.
+     * @param [in,out] packet The packet.
+     * @param [in] nowPs The time.
+     */
+    void Grant(uint32_t link, Packet& packet, int64_t nowPs);
 
     /**
      * Serve an output: send the next packet that may go, or arrange to be woken.
@@ -1093,6 +1120,7 @@ class UbPlane
     std::vector<int64_t> m_capacity;        //!< cells of the buffer at the end of each link
     std::vector<int64_t> m_shared;          //!< of which no lane has for itself and none uses
     std::vector<int64_t> m_deficit;         //!< [link][lane] bytes that the lane may still send
+    std::vector<Allowance> m_allowances;    //!< by link, if switches grant windows
     std::vector<uint32_t> m_owed;           //!< by link: control blocks not yet paid for
     std::vector<Departures> m_departures;   //!< by link
     std::vector<uint32_t> m_acceptTurn;     //!< by link: output that its input accepted last
