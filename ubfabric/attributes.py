@@ -209,7 +209,7 @@ def credit_warnings(graph: nx.Graph, arrays: FabricArrays, payload_bytes: int) -
     )
     rate = arrays.link_rate_bytes_per_s.astype(float)
     serialise_ps = size / rate * 1e12
-    loop_ps = 2 * serialise_ps + 2 * arrays.link_delay_ps
+    loop_ps = serialise_ps + 2 * arrays.link_delay_ps
     loop_ps = loop_ps + arrays.node_forward_latency_ps[arrays.link_dst]
     if layer["credit_return"] != "ideal":
         loop_ps = loop_ps + is_ub * (layer["flit_bytes"] or _CONTROL_BYTES) / rate * 1e12

@@ -235,7 +235,9 @@ def test_the_text_names_what_a_person_looks_for(machine):
 def test_sources_of_a_graph_are_listed():
     graph = build_topology("two-nodes")
     sources = {item["key"]: item for item in spec_sources(graph)}
-    assert sources["ub.l1.forward_latency"]["strength"] == "derived"
+    latency = graph.graph["spec"]["ub"]["l1"]["forward_latency"]
+    for key in ("value", "source", "strength"):
+        assert sources["ub.l1.forward_latency"][key] == latency[key]
     assert sources["ub.die_link.bandwidth"]["value"] == "28 GB/s"
     del graph.graph["spec"]
     assert spec_sources(graph) == []

@@ -24,7 +24,22 @@ from ubfabric import topology
 from ubfabric.attributes import packet_bytes
 from ubfabric.routing import compile_fabric
 
-build_topology = lru_cache(topology.build_topology)
+
+
+@lru_cache
+def build_topology(name):
+    """Return a shipped machine whose memory takes writes as fast as links bring them."""
+    share = {"memory_write_share": 1.0}
+    return topology.build_topology({"base": name, "endpoints": {"die": share, "cpu": share}})
+
+
+def way_ps(graph, switches):
+    """Return delays and forward latencies from die to die over one switch or three."""
+    path = ["die-0-0", "l1-0-0", "die-0-1"]
+    if switches == 3:
+        path[2:] = ["l2-0-0", "l1-1-0", "die-1-0"]
+    delays = [graph.edges[u, v, 0]["delay_ps"] for u, v in itertools.pairwise(path)]
+    return sum(delays) + sum(graph.nodes[name]["forward_latency_ps"] for name in path[1:-1])
 
 
 def link_rate(graph, src, dst):
@@ -40,6 +55,9 @@ FORWARD = 200 * NS
 RECEIVE = 100 * NS
 #: The limits of a die as in CloudMatrix384: none of them divides a second evenly.
 DIE = {"issue_cost_ps": ISSUE, "engine_bytes_per_s": 7_758_333_333}
+SER = 100 * NS  # 1,000 B at 10 GB/s
+#: Nothing to issue, one switch: first byte at the port of the destination.
+TO_PORT = 2 * 5 * NS + FORWARD
 
 
 def pencil(ready, wire, rates, delays, forward=FORWARD):
@@ -171,7 +189,7 @@ def test_lone_message_sprayed_over_seven_planes_takes_the_closed_form(
         ready.append(now)
     # At most four packets on seven planes: no two of them share a link.
     assert len(sizes) <= 7
-    path = 2 * 5 * NS + switches * 200 * NS + (2 * 50 * NS if switches == 3 else 0)
+    path = way_ps(graph, switches)
     # 28 GB/s less the forward error correction, the same on every link of the way.
     rate = link_rate(graph, "die-0-0", "l1-0-0")
     assert rate == 28 * GB * 15 // 16
@@ -339,6 +357,23 @@ def test_dies_of_one_package_use_their_own_link():
     ]
 
 
+def test_egress_limits_the_ports_and_not_the_link_of_the_package():
+    """Ten packets at the pace of the egress over a switch, at that of the link in a package."""
+    finish = {}
+    for plane in ("ub0", "package"):
+        builder = FabricBuilder()
+        dies = builder.dies(2, egress_bytes_per_s=1 * GB)
+        if plane == "package":
+            builder.link(*dies, plane=plane)
+        hub = builder.switch("hub")
+        for die in dies:
+            builder.link(die, hub)
+        result = run(builder.build(), make_trace([flow(0, 1, messages=10)]))
+        finish[plane] = int(result.flows["finish_ps"][0])
+    assert finish["ub0"] == 9 * serialise_ps(1_000, 1 * GB) + TO_PORT + SER + RECEIVE
+    assert finish["package"] == 10 * SER + 5 * NS + RECEIVE
+
+
 @pytest.mark.parametrize(
     ("network", "nodes", "rate", "forward", "header", "acknowledgement"),
     [
@@ -374,11 +409,6 @@ def test_other_networks_have_links_and_switches_of_their_own(
 
 
 # --------------------------------------------------------------------- sharing and incast
-
-SER = 100 * NS  # 1,000 B at 10 GB/s
-#: Nothing to issue, one switch: first byte at the port of the destination.
-TO_PORT = 2 * 5 * NS + FORWARD
-
 
 @pytest.mark.parametrize("messages", [(100, 100), (50, 100), (10, 300)])
 def test_two_flows_into_one_port_share_it_packet_by_packet(messages):
@@ -465,9 +495,9 @@ def test_incast_over_seven_planes_and_three_switches_takes_bytes_over_rate():
     flows = [flow(s, sources, messages=packets, message_bytes=4_096) for s in range(sources)]
     result = run(graph, make_trace(flows, rank_nodes=ranks))
     per_plane = sources * packets // 7  # 70 messages of one packet, dealt out in turn
-    on_wire = serialise_ps(4_160, 28 * GB)
+    on_wire = serialise_ps(packet_bytes(graph, 4_096)["ub"], link_rate(graph, "l1-1-0", "die-1-0"))
     first = die["issue_cost_ps"] + serialise_ps(4_096, die["engine_bytes_per_s"])
-    pipeline = first + 2 * 5 * NS + 2 * 50 * NS + 3 * 200 * NS + die["receive_latency_ps"]
+    pipeline = first + way_ps(graph, 3) + die["receive_latency_ps"]
     ports = result.links[(result.links["level"] == "l1-die") & (result.links["packets"] > 0)]
     assert ports["packets"].tolist() == [per_plane] * 7
     makespan = int(result.flows["finish_ps"].max())

@@ -113,19 +113,42 @@ def test_dies_of_one_package_have_a_direct_link(machine):
 
 
 def test_node_arrays_carry_the_attributes(machine):
-    die, chip = 17, machine.node_names.index("l2-3-4")
-    assert machine.node_is_endpoint[[die, chip]].tolist() == [1, 0]
-    assert machine.node_forward_latency_ps[[die, chip]].tolist() == [0, 200_000]
-    assert machine.node_buffer_bytes[[die, chip]].tolist() == [65_536, 65_536]
-    assert machine.node_issue_engines[[die, chip]].tolist() == [16, 0]
-    assert machine.node_issue_cost_ps[[die, chip]].tolist() == [500_000, 0]
-    assert machine.node_engine_bytes_per_s[[die, chip]].tolist() == [7_758_333_333, 0]
-    assert machine.node_egress_bytes_per_s[[die, chip]].tolist() == [196 * 10**9, 0]
-    assert machine.node_receive_latency_ps[[die, chip]].tolist() == [500_000, 0]
-    assert machine.node_copy_bytes_per_s[[die, chip]].tolist() == [800 * 10**9, 0]
-    assert machine.node_memory_write_ppm[[die, chip]].tolist() == [10**6, 0]
-    assert machine.node_memory_read_latency_ps[[die, chip]].tolist() == [300_000, 0]
-    assert machine.node_acknowledge_latency_ps[[die, chip]].tolist() == [100_000, 0]
+    graph = cloudmatrix384()
+    for name in ("die-1-1", "cpu-0-0", "l2-3-4"):
+        node, data = machine.node_names.index(name), graph.nodes[name]
+        is_endpoint = data["role"] == "endpoint"
+        assert machine.node_is_endpoint[node] == is_endpoint
+        carried = {
+            "node_forward_latency_ps": 0 if is_endpoint else data["forward_latency_ps"],
+            "node_buffer_bytes": data["buffer_bytes"],
+        }
+        for array, attribute in (
+            ("node_issue_engines", "issue_engines"),
+            ("node_issue_cost_ps", "issue_cost_ps"),
+            ("node_engine_bytes_per_s", "engine_bytes_per_s"),
+            ("node_egress_bytes_per_s", "egress_bytes_per_s"),
+            ("node_receive_latency_ps", "receive_latency_ps"),
+            ("node_copy_bytes_per_s", "copy_bytes_per_s"),
+            ("node_memory_write_ppm", "memory_write_share_ppm"),
+            ("node_memory_read_latency_ps", "memory_read_latency_ps"),
+            ("node_acknowledge_latency_ps", "acknowledge_latency_ps"),
+            ("node_overlaps_issue", "overlaps_issue"),
+            ("node_sdma_engines", "sdma_engines"),
+            ("node_sdma_start_ps", "sdma_start_ps"),
+            ("node_sdma_bytes_per_s", "sdma_bytes_per_s"),
+        ):
+            carried[array] = data[attribute] if is_endpoint else 0
+        assert {array: int(getattr(machine, array)[node]) for array in carried} == carried
+
+
+def test_optional_attributes_of_an_endpoint_are_carried_or_off():
+    graph = hand_made(("e0", "s0"), ("e1", "s0"))
+    given = {"overlaps_issue": 1, "sdma_engines": 2, "sdma_start_ps": 3, "sdma_bytes_per_s": 4}
+    graph.nodes["e1"].update(given)
+    arrays = compile_fabric(graph)
+    at = [arrays.node_names.index(name) for name in ("e0", "e1", "s0")]
+    for name, value in given.items():
+        assert getattr(arrays, f"node_{name}")[at].tolist() == [0, value, 0]
 
 
 def test_arrays_have_the_agreed_types_and_are_contiguous(machine):
@@ -142,6 +165,10 @@ def test_arrays_have_the_agreed_types_and_are_contiguous(machine):
         "node_memory_write_ppm": np.uint32,
         "node_memory_read_latency_ps": np.int64,
         "node_acknowledge_latency_ps": np.int64,
+        "node_overlaps_issue": np.uint8,
+        "node_sdma_engines": np.uint32,
+        "node_sdma_start_ps": np.int64,
+        "node_sdma_bytes_per_s": np.uint64,
         "link_src": np.uint32,
         "link_dst": np.uint32,
         "link_plane": np.uint32,

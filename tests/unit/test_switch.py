@@ -146,11 +146,27 @@ def test_hashed_flows_collide_and_spraying_does_not():
 
 
 def test_adaptive_paths_avoid_a_slow_link():
-    graph = two_tier(up_rates=[RATE, RATE, RATE, RATE // 10])
-    adaptive = drive(graph, PERMUTATION, {"PathPolicy": "ns3::UbPathAdaptive"})
-    blind = drive(graph, PERMUTATION, {"PathPolicy": "ns3::UbPathRandom"})
+    """A link loses nine lanes of ten in the run, and routes do not know: ports show it."""
+    graph = two_tier()
+
+    def slow_down(engine, arrays):
+        engine.schedule_link(1, link_number(arrays, "low-0", "high-3"), RATE // 10)
+
+    adaptive, blind = (
+        drive(graph, PERMUTATION, {"PathPolicy": f"ns3::UbPath{name}"}, prepare=slow_down)
+        for name in ("Adaptive", "Random")
+    )
     assert up_bytes(adaptive)[3] < 0.6 * up_bytes(blind)[3]
     assert adaptive.fct_ps.max() < blind.fct_ps.max()
+
+
+def test_routes_give_a_slow_link_its_share():
+    """Of links of 10, 10, 10 and 1 GB/s the last gets a 31st of what is sent blindly."""
+    graph = two_tier(up_rates=[RATE, RATE, RATE, RATE // 10])
+    for name in ("Random", "RoundRobin"):
+        sent = up_bytes(drive(graph, PERMUTATION, {"PathPolicy": f"ns3::UbPath{name}"}))
+        assert sent[3] / sent.sum() == pytest.approx(1 / 31, rel=0.4)
+        assert sent[:3] / sent.sum() == pytest.approx([10 / 31] * 3, rel=0.1)
 
 
 def test_adaptive_paths_see_missing_credit():
