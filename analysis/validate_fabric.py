@@ -31,7 +31,9 @@ def main() -> None:
         )
     for role, rows in table.groupby("role"):
         worst = rows.loc[rows["error"].abs().idxmax()]
-        print(f"{role}: {len(rows)} rows, largest error {100 * worst.error:+.1f} %, {worst.quantity}")
+        print(
+            f"{role}: {len(rows)} rows, largest error {100 * worst.error:+.1f} %, {worst.quantity}"
+        )
     if args.csv:
         table.to_csv(args.csv, index=False)
         print(f"wrote {args.csv}")

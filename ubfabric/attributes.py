@@ -203,9 +203,10 @@ def credit_warnings(graph: nx.Graph, arrays: FabricArrays, payload_bytes: int) -
     network = np.asarray(arrays.plane_network)[arrays.link_plane]
     is_ub = network == NETWORKS.index("ub")
     size = np.array([wire[name] for name in NETWORKS])[network]
-    room = arrays.node_buffer_bytes[arrays.link_dst] // np.array(
-        [taken[name] for name in NETWORKS]
-    )[network]
+    room = (
+        arrays.node_buffer_bytes[arrays.link_dst]
+        // np.array([taken[name] for name in NETWORKS])[network]
+    )
     rate = arrays.link_rate_bytes_per_s.astype(float)
     serialise_ps = size / rate * 1e12
     loop_ps = serialise_ps + 2 * arrays.link_delay_ps

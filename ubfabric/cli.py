@@ -81,7 +81,9 @@ PathPolicy = Annotated[
 ]
 Lanes = Annotated[
     int | None,
-    typer.Option("--lanes", help="Virtual lanes of each port, 1 to 16; the topology's if not given."),
+    typer.Option(
+        "--lanes", help="Virtual lanes of each port, 1 to 16; the topology's if not given."
+    ),
 ]
 FabricChanges = Annotated[
     list[str] | None,
@@ -96,9 +98,7 @@ Faults = Annotated[
     Path | None,
     typer.Option(help="Schedule of faults, a .yaml file; see ubfabric/faults.py.", metavar="FILE"),
 ]
-Account = Annotated[
-    bool, typer.Option("--account", help="Keep where the time of each flow went.")
-]
+Account = Annotated[bool, typer.Option("--account", help="Keep where the time of each flow went.")]
 Sample = Annotated[
     str | None,
     typer.Option("--sample", help="Look at all links so often, such as 1us.", metavar="TIME"),
@@ -138,7 +138,9 @@ def _overrides(pairs: list[str] | None, option: str = "--set") -> dict[str, Any]
     for pair in pairs or []:
         key, equals, text = pair.partition("=")
         if not equals or not key:
-            raise SpecError(f"{option}: found {pair!r}, expected KEY=VALUE such as gate.policy=zipf")
+            raise SpecError(
+                f"{option}: found {pair!r}, expected KEY=VALUE such as gate.policy=zipf"
+            )
         try:
             changes[key] = YAML(typ="safe", pure=True).load(text)
         except YAMLError:

@@ -48,8 +48,8 @@ from ubfabric.errors import (
 from ubfabric.fabric_settings import link_layer, switching, transports, used_settings
 from ubfabric.faults import DEFAULT_DETECTION_TIME, FaultPlan, plan_faults
 from ubfabric.placement import place_ranks
-from ubfabric.results import RunResult, RunWriter, check_run_target
 from ubfabric.quantities import parse_time_ps
+from ubfabric.results import RunResult, RunWriter, check_run_target
 from ubfabric.routing import FabricArrays, compile_fabric, reroute
 from ubfabric.specs import NETWORKS
 from ubfabric.trace import OPERATIONS, Trace, TraceChunk, check_chunk, link_flows
@@ -247,9 +247,7 @@ def replay(
             _schedule(engine, plan)
         engine.report_broken_links()
         lanes = lanes_of_service_levels(graph, config.n_virtual_lanes)
-        session = _Session(
-            engine, graph, arrays, trace, rank_nodes, config, lanes, writer, plan
-        )
+        session = _Session(engine, graph, arrays, trace, rank_nodes, config, lanes, writer, plan)
         session.run(_progress_bar(progress))
         writer.write_links(_links_table(graph, arrays, engine.link_stats()))
         wall_s = time.perf_counter() - started

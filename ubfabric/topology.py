@@ -32,7 +32,7 @@ from ubfabric.fabric_settings import (
     transports,
 )
 from ubfabric.quantities import Bytes, BytesPerSecond, Count, Fraction, Picoseconds, unwrap
-from ubfabric.specs import NETWORKS, Spec, load_yaml, validate_spec, override
+from ubfabric.specs import NETWORKS, Spec, load_yaml, override, validate_spec
 
 #: Version of the graph's attributes, kept in ``graph.graph["schema"]``.
 SCHEMA = 1

@@ -75,7 +75,13 @@ TASK_SCHEMA = pa.schema(
 )
 #: Columns that a file may leave out, with the value they then take.
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "flows": {"microbatch": 0, "network": "ub", "service_level": 0, "start_ps": -1, "operation": "write"},
+    "flows": {
+        "microbatch": 0,
+        "network": "ub",
+        "service_level": 0,
+        "start_ps": -1,
+        "operation": "write",
+    },
     "tasks": {
         "stream": 0,
         "microbatch": 0,

@@ -18,7 +18,7 @@ from ubfabric.errors import SpecError
 from ubfabric.gate import GatePolicy, parse_gate
 from ubfabric.placement import DeploymentSpec
 from ubfabric.quantities import Bytes, BytesPerSecond, Count, Fraction, OpsPerSecond, Picoseconds
-from ubfabric.specs import Spec, load_yaml, shipped, validate_spec
+from ubfabric.specs import Spec, load_yaml, override, shipped, validate_spec
 
 PositiveCount = Annotated[Count, Field(ge=1)]
 PositiveFraction = Annotated[Fraction, Field(gt=0, le=1)]

@@ -49,6 +49,7 @@ def link_rate(graph, src, dst):
     links = np.flatnonzero((arrays.link_src == u) & (arrays.link_dst == v))
     return int(arrays.link_rate_bytes_per_s[links[0]])
 
+
 ISSUE = 500 * NS
 FORWARD = 200 * NS
 RECEIVE = 100 * NS

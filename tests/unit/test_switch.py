@@ -23,9 +23,7 @@ def saturated(n: int, packets: int, seed: int = 1):
     flows = []
     for src in range(n):
         for number in range(packets):
-            flows.append(
-                {"src": src, "dst": n + int(rng.integers(n)), "start_ps": number * SER}
-            )
+            flows.append({"src": src, "dst": n + int(rng.integers(n)), "start_ps": number * SER})
     return flows
 
 
@@ -71,9 +69,7 @@ def test_islip_starves_nobody():
     """Every input has packets for every output, all at once; all finish near each other."""
     n = 4
     graph = star(2 * n, rate=RATE, issue_engines=8)
-    flows = [
-        {"src": s, "dst": n + d, "messages": 200} for s in range(n) for d in range(n)
-    ]
+    flows = [{"src": s, "dst": n + d, "messages": 200} for s in range(n) for d in range(n)]
     result = drive(graph, flows, ISLIP)
     assert result.leftover == ""
     finish = result.flows["finish_ps"].reshape(n, n)
@@ -92,9 +88,7 @@ def test_islip_moves_what_the_ideal_switch_moves():
     for attributes in (ISLIP, FIFO, {"Allocator": "OutputQueued"}, {}):
         result = drive(graph, flows, attributes)
         assert result.leftover == ""
-        assert result.counters["bytes_delivered"] == sum(
-            20 * f["message_bytes"] for f in flows
-        )
+        assert result.counters["bytes_delivered"] == sum(20 * f["message_bytes"] for f in flows)
 
 
 def test_a_lone_packet_sees_no_allocator():
@@ -131,9 +125,7 @@ def two_tier(n_dies: int = 4, n_up: int = 4, *, up_rates: list[int] | None = Non
 
 
 def up_bytes(result, n_up: int = 4):
-    return np.array(
-        [result.links["bytes"][result.link("low-0", f"high-{k}")] for k in range(n_up)]
-    )
+    return np.array([result.links["bytes"][result.link("low-0", f"high-{k}")] for k in range(n_up)])
 
 
 PERMUTATION = [{"src": s, "dst": 4 + s, "messages": 400} for s in range(4)]

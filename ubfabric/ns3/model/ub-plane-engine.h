@@ -154,6 +154,10 @@ class UbPlaneEngine : public UbPlane
         {
             lane.lastInput = packet.atInput;
             link.lastLane = packet.lane;
+            if (m_settings.arbitration == UB_LANES_DEFICIT)
+            {
+                m_deficit[uint64_t{out} * m_nLanes + packet.lane] = 0; // the lane is empty
+            }
             Transmit(out, index, nowPs);
             return;
         }

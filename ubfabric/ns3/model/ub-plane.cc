@@ -382,6 +382,10 @@ UbPlane::Inject(const UbInjection& injection)
         HasCredit(link, lane, packet.cells, startPs))
     {
         m_links[link].lastLane = packet.lane;
+        if (m_settings.arbitration == UB_LANES_DEFICIT)
+        {
+            m_deficit[uint64_t{link} * m_nLanes + packet.lane] = 0; // the lane is empty
+        }
         Transmit(link, index, startPs);
         return;
     }
@@ -663,7 +667,8 @@ void
 UbPlane::CollectCredits(uint32_t link, Lane& lane, int64_t nowPs)
 {
     const int64_t before = lane.credit;
-    while (lane.ringCount > 0 && NextCreditPs(link, lane) <= nowPs)
+    while (lane.ringCount > 0 &&
+           (lane.ring[lane.ringHead].timePs <= nowPs || NextCreditPs(link, lane) <= nowPs))
     {
         lane.credit += lane.ring[lane.ringHead].cells;
         lane.ringHead = (lane.ringHead + 1) & lane.ringMask;
@@ -708,8 +713,12 @@ UbPlane::GrowRing(Lane& lane)
 void
 UbPlane::ReturnCredit(uint32_t linkIndex, Lane& lane, uint32_t cells, int64_t freePs, int64_t nowPs)
 {
-    // take in what has come by now: the ring stays as short as the cable
-    CollectCredits(linkIndex, lane, nowPs);
+    // take in what has come by now: the ring stays as short as the cable. Whether credits came
+    // earlier, on a packet, is found out when somebody needs to know.
+    if (lane.ringCount > 0 && lane.ring[lane.ringHead].timePs <= nowPs)
+    {
+        CollectCredits(linkIndex, lane, nowPs);
+    }
     const int64_t arrivalPs = freePs + lane.returnPs;
     if (m_settings.creditReturn == UB_CREDIT_CONTROL)
     {
@@ -740,7 +749,12 @@ UbPlane::ReturnCredit(uint32_t linkIndex, Lane& lane, uint32_t cells, int64_t fr
     }
     if (lane.needsCredit || (m_settings.isShared && m_links[linkIndex].stalledSincePs >= 0))
     {
-        Wake(linkIndex, std::max(NextCreditPs(linkIndex, lane), m_links[linkIndex].busyUntilPs));
+        // what has come by now has woken the link before
+        const int64_t nextPs = NextCreditPs(linkIndex, lane);
+        if (nextPs > nowPs && nextPs != UB_NEVER)
+        {
+            Wake(linkIndex, std::max(nextPs, m_links[linkIndex].busyUntilPs));
+        }
     }
 }
 
@@ -820,6 +834,11 @@ UbPlane::Find(uint32_t linkIndex, int64_t nowPs)
             found.isStalled = true;
             lane.needsCredit = true;
             found.wakePs = std::min(found.wakePs, NextCreditPs(linkIndex, lane));
+            for (uint32_t l = 0; l < (m_settings.isShared ? m_nLanes : 0); ++l)
+            {
+                found.wakePs =
+                    std::min(found.wakePs, NextCreditPs(linkIndex, LaneOf(linkIndex, l)));
+            }
             continue;
         }
         found.lane = laneIndex;
@@ -854,7 +873,10 @@ UbPlane::Send(uint32_t linkIndex, const Candidate& candidate, int64_t nowPs, boo
         {
             deficit += int64_t{m_settings.laneWeights[candidate.lane]} * m_settings.quantumBytes;
         }
-        deficit = lane.nWaiting > 0 ? deficit - packet.wireBytes : 0;
+        // endpoints hand packets over ahead of time: those to come do not count as waiting
+        const bool isBacklogged =
+            lane.nWaiting > 0 && (packet.inLink != UB_NONE || m_packets[queue.head].readyPs < nowPs);
+        deficit = isBacklogged ? deficit - packet.wireBytes : 0;
     }
     if (movesTurn)
     {
@@ -904,7 +926,10 @@ UbPlane::Serve(uint32_t linkIndex, int64_t nowPs)
         // all outputs of the switch that are free at this instant choose together
         const uint32_t index = m_switchOf[m_srcNode[linkIndex]];
         Switch& chip = m_switches[index];
-        chip.due.push_back(linkIndex);
+        if (std::find(chip.due.begin(), chip.due.end(), linkIndex) == chip.due.end())
+        {
+            chip.due.push_back(linkIndex);
+        }
         if (chip.allocatePs != nowPs)
         {
             chip.allocatePs = nowPs;

@@ -933,6 +933,7 @@ class UbPlane
     std::vector<SourceQueue> m_sourceQueues; //!< [link][lane], used where links leave endpoints
     std::vector<std::pair<uint32_t, uint32_t>> m_sent; //!< flow and bytes, by record
     std::vector<uint32_t> m_freeSent;                  //!< unused records
+    std::vector<int64_t> m_deficit;         //!< [link][lane] bytes that the lane may still send
     std::vector<UbDelivery> m_outbox;                  //!< deliveries for the endpoints
     std::vector<UbPacketAccount> m_accountOutbox;      //!< accounts of the deliveries
     std::vector<UbPacketAccount> m_accounts;           //!< accounts of the packets, if kept
@@ -1119,7 +1120,6 @@ class UbPlane
     std::vector<uint32_t> m_srcNode;        //!< node that a link leaves
     std::vector<int64_t> m_capacity;        //!< cells of the buffer at the end of each link
     std::vector<int64_t> m_shared;          //!< of which no lane has for itself and none uses
-    std::vector<int64_t> m_deficit;         //!< [link][lane] bytes that the lane may still send
     std::vector<Allowance> m_allowances;    //!< by link, if switches grant windows
     std::vector<uint32_t> m_owed;           //!< by link: control blocks not yet paid for
     std::vector<Departures> m_departures;   //!< by link
