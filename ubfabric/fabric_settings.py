@@ -30,6 +30,12 @@ _Positive = Annotated[Count, Field(ge=1)]
 _NonNegative = Annotated[Count, Field(ge=0)]
 _Size = Annotated[Bytes, Field(gt=0)]
 _Duration = Annotated[Picoseconds, Field(gt=0)]
+#: What the simulator's attributes hold; beyond it ns-3 would end the process or, in the text of
+#: a transport, say nothing.
+_HIGHEST_COUNT = 2**32 - 1
+_MAX_HEADER = 5_000
+_MAX_PAYLOAD = 60_000
+_MAX_CELL = 2_560
 _unwrapped = BeforeValidator(unwrap)
 
 
@@ -63,16 +69,16 @@ def _service_levels(value: Any) -> str | list[int]:
 class LinkLayerSpec(Spec):
     """Framing, credits, lanes and retry of UB links; the other networks have none of it."""
 
-    flit: Bytes
-    block_flits: _Positive
-    block_header: Bytes
-    block_check: Bytes
+    flit: Annotated[Bytes, Field(le=640)]
+    block_flits: Annotated[_Positive, Field(le=1_024)]
+    block_header: Annotated[Bytes, Field(le=64)]
+    block_check: Annotated[Bytes, Field(le=64)]
     fec_data_symbols: _Positive
     fec_total_symbols: _Positive
     cell_flits: Annotated[_Positive, Field(le=128)]
     credit_grain_cells: Annotated[_Positive, Field(le=255)]
     credit_return: Annotated[Literal["ideal", "piggyback", "control"], _unwrapped]
-    credit_timeout: Picoseconds
+    credit_timeout: Annotated[Picoseconds, Field(le=10**9)]
     buffer_sharing: Annotated[Literal["exclusive", "shared"], _unwrapped]
     lane_floor_cells: Annotated[_NonNegative, Field(le=65_535)]
     virtual_lanes: Annotated[_Positive, Field(le=MAX_LANES)]
@@ -80,8 +86,8 @@ class LinkLayerSpec(Spec):
     lane_weights: Annotated[int | list[int], PlainValidator(_lane_weights)]
     service_levels: Annotated[str | list[int], PlainValidator(_service_levels)]
     retry_buffer: _Size
-    retry_limit: _NonNegative
-    retrain_limit: _NonNegative
+    retry_limit: Annotated[_NonNegative, Field(le=_HIGHEST_COUNT)]
+    retrain_limit: Annotated[_NonNegative, Field(le=_HIGHEST_COUNT)]
     retrain_time: Picoseconds
     acknowledge_flits: _Positive
 
@@ -96,6 +102,11 @@ class LinkLayerSpec(Spec):
             raise ValueError(
                 f"found block_header and block_check of {self.block_header + self.block_check} B; "
                 f"allowed less than a block of {self.flit * self.block_flits} B"
+            )
+        if self.flit * self.cell_flits > _MAX_CELL:
+            raise ValueError(
+                f"found cells of {self.cell_flits} flits of {self.flit} B; allowed: cells of up to "
+                f"{_MAX_CELL} B"
             )
         if isinstance(self.lane_weights, list) and len(self.lane_weights) != self.virtual_lanes:
             raise ValueError(
@@ -125,25 +136,34 @@ class TransportSpec(Spec):
     """The transport of one network; :data:`TRANSPORT_KEYS` says which reads which key."""
 
     name: Annotated[Literal["posted", "load-store", "reliable", "compact"], _unwrapped]
-    header: Bytes
-    acknowledge_header: Bytes | None = None
-    acknowledge_every: _Positive | None = None
-    acknowledge_delay: Picoseconds | None = None
-    request_payload: _Size | None = None
-    window_requests: _Positive | None = None
-    mtu: _Size | None = None
-    work_request: _Size | None = None
+    header: Annotated[Bytes, Field(le=_MAX_HEADER)]
+    acknowledge_header: Annotated[_Size, Field(le=_MAX_HEADER)] | None = None
+    acknowledge_every: Annotated[_Positive, Field(le=_HIGHEST_COUNT)] | None = None
+    acknowledge_delay: _Duration | None = None
+    request_payload: Annotated[_Size, Field(le=_MAX_PAYLOAD)] | None = None
+    window_requests: Annotated[_Positive, Field(le=_HIGHEST_COUNT)] | None = None
+    mtu: Annotated[_Size, Field(le=_MAX_PAYLOAD)] | None = None
+    work_request: Annotated[_Size, Field(le=_HIGHEST_COUNT)] | None = None
     window: _Size | None = None
-    reorder_window: _Positive | None = None
+    reorder_window: Annotated[_Positive, Field(le=2**20)] | None = None
     retransmission: Annotated[Literal["go-back-n", "selective"], _unwrapped] | None = None
     timeout: _Duration | None = None
-    timeout_limit: _NonNegative | None = None
+    timeout_limit: Annotated[_NonNegative, Field(le=31)] | None = None
     mark: Bytes | None = None
     mark_all: Bytes | None = None
     mark_share: Annotated[Fraction, Field(ge=0, le=1)] | None = None
     congestion_control: Annotated[Literal["none", "ldcp", "caqm", "dcqcn"], _unwrapped] | None = (
         None
     )
+
+    @model_validator(mode="after")
+    def _can_be_controlled(self) -> TransportSpec:
+        if self.name == "compact" and self.congestion_control in ("ldcp", "caqm"):
+            raise ValueError(
+                f"found congestion_control {self.congestion_control} with compact, which sends no "
+                "acknowledgements; allowed: none, dcqcn"
+            )
+        return self
 
 
 class TransportsSpec(Spec):
@@ -184,7 +204,6 @@ TRANSPORT_KEYS: dict[str, tuple[str, ...]] = {
     "compact": (
         "mtu_bytes",
         "work_request_bytes",
-        "window_bytes",
         "timeout_ps",
         "timeout_limit",
         "congestion_control",

@@ -36,6 +36,7 @@ from ubfabric.attributes import (
     credit_warnings,
     engine_attributes,
     lanes_of_service_levels,
+    packet_bytes,
 )
 from ubfabric.deadlock import check_deadlock_free
 from ubfabric.errors import (
@@ -80,6 +81,7 @@ _MAX_ENGINES = 64
 _MAX_PLANES = 64
 _MAX_PAYLOAD_BYTES = 60_000
 _MAX_PORTS = (1 << 16) - 1
+_MAX_PACKET_BYTES = (1 << 16) - 1
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,7 @@ def replay(
     )
     rank_nodes = _rank_nodes(graph, trace)
     _check_limits(arrays)
+    _check_transports(graph, arrays, config.payload_bytes)
     _check_buffers(graph, arrays, config)
     check_deadlock_free(graph)
     plan = None if faults is None else plan_faults(arrays, faults)
@@ -310,6 +313,11 @@ def _check_limits(arrays: FabricArrays) -> None:
         raise TopologyError(f"found {arrays.n_planes} planes; allowed up to {_MAX_PLANES}")
     for values, what, limit in (
         (arrays.node_issue_engines, "issue_engines is", _MAX_ENGINES),
+        (
+            arrays.node_issue_engines.astype(np.int64) + arrays.node_sdma_engines,
+            "issue_engines and sdma_engines are",
+            _MAX_ENGINES,
+        ),
         (np.bincount(arrays.link_dst, minlength=arrays.n_nodes), "links:", _MAX_PORTS),
     ):
         node = int(np.argmax(values))
@@ -317,6 +325,52 @@ def _check_limits(arrays: FabricArrays) -> None:
             raise TopologyError(
                 f"node {arrays.node_names[node]!r}: {what} {values[node]}; allowed up to {limit}"
             )
+
+
+def _check_transports(graph: nx.Graph, arrays: FabricArrays, payload_bytes: int) -> None:
+    """Refuse what transports and endpoints cannot do together."""
+    name = graph.graph["name"]
+    for network, size in packet_bytes(graph, payload_bytes).items():
+        if size > _MAX_PACKET_BYTES:
+            raise SpecError(
+                f"payload_bytes: found {payload_bytes}, with headers {size} B a packet in network "
+                f"{network} of {name}; allowed up to {_MAX_PACKET_BYTES} B"
+            )
+    bare = (arrays.node_sdma_engines > 0) & (arrays.node_sdma_bytes_per_s == 0)
+    if bare.any():
+        node = int(np.argmax(bare))
+        raise TopologyError(
+            f"node {arrays.node_names[node]!r}: sdma_bytes_per_s is 0; allowed 1 or more with "
+            f"sdma_engines of {arrays.node_sdma_engines[node]}"
+        )
+    stacks = {network: used_settings(one) for network, one in transports(graph).items()}
+    answering = [network for network, one in stacks.items() if _answers(one)]
+    is_endpoint = arrays.node_is_endpoint == 1
+    latency, answer = arrays.node_receive_latency_ps, arrays.node_acknowledge_latency_ps
+    late = is_endpoint & (answer > latency)
+    if answering and late.any():
+        node = int(np.argmax(late))
+        raise TopologyError(
+            f"node {arrays.node_names[node]!r}: acknowledge_latency_ps is {answer[node]}; allowed up "
+            f"to receive_latency_ps, {latency[node]}, as network {answering[0]} has transport "
+            f"{stacks[answering[0]]['name']}"
+        )
+    if not is_endpoint.any():
+        return
+    shortest = int(latency[is_endpoint].min())
+    for network, one in stacks.items():
+        if one.get("timeout_ps", shortest) < shortest:
+            raise TopologyError(
+                f"{name}: transports.{network}: timeout_ps is {one['timeout_ps']}; allowed from the "
+                f"least receive_latency_ps of an endpoint on, {shortest}"
+            )
+
+
+def _answers(transport: Mapping[str, Any]) -> bool:
+    """Return whether a receiver sends anything back."""
+    if transport["name"] == "compact":
+        return transport.get("congestion_control", "none") != "none"
+    return bool(transport["name"] != "posted")
 
 
 def _check_buffers(graph: nx.Graph, arrays: FabricArrays, config: ReplayConfig) -> None:

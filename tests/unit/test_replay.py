@@ -36,6 +36,14 @@ def changed(graph: nx.MultiGraph, node: str | None = None, **changes) -> nx.Mult
     return result
 
 
+def with_ub(graph: nx.MultiGraph, *, flits: bool = False, **settings) -> nx.MultiGraph:
+    """Return the graph with other settings of the UB network's transport."""
+    graph.graph["transports"]["ub"] |= settings
+    if flits:
+        graph.graph["link_layer"] = {"flit_bytes": 20}
+    return graph
+
+
 def exchange(n_layers: int = 1, spent: int = 1 * US) -> Trace:
     """Return two ranks that dispatch to each other layer by layer, with sparse task ids."""
     flows = [flow(r, 1 - r, layer=layer, start_ps=-1) for layer in range(n_layers) for r in (0, 1)]
@@ -298,7 +306,65 @@ BAD = {
         make_trace([flow(0, 1)]),
         {},
         TopologyError,
-        r"packet_header_bytes is 5001; allowed up to 5000",
+        r"transports\.ub: header_bytes: found '5001 B'; input should be less than or equal to 5000",
+    ),
+    "a packet larger than the simulator takes": (
+        with_ub(changed(star(2), max_payload_bytes=60_000), header_bytes=5_000, flits=True),
+        make_trace([flow(0, 1)]),
+        {"payload_bytes": 60_000},
+        SpecError,
+        r"payload_bytes: found 60000, with headers 65\d\d\d B a packet in network ub of by-hand; "
+        r"allowed up to 65535 B",
+    ),
+    "more engines and SDMA engines than the simulator has": (
+        star(2, issue_engines=60, sdma_engines=5, sdma_bytes_per_s=1),
+        make_trace([flow(0, 1)]),
+        {},
+        TopologyError,
+        r"node 'die-0': issue_engines and sdma_engines are 65; allowed up to 64",
+    ),
+    "SDMA engines that never move a byte": (
+        star(2, sdma_engines=5),
+        make_trace([flow(0, 1)]),
+        {},
+        TopologyError,
+        r"node 'die-0': sdma_bytes_per_s is 0; allowed 1 or more with sdma_engines of 5",
+    ),
+    "an endpoint that answers later than it sees": (
+        with_ub(star(2, acknowledge_latency_ps=100_001), name="reliable"),
+        make_trace([flow(0, 1)]),
+        {},
+        TopologyError,
+        r"node 'die-0': acknowledge_latency_ps is 100001; allowed up to receive_latency_ps, "
+        r"100000, as network ub has transport reliable",
+    ),
+    "a timeout shorter than an endpoint needs to see anything": (
+        with_ub(star(2), timeout_ps=99_999),
+        make_trace([flow(0, 1)]),
+        {},
+        TopologyError,
+        r"transports\.ub: timeout_ps is 99999; allowed from the least receive_latency_ps .* 100000",
+    ),
+    "more tries than the simulator counts": (
+        with_ub(star(2), timeout_limit=32),
+        make_trace([flow(0, 1)]),
+        {},
+        TopologyError,
+        r"transports\.ub: timeout_limit: found 32; input should be less than or equal to 31",
+    ),
+    "a congestion control without acknowledgements": (
+        with_ub(star(2), name="compact", congestion_control="caqm"),
+        make_trace([flow(0, 1)]),
+        {},
+        TopologyError,
+        r"transports\.ub: found congestion_control caqm with compact, .*; allowed: none, dcqcn",
+    ),
+    "cells larger than the simulator takes": (
+        changed(star(2), link_layer={"flit_bytes": 640, "cell_flits": 8}),
+        make_trace([flow(0, 1)]),
+        {},
+        TopologyError,
+        r"link_layer: found cells of 8 flits of 640 B; allowed: cells of up to 2560 B",
     ),
     "a payload larger than the simulator takes": (
         changed(star(2), max_payload_bytes=100_000),
