@@ -41,7 +41,10 @@ def graphs(draw) -> nx.MultiGraph:
     buffer_bytes = draw(st.sampled_from([2_400, 8_192, 65_536]))
     for plane in range(n_planes):
         name = f"ub{plane}"
-        low = [builder.switch(f"low-{plane}-{k}", name, buffer_bytes=buffer_bytes) for k in range(n_low)]
+        low = [
+            builder.switch(f"low-{plane}-{k}", name, buffer_bytes=buffer_bytes)
+            for k in range(n_low)
+        ]
         for number, die in enumerate(dies):
             builder.link(die, low[number % n_low], 10 * GB, plane=name)
         for k in range(n_high):
@@ -133,7 +136,11 @@ def schedules(draw, graph: nx.MultiGraph) -> dict[str, Any]:
         add(draw(st.integers(0, _LATEST_US)), element, "down")
         taken.update([lost, f"low-{plane[2:]}-0"])
     for element in draw(st.lists(st.sampled_from(elements), max_size=3)):
-        names = {name for value in element.values() for name in ([value] if isinstance(value, str) else value)}
+        names = {
+            name
+            for value in element.values()
+            for name in ([value] if isinstance(value, str) else value)
+        }
         if names & taken:
             continue  # one fault an element, or one may bring back what another took away
         taken |= names
