@@ -52,6 +52,8 @@ _TRANSPORT_ATTRIBUTES = {
 _ANSWER_ATTRIBUTES = {"load-store": "ResponseHeaderBytes", "reliable": "AcknowledgementBytes"}
 #: Queue from which packets are marked where a graph does not say (ns-3-UB: 10 packets).
 _MARK_BYTES = 40_960
+#: How transports cut messages where a graph does not say, as the engine has it.
+_CUTS = {"request_payload_bytes": 512, "mtu_bytes": 4_096, "work_request_bytes": 65_536}
 #: Bytes of a control block where a graph does not cut packets into flits.
 _CONTROL_BYTES = 20
 
@@ -150,6 +152,34 @@ def packet_bytes(graph: nx.Graph, payload_bytes: int) -> dict[str, int]:
         else stack["header_bytes"] + payload_bytes
         for network, stack in stacks.items()
     }
+
+
+def cuts(graph: nx.Graph, payload_bytes: int) -> dict[str, tuple[int, int]]:
+    """Return how a message is cut, by network: into pieces, and these into packets.
+
+    Parameters
+    ----------
+    graph : networkx.Graph
+    payload_bytes : int
+        Most bytes of a message in one packet.
+
+    Returns
+    -------
+    dict of str to (int, int)
+        Most bytes of a piece and of a packet; a packet spans neither messages nor pieces.
+    """
+    result = {}
+    for network, stack in transports(graph).items():
+        used = _CUTS | used_settings(stack)
+        if stack["name"] == "posted":
+            result[network] = (payload_bytes, payload_bytes)
+        elif stack["name"] == "load-store":
+            packet = min(used["request_payload_bytes"], payload_bytes)
+            result[network] = (packet, packet)
+        else:
+            packet = min(used["mtu_bytes"], payload_bytes)
+            result[network] = (used["work_request_bytes"], packet)
+    return result
 
 
 def buffer_bytes(graph: nx.Graph, payload_bytes: int) -> dict[str, int]:

@@ -128,7 +128,7 @@ class FaultPlan:
     faults : list of Fault
         In order of time; those of one time in the order of the schedule.
     detection_ps : int
-        Time from a change until routes take account of it.
+        Time from a change until routes take account of it, at least 1.
     time_ps : int64[n_events]
         When a directed link changes, ascending; links of one time ascending. A chip that fails
         changes all its links, both directions.
@@ -300,6 +300,9 @@ def plan_faults(
     node_rows: list[tuple[int, int, bool]] = []
     routes: list[tuple[int, FabricArrays]] = []
     route_dead: list[list[int]] = []
+    # New routes come before whatever else happens at their time: with no time at all they would
+    # come before the fault, and leave packets behind on a link that is about to be down.
+    detection_ps = max(1, spec.detection_time)
     order = sorted(range(len(spec.faults)), key=lambda at: spec.faults[at].at)
     begin = 0
     while begin < len(order):
@@ -320,14 +323,14 @@ def plan_faults(
         rows += [(time_ps, link, state.rates[link], state.noise[link]) for link in changed]
         if are_rates_changed:
             dead, slow = state.for_routes()
-            routes.append((time_ps + spec.detection_time, reroute(fabric, dead, slow)))
+            routes.append((time_ps + detection_ps, reroute(fabric, dead, slow)))
             route_dead.append(dead)
     columns = list(zip(*rows, strict=True)) or [()] * 4
     node_columns = list(zip(*node_rows, strict=True)) or [()] * 3
     return FaultPlan(
         fabric,
         faults,
-        spec.detection_time,
+        detection_ps,
         np.array(columns[0], np.int64),
         np.array(columns[1], np.uint32),
         np.array(columns[2], np.uint64),

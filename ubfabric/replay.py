@@ -34,6 +34,7 @@ from ubfabric import _bridge
 from ubfabric.attributes import (
     buffer_bytes,
     credit_warnings,
+    cuts,
     engine_attributes,
     lanes_of_service_levels,
     packet_bytes,
@@ -351,8 +352,8 @@ def _check_transports(graph: nx.Graph, arrays: FabricArrays, payload_bytes: int)
     if answering and late.any():
         node = int(np.argmax(late))
         raise TopologyError(
-            f"node {arrays.node_names[node]!r}: acknowledge_latency_ps is {answer[node]}; allowed up "
-            f"to receive_latency_ps, {latency[node]}, as network {answering[0]} has transport "
+            f"node {arrays.node_names[node]!r}: acknowledge_latency_ps is {answer[node]}; allowed "
+            f"up to receive_latency_ps, {latency[node]}, as network {answering[0]} has transport "
             f"{stacks[answering[0]]['name']}"
         )
     if not is_endpoint.any():
@@ -361,15 +362,15 @@ def _check_transports(graph: nx.Graph, arrays: FabricArrays, payload_bytes: int)
     for network, one in stacks.items():
         if one.get("timeout_ps", shortest) < shortest:
             raise TopologyError(
-                f"{name}: transports.{network}: timeout_ps is {one['timeout_ps']}; allowed from the "
-                f"least receive_latency_ps of an endpoint on, {shortest}"
+                f"{name}: transports.{network}: timeout_ps is {one['timeout_ps']}; allowed from "
+                f"the least receive_latency_ps of an endpoint on, {shortest}"
             )
 
 
 def _answers(transport: Mapping[str, Any]) -> bool:
     """Return whether a receiver sends anything back."""
     if transport["name"] == "compact":
-        return transport.get("congestion_control", "none") != "none"
+        return bool(transport.get("congestion_control", "none") != "none")
     return bool(transport["name"] != "posted")
 
 
@@ -383,9 +384,9 @@ def _check_buffers(graph: nx.Graph, arrays: FabricArrays, config: ReplayConfig) 
         link = int(small[0])
         node = int(arrays.link_dst[link])
         raise TopologyError(
-            f"node {arrays.node_names[node]!r}: buffer_bytes is {arrays.node_buffer_bytes[node]}, a "
-            f"packet of {config.payload_bytes} B payload needs {needed[link]} B a port and virtual "
-            "lane"
+            f"node {arrays.node_names[node]!r}: buffer_bytes is {arrays.node_buffer_bytes[node]}, "
+            f"a packet of {config.payload_bytes} B payload needs {needed[link]} B a port and "
+            "virtual lane"
         )
 
 
@@ -434,6 +435,8 @@ class _Session:
         self.can_read = [
             transport["name"] == "load-store" for transport in transports(graph).values()
         ]
+        cut = cuts(graph, config.payload_bytes)
+        self.cut = np.array([cut[name] for name in NETWORKS], np.int64)
         self.arrays = arrays
         self.trace = trace
         self.config = config
@@ -668,7 +671,7 @@ class _Session:
 
     def _records(self, chunk: TraceChunk) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return a layer's flow and task records and its dependencies."""
-        table, config = chunk.flows, self.config
+        table = chunk.flows
         src = table["src"].to_numpy()
         dst = table["dst"].to_numpy()
         network = _codes(table["network"], NETWORKS)
@@ -678,15 +681,15 @@ class _Session:
         flows["dst"] = self.rank_node[dst]
         flows["messages"] = table["messages"].to_numpy()
         flows["message_bytes"] = table["message_bytes"].to_numpy()
-        packets = _packets(flows, config.payload_bytes)
+        flows["network"] = network
+        packets = _packets(flows, self.cut)
         if len(packets) and packets.max() > _MAX_PACKETS:
             row = int(np.argmax(packets > _MAX_PACKETS))
             raise TraceError(
                 f"{chunk.flows_file}: row {chunk.first_flow_row + row + 1}: found "
-                f"{packets[row]} packets of {config.payload_bytes} B, allowed {_MAX_PACKETS}"
+                f"{packets[row]} packets of {self.cut[network[row], 1]} B, allowed {_MAX_PACKETS}"
             )
         flows["start_ps"] = table["start_ps"].to_numpy()
-        flows["network"] = network
         flows["operation"] = _codes(table["operation"], OPERATIONS)
         self._check_operations(chunk, flows)
         flows["lane"] = self.lanes[table["service_level"].to_numpy()]
@@ -743,9 +746,7 @@ class _Session:
                     self.writer.write_account(_account_table(chunk, account))
                 flow_row += len(flows)
                 task_row += len(tasks)
-                self.writer.write_flows(
-                    chunk.layer, _flows_table(chunk.flows, flows, self.config.payload_bytes)
-                )
+                self.writer.write_flows(chunk.layer, _flows_table(chunk.flows, flows, self.cut))
                 self.writer.write_tasks(_tasks_table(chunk.tasks, tasks))
                 self.n_layers += 1
 
@@ -802,21 +803,24 @@ def _codes(column: pa.ChunkedArray, names: tuple[str, ...]) -> np.ndarray:
     return np.concatenate(codes)
 
 
-def _packets(flows: np.ndarray, payload_bytes: int) -> np.ndarray:
-    """Return the number of packets of each flow; a packet never spans messages."""
-    each: np.ndarray = -(-flows["message_bytes"].astype(np.int64) // payload_bytes)
-    packets: np.ndarray = flows["messages"].astype(np.int64) * each
+def _packets(flows: np.ndarray, cut: np.ndarray) -> np.ndarray:
+    """Return the number of packets of each flow; ``cut`` has a row of (piece, packet) a network."""
+    size = flows["message_bytes"].astype(np.int64)
+    piece, packet = cut[flows["network"]].T
+    piece = np.where(flows["src"] == flows["dst"], size, piece)  # a copy is not cut into pieces
+    whole, rest = np.divmod(size, piece)
+    packets: np.ndarray = flows["messages"] * (whole * -(-piece // packet) + -(-rest // packet))
     return packets
 
 
-def _flows_table(asked: pa.Table, flows: np.ndarray, payload_bytes: int) -> pa.Table:
+def _flows_table(asked: pa.Table, flows: np.ndarray, cut: np.ndarray) -> pa.Table:
     messages = flows["messages"].astype(np.int64)
     size = flows["message_bytes"].astype(np.int64)
     kept = ["phase", "layer", "microbatch", "src", "dst", "network", "operation", "service_level"]
     columns = {name: asked[name] for name in [*kept, "messages", "message_bytes"]}
     columns |= {
         "bytes": messages * size,
-        "packets": _packets(flows, payload_bytes),
+        "packets": _packets(flows, cut),
         "start_ps": flows["start_ps"],
         "first_byte_ps": flows["first_byte_ps"],
         "finish_ps": flows["finish_ps"],

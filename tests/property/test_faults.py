@@ -106,7 +106,7 @@ def test_after_random_faults_a_pair_is_reachable_iff_networkx_says_so(rows):
     plan = plan_faults(fabric, {"faults": rows, "detection_time": "0 ns"})
     dead: set[int] = set()
     for (time_ps, routes), listed in zip(plan.routes, plan.route_dead_links, strict=True):
-        now = plan.time_ps == time_ps
+        now = plan.time_ps == time_ps - plan.detection_ps
         assert not plan.rate_bytes_per_s[now].any()
         dead |= set(plan.link[now].tolist())
         assert dead == set(listed)

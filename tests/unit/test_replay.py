@@ -228,7 +228,8 @@ BAD = {
         make_trace([flow(0, 1)]),
         {"path_policy": "ecmp"},
         SpecError,
-        r"path_policy: found 'ecmp', allowed flow-hash, round-robin, random, load-balance, adaptive",
+        r"path_policy: found 'ecmp', allowed flow-hash, round-robin, random, load-balance, "
+        r"adaptive",
     ),
     "an unknown plane policy": (
         star(2),

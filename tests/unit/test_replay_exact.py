@@ -25,7 +25,6 @@ from ubfabric.attributes import packet_bytes
 from ubfabric.routing import compile_fabric
 
 
-
 @lru_cache
 def build_topology(name):
     """Return a shipped machine whose memory takes writes as fast as links bring them."""
@@ -409,6 +408,7 @@ def test_other_networks_have_links_and_switches_of_their_own(
 
 
 # --------------------------------------------------------------------- sharing and incast
+
 
 @pytest.mark.parametrize("messages", [(100, 100), (50, 100), (10, 300)])
 def test_two_flows_into_one_port_share_it_packet_by_packet(messages):

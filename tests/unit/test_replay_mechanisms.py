@@ -112,6 +112,29 @@ def test_sdma_has_a_start_and_a_rate_of_its_own():
     assert finish["sdma-write"] == 3 * US + serialise_ps(1_000, 2 * GB) + way
 
 
+@pytest.mark.parametrize("message", [1, 300, 700, 1_000, 1_001, 2_500])
+@pytest.mark.parametrize(
+    ("settings", "cuts"),
+    [
+        ({"name": "posted", "mtu_bytes": 300}, [1_000]),
+        ({"name": "compact", "mtu_bytes": 300, "work_request_bytes": 700}, [700, 300]),
+        ({"name": "compact", "mtu_bytes": 4_000}, [65_536, 1_000]),
+        ({"name": "reliable"}, [65_536, 1_000]),
+        ({"name": "load-store", "request_payload_bytes": 250}, [250]),
+        ({"name": "load-store"}, [512]),
+    ],
+)
+def test_packets_of_a_flow_are_those_of_its_transport(settings, cuts, message):
+    graph = star(2)
+    graph.graph["transports"]["ub"] |= settings
+    row = run(graph, make_trace([flow(0, 1, messages=2, message_bytes=message)]))
+    parts = [message]
+    for most in cuts:
+        parts = [min(most, part - begin) for part in parts for begin in range(0, part, most)]
+    assert row.flows["packets"].tolist() == [2 * len(parts)]
+    assert row.link("hub-0", "die-1")["packets"] == 2 * len(parts)
+
+
 # ------------------------------------------------------------------------------ account
 
 
@@ -208,7 +231,9 @@ def test_samples_add_up_to_what_the_links_sent(tmp_path):
     for row in links.itertuples():
         sent = row.bytes - late.get((row.src, row.dst), 0)
         assert early.get(row.link, 0) == sent
-    hot = samples[samples["link"] == links.query("src == 'hub-0' and dst == 'die-3'")["link"].item()]
+    hot = samples[
+        samples["link"] == links.query("src == 'hub-0' and dst == 'die-3'")["link"].item()
+    ]
     busy = hot[hot["time_ps"].between(4 * US, 28 * US)]
     assert (busy["bytes"] == 20_000).all()  # 10 B a nanosecond
     assert (busy["waiting_bytes"] > 0).all()
@@ -244,6 +269,20 @@ def test_link_that_fails_is_routed_around_from_the_detection_on():
     assert 1.15 < ratio < 1.6  # three links of four for the rest
 
 
+@pytest.mark.parametrize("after_ps", [-1, 0, 1, 2])
+def test_routes_that_follow_at_once_leave_no_packet_behind(after_ps):
+    """The head is ready to leave a high switch at the instant at which its link goes down."""
+    graph, trace = two_tier(n_dies=1), make_trace([flow(0, 1)])
+    alone = run(graph, trace)
+    ready_ps = alone.flows["finish_ps"][0] - RECEIVE - SER - 255 * NS + after_ps
+    used = [k for k in range(4) if alone.link(f"high-{k}", "low-1")["bytes"]]
+    event = (f"{ready_ps} ps", {"link": [f"high-{used[0]}", "low-1"]}, "down")
+    result = run(graph, trace, faults=faults(event, detection="0 us"))
+    assert result.summary["bytes_delivered"] == 1_000
+    if after_ps <= 1:  # later it is on its way
+        assert result.link(f"high-{used[0]}", "low-1")["bytes"] == 0
+
+
 def test_link_that_comes_back_is_used_again():
     graph = two_tier()
     link = {"link": ["low-0", "high-1"]}
@@ -266,9 +305,7 @@ def test_chip_that_dies_loses_what_it_holds_and_sources_send_it_again():
 
 def test_die_that_dies_ends_the_run_and_the_error_names_pair_and_fault(tmp_path):
     dead = faults(("5 us", {"die": "die-6"}, "down"))
-    message = (
-        r"no way from die-2 to die-6 in network ub .*after die die-6 down at 5 us"
-    )
+    message = r"no way from die-2 to die-6 in network ub .*after die die-6 down at 5 us"
     with pytest.raises(SimulationError, match=message) as caught:
         kept(tmp_path, two_tier(), crossing(), faults=dead)
     assert "\n" not in str(caught.value)
