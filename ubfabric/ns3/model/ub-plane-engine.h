@@ -109,6 +109,15 @@ class UbPlaneEngine : public UbPlane
         {
             return;
         }
+        if (m_settings.allocator == UB_ALLOCATOR_OUTPUT_QUEUED &&
+            (packet.bits & REROUTED) == 0) // else it was out of its input's buffer before
+        {
+            ReturnCredit(packet.inLink,
+                         LaneOf(packet.inLink, packet.lane),
+                         packet.cells,
+                         nowPs,
+                         nowPs);
+        }
         const Switch& chip = m_switches[packet.atSwitch];
         int32_t group = m_routes.table[chip.row + packet.dstClass];
         if (group < -1)
@@ -130,20 +139,12 @@ class UbPlaneEngine : public UbPlane
         {
             packet.readyPs = nowPs; // else it has waited since it came
         }
-        packet.bits &= static_cast<uint8_t>(~IN_LINE);
+        packet.bits &= static_cast<uint8_t>(~(IN_LINE | REROUTED));
         if (packet.rateClass != link.rateClass)
         {
             // on a faster link the head must wait, or the tail would not be there in time
             const int64_t inPs = packet.serialisePs;
             packet.readyPs += std::max<int64_t>(0, inPs - SerialisePs(link, packet));
-        }
-        if (m_settings.allocator == UB_ALLOCATOR_OUTPUT_QUEUED)
-        {
-            ReturnCredit(packet.inLink,
-                         LaneOf(packet.inLink, packet.lane),
-                         packet.cells,
-                         nowPs,
-                         nowPs);
         }
         Lane& lane = LaneOf(out, packet.lane);
         if (link.nWaiting == 0 && link.busyUntilPs <= nowPs && packet.readyPs <= nowPs &&

@@ -1159,7 +1159,7 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
                         packet.tag,
                         packet.payloadBytes,
                         packet.hops,
-                        static_cast<uint8_t>(packet.bits & ~(ORDERED | IN_LINE)),
+                        static_cast<uint8_t>(packet.bits & ~OWN_BITS),
                         packet.hint,
                         false});
     if (m_settings.keepsAccount)
@@ -1443,6 +1443,7 @@ UbPlane::Reroute(int64_t nowPs)
                 {
                     m_accounts[index].waitedPs[std::min<uint32_t>(packet.hops, 3)] += waitedPs;
                 }
+                packet.bits |= REROUTED;
                 packet.bits |= m_settings.isFifo ? IN_LINE : 0;
                 packet.readyPs = nowPs;
                 m_queue.Push(nowPs, (HEAD << KIND_SHIFT) | packet.inLink, index);
@@ -1486,7 +1487,7 @@ UbPlane::Lose(uint32_t index, int64_t nowPs)
                         packet.tag,
                         packet.payloadBytes,
                         packet.hops,
-                        static_cast<uint8_t>(packet.bits & ~(ORDERED | IN_LINE)),
+                        static_cast<uint8_t>(packet.bits & ~OWN_BITS),
                         packet.hint,
                         true});
     if (m_settings.keepsAccount)

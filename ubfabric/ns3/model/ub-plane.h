@@ -476,6 +476,8 @@ class UbPlane
     static constexpr uint32_t KIND_SHIFT = 29; //!< kind above, link below
     static constexpr uint8_t ORDERED = 128;    //!< packet keeps to the path of its hash
     static constexpr uint8_t IN_LINE = 64;     //!< packet waited behind others of its input
+    static constexpr uint8_t REROUTED = 32;    //!< packet was at an output that is down now
+    static constexpr uint8_t OWN_BITS = ORDERED | IN_LINE | REROUTED; //!< nobody else's
 
     /// A packet; one cache line. Sizes are 16 bits wide: UbFabric checks them.
     struct alignas(64) Packet
@@ -498,7 +500,7 @@ class UbPlane
         uint16_t cells;        //!< cells of buffer
         uint8_t lane;          //!< virtual lane
         uint8_t hops;          //!< links crossed
-        uint8_t bits;          //!< see UbCongestionBits, ORDERED and IN_LINE
+        uint8_t bits;          //!< see UbCongestionBits and OWN_BITS
         uint8_t hint;          //!< window growth asked for
     };
 
