@@ -731,7 +731,7 @@ UbFabric::RunWindow(int64_t limitPs)
     const int64_t firstPs = NextTime();
     if (m_watchdog.IsStrictlyPositive() && Watch(firstPs))
     {
-        return firstPs;
+        return m_movedPs + m_watchdog.GetTimeStep();
     }
     CatchUp(firstPs);
     const int64_t widthPs = m_isObserved || m_sendsByBacklog ? 1 : m_endpoints->LookaheadPs();

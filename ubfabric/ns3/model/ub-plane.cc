@@ -206,6 +206,7 @@ UbPlane::MakeRoutes(const UbFabricArrays& arrays) const
 
     // rows of this plane's switches, and of its endpoints with several ways out
     const uint32_t nClasses = arrays.planeNClasses[plane];
+    routes.nClasses = nClasses;
     std::vector<std::vector<uint32_t>> members(nClasses);
     for (uint32_t node = 0; node < arrays.nNodes; ++node)
     {
@@ -247,6 +248,7 @@ UbPlane::MakeRoutes(const UbFabricArrays& arrays) const
             }
             routes.table.push_back(entry);
         }
+        routes.table.push_back(-1); // for destinations that are cut off
         return at;
     };
     for (uint32_t node = 0; node < arrays.nNodes; ++node)
@@ -342,8 +344,7 @@ UbPlane::Inject(const UbInjection& injection)
     packet.next = UB_NONE;
     packet.flow = injection.flow;
     packet.tag = injection.tag;
-    packet.dstClass = static_cast<uint32_t>(m_routes.endpointClass[injection.dstEndpoint]);
-    packet.dstSlot = static_cast<uint16_t>(m_routes.endpointSlot[injection.dstEndpoint]);
+    SetDestination(packet, injection.dstEndpoint);
     packet.inLink = UB_NONE;
     packet.atSwitch = UB_NONE;
     packet.wireBytes = static_cast<uint16_t>(injection.wireBytes);
@@ -395,6 +396,14 @@ UbPlane::Inject(const UbInjection& injection)
     {
         Wake(link, startPs);
     }
+}
+
+void
+UbPlane::SetDestination(Packet& packet, uint32_t endpoint) const
+{
+    const int32_t dstClass = m_routes.endpointClass[endpoint];
+    packet.dstClass = dstClass < 0 ? m_routes.nClasses : static_cast<uint32_t>(dstClass);
+    packet.dstSlot = static_cast<uint16_t>(std::max(0, m_routes.endpointSlot[endpoint]));
 }
 
 uint32_t
@@ -1294,8 +1303,37 @@ UbPlane::PrepareRoutes(const UbFabricArrays& arrays)
 void
 UbPlane::UseRoutes(int64_t nowPs)
 {
+    // classes and slots get new numbers, and the packets under way must know their own
+    std::vector<std::vector<uint32_t>> endpoints(m_routes.nClasses);
+    for (uint32_t node = 0; node < m_routes.endpointClass.size(); ++node)
+    {
+        if (m_routes.endpointClass[node] >= 0)
+        {
+            auto& slots = endpoints[m_routes.endpointClass[node]];
+            const auto slot = static_cast<size_t>(m_routes.endpointSlot[node]);
+            slots.resize(std::max(slots.size(), slot + 1), UB_NONE);
+            slots[slot] = node;
+        }
+    }
+    std::vector<bool> isFree(m_packets.size(), false);
+    for (uint32_t index = m_freePacket; index != UB_NONE; index = m_packets[index].next)
+    {
+        isFree[index] = true;
+    }
     Take(std::move(m_comingRoutes.front()));
     m_comingRoutes.pop_front();
+    for (uint32_t index = 0; index < m_packets.size(); ++index)
+    {
+        Packet& packet = m_packets[index];
+        if (!isFree[index] && packet.dstClass < endpoints.size())
+        {
+            SetDestination(packet, endpoints[packet.dstClass][packet.dstSlot]);
+        }
+        else
+        {
+            packet.dstClass = m_routes.nClasses; // cut off, as before
+        }
+    }
     ResetPolicy(static_cast<uint32_t>(m_routes.groupStart.size() - 1));
     Reroute(nowPs);
 }

@@ -659,6 +659,7 @@ class UbPlane
         std::vector<uint32_t> groupStart;   //!< start of each group in groupLink
         std::vector<uint32_t> groupLink;    //!< links of the groups
         std::vector<uint64_t> switchRow;    //!< start of the row of each switch
+        uint32_t nClasses{0};               //!< classes; rows have an entry more, for nowhere
     };
 
     /// What changes at a time.
@@ -987,6 +988,13 @@ class UbPlane
      * @param [in] routes The tables.
      */
     void Take(Routes&& routes);
+
+    /**
+     * Write the destination into a packet.
+     * @param [in,out] packet The packet.
+     * @param [in] endpoint The destination.
+     */
+    void SetDestination(Packet& packet, uint32_t endpoint) const;
 
     /**
      * @param [in] endpoint A source.
