@@ -11,7 +11,9 @@ import pytest
 from synthetic_run import Synthetic, write_run
 
 FOLDER = Path(__file__).parents[2] / "analysis"
-SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py"))
+#: Scripts that simulate a topology; all others read a run folder.
+MACHINE_SCRIPTS = ["fit_fabric.py", "validate_fabric.py"]
+SCRIPTS = sorted({path.name for path in FOLDER.glob("*.py")} - {*MACHINE_SCRIPTS})
 PAPER_ROW = {"batch_per_npu": 96, "tpot_ps": 49_400_000_000, "strength": "secondary"}
 
 
@@ -70,6 +72,18 @@ def test_every_script_is_in_the_readme():
     assert sorted(EXPECTED) == SCRIPTS
     for name in SCRIPTS:
         assert f"`{name} RUN" in readme
+    for name in MACHINE_SCRIPTS:
+        assert f"`{name} TOPOLOGY`" in readme
+
+
+@pytest.mark.parametrize("name", MACHINE_SCRIPTS)
+def test_script_of_a_machine_names_what_is_wrong_with_its_input(script, tmp_path, name):
+    code, out, err = script(name, "no-such-machine")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: 'no-such-machine' is neither") and err.count("\n") == 1
+    code, out, err = script(name, "one-node", "--measured", tmp_path / "none.yaml")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {tmp_path / 'none.yaml'}") and err.count("\n") == 1
 
 
 def test_token_script_writes_json_and_csv(script, run, tmp_path):

@@ -303,6 +303,16 @@ def test_chip_that_dies_loses_what_it_holds_and_sources_send_it_again():
     assert result.flows["finish_ps"].max() > 25 * US
 
 
+@pytest.mark.parametrize("allocator", ["unlimited", "islip", "output-queued"])
+@pytest.mark.parametrize("element", [{"link": ["low-1", "high-2"]}, {"switch": "high-2"}])
+def test_credit_is_whole_after_a_fault_whatever_the_switch(element, allocator):
+    """Packets that must turn round have a place in one buffer each, and give it back once."""
+    graph = two_tier()
+    graph.graph["switching"] = {"allocator": allocator}
+    result = run(graph, crossing(), faults=faults(("5 us", element, "down")))
+    assert result.summary["bytes_delivered"] == 1_600_000
+
+
 def test_die_that_dies_ends_the_run_and_the_error_names_pair_and_fault(tmp_path):
     dead = faults(("5 us", {"die": "die-6"}, "down"))
     message = r"no way from die-2 to die-6 in network ub .*after die die-6 down at 5 us"

@@ -35,7 +35,7 @@ def flow(src, dst, phase="dispatch", layer=0, **changes):
 def task(number, rank, kind="dispatch", layer=0, **changes):
     row = {"task": number, "rank": rank, "stream": 0, "kind": kind, "layer": layer}
     row |= {"microbatch": 0, "duration_ps": 5, "sends": kind, "waits": kind, "depends_on": []}
-    return row | changes
+    return row | {"message_cost_ps": 0} | changes
 
 
 def chunk(flows, tasks, layer=0, label="moe"):
@@ -273,6 +273,14 @@ def test_operation_is_kept_in_both_formats(tmp_path):
         folder = write_trace(trace, tmp_path / file_format, file_format=file_format)
         again = next(read_trace(folder).chunks()).flows
         assert again["operation"].to_pylist() == list(OPERATIONS)
+
+
+def test_cost_of_a_message_is_an_integer_of_32_bits():
+    check_chunk(chunk([], [task(0, 0, message_cost_ps=2**32 - 1)]), 2)
+    for cost in (-1, 2**32):
+        message = f"row 1: column 'message_cost_ps': found {cost}, allowed 0 to 4294967295"
+        with pytest.raises(TraceError, match=message):
+            check_chunk(chunk([], [task(0, 0, message_cost_ps=cost)]), 2)
 
 
 def test_task_that_sends_for_all_microbatches_is_refused():
