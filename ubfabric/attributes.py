@@ -102,6 +102,12 @@ def engine_attributes(
         "InputFifo": str(switch["input_queues"] == "fifo").lower(),
         "AllocatorIterations": switch["iterations"],
         "Speedup": str(float(switch["speedup"])),
+        # acknowledgements come in grains, so the last one may leave that much kept
+        "RetryBufferBytes": max(
+            layer["retry_buffer_bytes"]
+            - (layer["acknowledge_flits"] - 1) * (layer["flit_bytes"] or _CONTROL_BYTES),
+            packet_bytes(graph, payload_bytes)["ub"],
+        ),
         "RetryLimit": layer["retry_limit"],
         "RetrainLimit": layer["retrain_limit"],
         "RetrainTime": _time(layer["retrain_time_ps"]),

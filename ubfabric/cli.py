@@ -12,7 +12,7 @@ import sys
 import warnings
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -430,7 +430,15 @@ def options(
     """Options that stand before the command."""
 
 
-def _show_warning(message: Warning | str, *_: Any) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Show a warning as one line, without the place in the code."""
     print(f"ubfabric: warning: {message}", file=sys.stderr)
 
 

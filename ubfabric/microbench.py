@@ -265,7 +265,7 @@ def fused_operator_ps(
     cost = {"message_cost_ps": operator.message_cost_ps}
     tasks = []
     for rank in range(n):
-        parts = [
+        parts: list[dict[str, Any]] = [
             {"sends": operator.phase, **cost},
             {"sends": "flag", "waits": "flag", **cost},
             {"waits": operator.phase},

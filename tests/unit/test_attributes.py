@@ -20,6 +20,7 @@ from ubfabric.fabric_settings import (
     TRANSPORT_KEYS,
     link_layer,
     transports,
+    wire_bytes,
 )
 from ubfabric.routing import compile_fabric
 from ubfabric.specs import NETWORKS
@@ -58,8 +59,8 @@ ELSEWHERE = {
     "cell_flits",
     "lane_weights",
 }
-#: Settings that no part of the engine reads.
-UNREAD = {"retry_buffer_bytes", "acknowledge_flits"}
+#: Settings that reach the engine as one attribute together.
+TOGETHER = {"retry_buffer_bytes", "acknowledge_flits"}
 
 
 def told(graph, n_virtual_lanes: int = 1, payload_bytes: int = 1_000) -> dict:
@@ -79,15 +80,17 @@ def read_back(graph, attributes: dict) -> dict[str, str]:
 
 
 def test_every_setting_is_covered_here():
-    assert {*LINK_LAYER, *ELSEWHERE, *UNREAD} == set(PLAIN_LINK_LAYER)
+    assert {*LINK_LAYER, *ELSEWHERE, *TOGETHER} == set(PLAIN_LINK_LAYER)
     assert set(SWITCHING) == set(PLAIN_SWITCHING)
 
 
-def test_unread_settings_change_nothing():
-    for key in UNREAD:
-        graph = star(2)
-        graph.graph["link_layer"] = {key: 7}
-        assert told(graph) == told(star(2))
+def test_retry_buffer_is_used_but_for_the_last_grain_of_acknowledgements():
+    graph = star(2)
+    graph.graph["link_layer"] = {"retry_buffer_bytes": 9_000, "acknowledge_flits": 11}
+    graph.graph["link_layer"] |= {"flit_bytes": 20}
+    assert told(graph)["RetryBufferBytes"] == 9_000 - 10 * 20
+    graph.graph["link_layer"]["retry_buffer_bytes"] = 10  # a packet is kept in any case
+    assert told(graph)["RetryBufferBytes"] == wire_bytes(link_layer(graph), 0, 1_000)
 
 
 @pytest.mark.parametrize("key", [*LINK_LAYER, *SWITCHING])

@@ -257,3 +257,16 @@ def test_other_traffic_shares_the_delay_of_a_retry():
     assert retries > 100
     last = int(result.flows["finish_ps"].max())
     assert last == 999 * SER + retries * (SER + 2 * DELAY + FLIT) + ALONE
+
+
+@pytest.mark.parametrize("buffer_bytes", [1_000, 2_000, 5_000, 0])
+def test_retry_buffer_limits_what_is_not_acknowledged(buffer_bytes):
+    """A packet is acknowledged a round trip and a control block after its last byte."""
+    graph = line([RATE, RATE], [200 * NS, 200 * NS])
+    flows = [{"src": 0, "dst": 1, "messages": 1_000}]
+    result = drive(graph, flows, {"RetryBufferBytes": buffer_bytes})
+    assert result.leftover == ""
+    loop = SER + 2 * 200 * NS + FLIT
+    room = buffer_bytes // WIRE
+    turn = SER if not room else max(loop / room, SER)
+    assert result.fct_ps[0] == pytest.approx(1_000 * turn, rel=0.01)

@@ -125,7 +125,7 @@ class UbFabricHelper
     std::vector<uint64_t> m_copyRate;   //!< by node
     std::vector<int64_t> m_memoryPs;    //!< by node
     std::vector<int64_t> m_answerPs;    //!< by node
-    std::vector<uint8_t> m_overlaps;      //!< by node: an engine prepares while it streams
+    std::vector<uint8_t> m_overlaps;    //!< by node: an engine prepares while it streams
     std::vector<uint32_t> m_sdma;       //!< by node
     std::vector<int64_t> m_sdmaPs;      //!< by node
     std::vector<uint64_t> m_sdmaRate;   //!< by node

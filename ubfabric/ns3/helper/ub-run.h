@@ -197,7 +197,7 @@ class UbRun
     uint64_t GetPacketsLost() const;
 
   private:
-    Ptr<UbFabric> m_fabric;                            //!< the fabric
+    Ptr<UbFabric> m_fabric;                             //!< the fabric
     std::vector<std::pair<uint32_t, int64_t>> m_broken; //!< links that gave up, not yet read
 };
 

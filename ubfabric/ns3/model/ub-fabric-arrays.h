@@ -46,15 +46,15 @@ struct UbFabricArrays
     const int64_t* nodeSdmaStartPs{nullptr};          //!< endpoint: start-up cost of a transfer
     const uint64_t* nodeSdmaBytesPerS{nullptr};       //!< endpoint: rate of one SDMA engine
 
-    const uint32_t* nodeMemoryWritePpm{nullptr};  //!< endpoint: rate of writes into memory, in
-                                                  //!< millionths of the link's; nullptr: no limit
+    const uint32_t* nodeMemoryWritePpm{nullptr}; //!< endpoint: rate of writes into memory, in
+                                                 //!< millionths of the link's; nullptr: no limit
 
-    uint32_t nLinks{0};                     //!< number of links; 2c and 2c + 1 are one cable
-    const uint32_t* linkSrc{nullptr};       //!< node a link leaves
-    const uint32_t* linkDst{nullptr};       //!< node a link enters
-    const uint32_t* linkPlane{nullptr};     //!< plane of a link
-    const uint64_t* linkBytesPerS{nullptr}; //!< rate of a link
-    const int64_t* linkDelayPs{nullptr};    //!< propagation delay of a link
+    uint32_t nLinks{0};                      //!< number of links; 2c and 2c + 1 are one cable
+    const uint32_t* linkSrc{nullptr};        //!< node a link leaves
+    const uint32_t* linkDst{nullptr};        //!< node a link enters
+    const uint32_t* linkPlane{nullptr};      //!< plane of a link
+    const uint64_t* linkBytesPerS{nullptr};  //!< rate of a link
+    const int64_t* linkDelayPs{nullptr};     //!< propagation delay of a link
     const double* linkBitErrorRate{nullptr}; //!< after error correction; nullptr: none
 
     uint32_t nPlanes{0};                    //!< number of planes

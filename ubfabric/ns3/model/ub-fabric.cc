@@ -7,12 +7,11 @@
 
 #include "ns3/abort.h"
 #include "ns3/boolean.h"
+#include "ns3/double.h"
+#include "ns3/enum.h"
 #include "ns3/log.h"
 #include "ns3/node.h"
 #include "ns3/packet.h"
-#include "ns3/boolean.h"
-#include "ns3/double.h"
-#include "ns3/enum.h"
 #include "ns3/simulator.h"
 #include "ns3/string.h"
 #include "ns3/uinteger.h"
@@ -220,11 +219,12 @@ UbFabric::GetTypeId()
                                           "Strict",
                                           UB_LANES_DEFICIT,
                                           "Deficit"))
-            .AddAttribute("LaneWeights",
-                          "Weights of the lanes from lane 0 on, such as \"1 1 4\"; 1 where left out.",
-                          StringValue(""),
-                          MakeStringAccessor(&UbFabric::m_laneWeights),
-                          MakeStringChecker())
+            .AddAttribute(
+                "LaneWeights",
+                "Weights of the lanes from lane 0 on, such as \"1 1 4\"; 1 where left out.",
+                StringValue(""),
+                MakeStringAccessor(&UbFabric::m_laneWeights),
+                MakeStringChecker())
             .AddAttribute("QuantumBytes",
                           "Bytes that a lane of weight 1 may send in a turn; at least a packet.",
                           UintegerValue(10240),
@@ -256,6 +256,12 @@ UbFabric::GetTypeId()
                           DoubleValue(1.0),
                           MakeDoubleAccessor(&UbFabric::m_speedup),
                           MakeDoubleChecker<double>(1.0, 64.0))
+            .AddAttribute("RetryBufferBytes",
+                          "Bytes that a UB link keeps until they are acknowledged; it sends no "
+                          "more before. At least a packet; 0 for no limit.",
+                          UintegerValue(0),
+                          MakeUintegerAccessor(&UbFabric::m_retryBufferBytes),
+                          MakeUintegerChecker<uint64_t>())
             .AddAttribute("RetryLimit",
                           "Retries of a packet before the link trains anew, on half of its lanes.",
                           UintegerValue(15),
@@ -446,16 +452,13 @@ UbFabric::Build(const UbFabricArrays& arrays)
         }
     }
     m_linkPlane.assign(arrays.linkPlane, arrays.linkPlane + arrays.nLinks);
-    m_nextSamplePs = m_sampleInterval.IsStrictlyPositive() ? m_sampleInterval.GetTimeStep() : UB_NEVER;
+    m_nextSamplePs =
+        m_sampleInterval.IsStrictlyPositive() ? m_sampleInterval.GetTimeStep() : UB_NEVER;
     ObjectFactory planeFactory;
     planeFactory.SetTypeId(m_planePolicy);
     const auto planePolicy = planeFactory.Create<UbPlanePolicy>();
     m_sendsByBacklog = planePolicy->LooksAtPorts();
-    m_endpoints = std::make_unique<UbEndpointProcess>(
-        arrays,
-        settings,
-        m_planes,
-        planePolicy);
+    m_endpoints = std::make_unique<UbEndpointProcess>(arrays, settings, m_planes, planePolicy);
     m_tasks = std::make_unique<UbTaskGraph>(*m_endpoints);
     m_endpoints->SetTaskGraph(m_tasks.get());
     m_observer = std::make_unique<Observer>(*this);
@@ -564,6 +567,7 @@ UbFabric::PlaneSettings(uint32_t network) const
     if (network == 0)
     {
         settings.cellBytes = m_cellBytes;
+        settings.retryBufferBytes = m_retryBufferBytes;
         settings.creditReturn = m_creditReturn;
         settings.creditGrain = m_creditGrain;
         settings.creditTimeoutPs = m_creditTimeout.GetTimeStep();

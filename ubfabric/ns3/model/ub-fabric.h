@@ -317,6 +317,7 @@ class UbFabric : public Object, public UbWindowedProcess
     bool m_hasInputFifo{false};        //!< attribute
     uint32_t m_iterations{1};          //!< attribute
     double m_speedup{1};               //!< attribute
+    uint64_t m_retryBufferBytes{0};    //!< attribute
     uint32_t m_retryLimit{0};          //!< attribute
     uint32_t m_retrainLimit{0};        //!< attribute
     Time m_retrainTime;                //!< attribute
@@ -326,18 +327,18 @@ class UbFabric : public Object, public UbWindowedProcess
     bool m_keepsAccount{false};        //!< attribute
     Time m_sampleInterval;             //!< attribute
     Time m_watchdog;                   //!< attribute
-    std::string m_pathPolicy;   //!< attribute
-    std::string m_planePolicy;  //!< attribute
-    uint32_t m_flitBytes{0};        //!< attribute
-    uint32_t m_blockFlits{0};       //!< attribute
-    uint32_t m_blockHeaderBytes{0}; //!< attribute
-    uint32_t m_blockCheckBytes{0};  //!< attribute
-    std::string m_ubTransport;      //!< attribute
-    std::string m_rdmaTransport;    //!< attribute
-    std::string m_vpcTransport;     //!< attribute
-    std::string m_ubCongestion;     //!< attribute
-    std::string m_rdmaCongestion;   //!< attribute
-    std::string m_vpcCongestion;    //!< attribute
+    std::string m_pathPolicy;          //!< attribute
+    std::string m_planePolicy;         //!< attribute
+    uint32_t m_flitBytes{0};           //!< attribute
+    uint32_t m_blockFlits{0};          //!< attribute
+    uint32_t m_blockHeaderBytes{0};    //!< attribute
+    uint32_t m_blockCheckBytes{0};     //!< attribute
+    std::string m_ubTransport;         //!< attribute
+    std::string m_rdmaTransport;       //!< attribute
+    std::string m_vpcTransport;        //!< attribute
+    std::string m_ubCongestion;        //!< attribute
+    std::string m_rdmaCongestion;      //!< attribute
+    std::string m_vpcCongestion;       //!< attribute
 
     uint32_t m_nNodes{0};                           //!< number of nodes
     uint32_t m_nLinks{0};                           //!< number of links
@@ -364,8 +365,8 @@ class UbFabric : public Object, public UbWindowedProcess
 
     TracedCallback<uint32_t, uint32_t, uint32_t> m_packetSent;         //!< trace source
     TracedCallback<uint32_t, uint32_t, uint32_t> m_packetDelivered;    //!< trace source
-    TracedCallback<uint32_t, uint32_t> m_retried;     //!< a packet is sent again
-    TracedCallback<uint32_t, uint64_t> m_linkChanged; //!< a link changed
+    TracedCallback<uint32_t, uint32_t> m_retried;                      //!< a packet is sent again
+    TracedCallback<uint32_t, uint64_t> m_linkChanged;                  //!< a link changed
     TracedCallback<uint32_t> m_creditStall;                            //!< trace source
     TracedCallback<uint32_t, uint32_t, uint64_t, Time> m_flowFinished; //!< trace source
 };

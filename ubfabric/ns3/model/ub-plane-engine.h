@@ -148,7 +148,7 @@ class UbPlaneEngine : public UbPlane
         }
         Lane& lane = LaneOf(out, packet.lane);
         if (link.nWaiting == 0 && link.busyUntilPs <= nowPs && packet.readyPs <= nowPs &&
-            (link.flags & WATCHED) == 0 &&
+            (link.flags & (WATCHED | KEEPS_LITTLE)) == 0 &&
             (m_settings.allocator != UB_ALLOCATOR_ISLIP ||
              m_links[packet.inLink].inputFreePs <= nowPs) &&
             HasCredit(out, lane, packet.cells, nowPs))
@@ -210,13 +210,12 @@ class UbPlaneEngine : public UbPlane
             const auto backlogPs = [&](uint32_t choice) {
                 return PortBacklogPs(m_routes.groupLink[begin + choice], packet, nowPs);
             };
-            return m_routes.groupLink[begin + m_policy.Choose(group, nLinks, salt, packet.hash,
-                                                              backlogPs)];
+            return m_routes
+                .groupLink[begin + m_policy.Choose(group, nLinks, salt, packet.hash, backlogPs)];
         }
         else
         {
-            return m_routes.groupLink[begin +
-                                      m_policy.Choose(group, nLinks, salt, packet.hash)];
+            return m_routes.groupLink[begin + m_policy.Choose(group, nLinks, salt, packet.hash)];
         }
     }
 

@@ -112,6 +112,20 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
         }
     }
 
+    for (uint32_t i = 0; i < (settings.retryBufferBytes == 0 ? 0 : nLinks); ++i)
+    {
+        // unless the buffer holds what leaves until the first of it is acknowledged
+        const uint64_t rate = m_rates[m_links[i].rateClass];
+        const int64_t loopPs = 2 * int64_t{m_links[i].delayPs} +
+                               UbSerialisePs(settings.controlBytes, rate) +
+                               UbSerialisePs(20480, rate);
+        if (static_cast<double>(settings.retryBufferBytes) <
+            static_cast<double>(loopPs) * 1e-12 * static_cast<double>(rate) + 20480)
+        {
+            m_links[i].flags |= KEEPS_LITTLE;
+        }
+    }
+
     // queues: an output has one for each lane and input of its node
     uint64_t nQueues = 0;
     uint64_t nWords = 0;
@@ -378,7 +392,8 @@ UbPlane::Inject(const UbInjection& injection)
     // lane and enough credit it is known now when the packet will go, without an event.
     Lane& lane = LaneOf(link, packet.lane);
     const int64_t startPs = std::max(injection.readyPs, m_links[link].busyUntilPs);
-    if (m_sendsAhead && m_links[link].nWaiting == 0 && (m_links[link].flags & WATCHED) == 0 &&
+    if (m_sendsAhead && m_links[link].nWaiting == 0 &&
+        (m_links[link].flags & (WATCHED | KEEPS_LITTLE)) == 0 &&
         (m_nLanes == 1 || startPs == injection.readyPs) &&
         HasCredit(link, lane, packet.cells, startPs))
     {
@@ -532,8 +547,9 @@ UbPlane::Mark(Packet& packet, uint64_t waitingBytes) const
                 static_cast<double>(m_settings.markAllBytes - m_settings.markBytes);
     }
     // the packet's own numbers are its luck, so that it depends on nothing else
-    const uint64_t luck = UbMix(m_seed ^ UbMix((uint64_t{packet.flow} << 32) | packet.tag) ^
-                                (uint64_t{packet.hops} << 56) ^ static_cast<uint64_t>(packet.readyPs));
+    const uint64_t luck =
+        UbMix(m_seed ^ UbMix((uint64_t{packet.flow} << 32) | packet.tag) ^
+              (uint64_t{packet.hops} << 56) ^ static_cast<uint64_t>(packet.readyPs));
     if (static_cast<double>(luck >> 11) * 0x1p-53 < share)
     {
         packet.bits |= UB_CONGESTION_MARKED;
@@ -579,11 +595,10 @@ UbPlane::Grant(uint32_t linkIndex, Packet& packet, int64_t nowPs)
         }
         const double possible = static_cast<double>(m_settings.grantPeriodPs) * 1e-12 *
                                 static_cast<double>(m_rates[link.rateClass]);
-        allowance.credit =
-            m_settings.grantGain *
-            (possible - (isIdle ? 0.0 : static_cast<double>(allowance.bytes)) +
-             static_cast<double>(m_settings.grantQueueBytes) - static_cast<double>(waitingBytes) -
-             (isIdle ? 0.0 : allowance.granted));
+        allowance.credit = m_settings.grantGain *
+                           (possible - (isIdle ? 0.0 : static_cast<double>(allowance.bytes)) +
+                            static_cast<double>(m_settings.grantQueueBytes) -
+                            static_cast<double>(waitingBytes) - (isIdle ? 0.0 : allowance.granted));
         allowance.fromPs += periods * m_settings.grantPeriodPs;
         allowance.bytes = 0;
         allowance.granted = 0;
@@ -627,6 +642,27 @@ UbPlane::Grant(uint32_t linkIndex, Packet& packet, int64_t nowPs)
         packet.bits = static_cast<uint8_t>((packet.bits & refused) | UB_CONGESTION_MARKED);
         allowance.credit += m_settings.grantMarkBytes;
     }
+}
+
+int64_t
+UbPlane::RetryRoomPs(uint32_t link, uint32_t bytes, int64_t nowPs)
+{
+    Unacknowledged& kept = m_unacknowledged[link];
+    while (!kept.packets.empty() && kept.packets.front().first <= nowPs)
+    {
+        kept.bytes -= kept.packets.front().second;
+        kept.packets.pop_front();
+    }
+    uint64_t left = kept.bytes;
+    int64_t roomPs = nowPs;
+    for (auto at = kept.packets.begin();
+         at != kept.packets.end() && left + bytes > m_settings.retryBufferBytes;
+         ++at)
+    {
+        roomPs = at->first;
+        left -= at->second;
+    }
+    return roomPs;
 }
 
 void
@@ -833,6 +869,15 @@ UbPlane::Find(uint32_t linkIndex, int64_t nowPs)
             continue;
         }
         const Packet& packet = m_packets[index];
+        if ((link.flags & KEEPS_LITTLE) != 0)
+        {
+            const int64_t roomPs = RetryRoomPs(linkIndex, packet.wireBytes, nowPs);
+            if (roomPs > nowPs)
+            {
+                found.wakePs = std::min(found.wakePs, roomPs);
+                continue;
+            }
+        }
         if (step == 0 &&
             m_deficit[uint64_t{linkIndex} * m_nLanes + laneIndex] < int64_t{packet.wireBytes})
         {
@@ -869,8 +914,7 @@ UbPlane::Send(uint32_t linkIndex, const Candidate& candidate, int64_t nowPs, boo
     queue.head = packet.next;
     if (queue.head == UB_NONE)
     {
-        m_words[lane.firstWord + candidate.input / 64] &=
-            ~(uint64_t{1} << (candidate.input % 64));
+        m_words[lane.firstWord + candidate.input / 64] &= ~(uint64_t{1} << (candidate.input % 64));
     }
     --link.nWaiting;
     --lane.nWaiting;
@@ -883,8 +927,8 @@ UbPlane::Send(uint32_t linkIndex, const Candidate& candidate, int64_t nowPs, boo
             deficit += int64_t{m_settings.laneWeights[candidate.lane]} * m_settings.quantumBytes;
         }
         // endpoints hand packets over ahead of time: those to come do not count as waiting
-        const bool isBacklogged =
-            lane.nWaiting > 0 && (packet.inLink != UB_NONE || m_packets[queue.head].readyPs < nowPs);
+        const bool isBacklogged = lane.nWaiting > 0 && (packet.inLink != UB_NONE ||
+                                                        m_packets[queue.head].readyPs < nowPs);
         deficit = isBacklogged ? deficit - packet.wireBytes : 0;
     }
     if (movesTurn)
@@ -1065,10 +1109,19 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
     }
     if (m_settings.isShared)
     {
-        m_shared[linkIndex] -= std::max<int64_t>(0, packet.cells - lane.credit) -
-                               std::max<int64_t>(0, -lane.credit);
+        m_shared[linkIndex] -=
+            std::max<int64_t>(0, packet.cells - lane.credit) - std::max<int64_t>(0, -lane.credit);
     }
     lane.credit -= packet.cells;
+    if ((link.flags & KEEPS_LITTLE) != 0)
+    {
+        const int64_t newsPs = 2 * int64_t{link.delayPs} +
+                               UbSerialisePs(m_settings.controlBytes,
+                                             m_rates[m_links[m_reverse[linkIndex]].rateClass]);
+        Unacknowledged& kept = m_unacknowledged[linkIndex];
+        kept.packets.emplace_back(endPs + newsPs, packet.wireBytes);
+        kept.bytes += packet.wireBytes;
+    }
     ++link.packets;
     link.bytes += packet.wireBytes;
     if (link.stalledSincePs >= 0)
@@ -1110,8 +1163,7 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
     {
         if (m_settings.allocator == UB_ALLOCATOR_ISLIP)
         {
-            m_links[inLink].inputFreePs =
-                nowPs + ((serialisePs * m_inverseSpeedup + 0xffff) >> 16);
+            m_links[inLink].inputFreePs = nowPs + ((serialisePs * m_inverseSpeedup + 0xffff) >> 16);
         }
         if (m_settings.isFifo)
         {
@@ -1547,9 +1599,9 @@ UbPlane::MakePlan(uint32_t linkIndex, Watch& watch, Packet& packet, int64_t nowP
         2 * int64_t{link.delayPs} +
         UbSerialisePs(m_settings.controlBytes, m_rates[m_links[m_reverse[linkIndex]].rateClass]);
     uint32_t tries = 0;
-    while (static_cast<double>(UbMix(m_seed ^ UbMix((uint64_t{linkIndex} << 40) ^
-                                                    (watch.draws + plan.draws++))) >>
-                               11) *
+    while (static_cast<double>(
+               UbMix(m_seed ^ UbMix((uint64_t{linkIndex} << 40) ^ (watch.draws + plan.draws++))) >>
+               11) *
                0x1p-53 <
            spoilt)
     {

@@ -112,30 +112,31 @@ struct UbPlaneSettings
     uint32_t controlBytes{20}; //!< bytes of a control block that carries credits or a retry
     uint32_t creditGrain{1};   //!< cells that a packet header counts in
     UbCreditReturn creditReturn{UB_CREDIT_IDEAL}; //!< how credits come back
-    int64_t creditTimeoutPs{0};   //!< how long credits wait for a packet to ride on
-    bool isShared{false};         //!< lanes share the buffer of a port
-    uint32_t laneFloorCells{0};   //!< of which each lane has so much for itself
+    int64_t creditTimeoutPs{0};                   //!< how long credits wait for a packet to ride on
+    bool isShared{false};                         //!< lanes share the buffer of a port
+    uint32_t laneFloorCells{0};                   //!< of which each lane has so much for itself
     UbLaneArbitration arbitration{UB_LANES_ROUND_ROBIN}; //!< turns of the lanes
-    std::vector<uint32_t> laneWeights;            //!< by lane, for UB_LANES_DEFICIT
-    uint32_t quantumBytes{4096};                  //!< bytes a turn and weight
-    UbAllocator allocator{UB_ALLOCATOR_UNLIMITED}; //!< how switches match inputs and outputs
-    bool isFifo{false};           //!< one queue an input and lane instead of one an output
-    uint32_t iterations{1};       //!< of iSLIP
-    double speedup{1.0};          //!< of the crossbar over the input link
-    uint32_t retryLimit{15};      //!< transmissions of a packet before the link trains anew
-    uint32_t retrainLimit{4};     //!< trainings before the link is down
-    int64_t retrainPs{0};         //!< time of a training
-    uint64_t markBytes{0};        //!< bytes waiting from which packets are marked, 0: never
-    uint64_t markAllBytes{0};     //!< bytes waiting from which all are
-    double markShare{1.0};        //!< share marked just below markAllBytes
-    bool grantsWindows{false};    //!< switches decide on window growth (CAQM)
+    std::vector<uint32_t> laneWeights;                   //!< by lane, for UB_LANES_DEFICIT
+    uint32_t quantumBytes{4096};                         //!< bytes a turn and weight
+    UbAllocator allocator{UB_ALLOCATOR_UNLIMITED};       //!< how switches match inputs and outputs
+    bool isFifo{false};             //!< one queue an input and lane instead of one an output
+    uint32_t iterations{1};         //!< of iSLIP
+    double speedup{1.0};            //!< of the crossbar over the input link
+    uint64_t retryBufferBytes{0};   //!< bytes that a link keeps until they are acknowledged, 0: all
+    uint32_t retryLimit{15};        //!< transmissions of a packet before the link trains anew
+    uint32_t retrainLimit{4};       //!< trainings before the link is down
+    int64_t retrainPs{0};           //!< time of a training
+    uint64_t markBytes{0};          //!< bytes waiting from which packets are marked, 0: never
+    uint64_t markAllBytes{0};       //!< bytes waiting from which all are
+    double markShare{1.0};          //!< share marked just below markAllBytes
+    bool grantsWindows{false};      //!< switches decide on window growth (CAQM)
     int64_t grantPeriodPs{500'000}; //!< time between two looks at a port for that
     uint64_t grantQueueBytes{40960}; //!< bytes that should wait for a port
-    double grantGain{0.5};        //!< share of the free rate that is granted (lambda)
-    uint32_t grantUnitBytes{32};  //!< bytes that a hint counts
-    uint32_t grantMarkBytes{2048}; //!< window that a marked packet gives up (beta)
-    double grantMarkShare{0.1};   //!< share of packets marked when little is left to grant
-    bool keepsAccount{false};     //!< time spent by packets is kept by cause
+    double grantGain{0.5};           //!< share of the free rate that is granted (lambda)
+    uint32_t grantUnitBytes{32};     //!< bytes that a hint counts
+    uint32_t grantMarkBytes{2048};   //!< window that a marked packet gives up (beta)
+    double grantMarkShare{0.1};      //!< share of packets marked when little is left to grant
+    bool keepsAccount{false};        //!< time spent by packets is kept by cause
 };
 
 /// What an endpoint hands to a plane for one packet.
@@ -185,16 +186,16 @@ struct UbDelivery
 /// Where the time of a packet went, by cause; the parts add up.
 struct UbPacketAccount
 {
-    int64_t waitedPs[4]{};   //!< waiting for a port: at the source, then switch by switch
-    int64_t serialisePs{0};  //!< on the wire, and what slower links add
-    int64_t propagatePs{0};  //!< in cables
-    int64_t switchPs{0};     //!< forwarding latency of switches
+    int64_t waitedPs[4]{};  //!< waiting for a port: at the source, then switch by switch
+    int64_t serialisePs{0}; //!< on the wire, and what slower links add
+    int64_t propagatePs{0}; //!< in cables
+    int64_t switchPs{0};    //!< forwarding latency of switches
 };
 
 /// What a link did in a run.
 struct UbLinkStats
 {
-    uint64_t retries{0};       //!< transmissions that a bit error spoilt
+    uint64_t retries{0}; //!< transmissions that a bit error spoilt
 
     uint64_t packets{0};       //!< packets sent
     uint64_t bytes{0};         //!< bytes sent, headers included
@@ -321,10 +322,7 @@ class UbPlane
      * @param [in] bytesPerS Its rate from then on, 0 for down.
      * @param [in] bitErrorRate Its bit error rate from then on.
      */
-    void ScheduleLink(int64_t timePs,
-                      uint32_t fabricLink,
-                      uint64_t bytesPerS,
-                      double bitErrorRate);
+    void ScheduleLink(int64_t timePs, uint32_t fabricLink, uint64_t bytesPerS, double bitErrorRate);
 
     /**
      * Let a switch die, or come back, at a time to come; its links are scheduled apart. A dead
@@ -530,11 +528,12 @@ class UbPlane
     /// What is special about a link; nothing is, as a rule.
     enum LinkFlags : uint8_t
     {
-        WATCHED = 1,      //!< it has bit errors, or it changes in the course of the run
-        DOWN = 2,         //!< it carries nothing now
-        AWAITED = 4,      //!< the reverse link is out of credit and waits for packets to leave
-        OF_SWITCH = 8,    //!< it leaves a switch
+        WATCHED = 1,       //!< it has bit errors, or it changes in the course of the run
+        DOWN = 2,          //!< it carries nothing now
+        AWAITED = 4,       //!< the reverse link is out of credit and waits for packets to leave
+        OF_SWITCH = 8,     //!< it leaves a switch
         IS_SLOW_SINK = 16, //!< it enters an endpoint that takes writes more slowly
+        KEEPS_LITTLE = 32, //!< its retry buffer does not cover the round trip
     };
 
     /// A credit on its way back.
@@ -599,24 +598,31 @@ class UbPlane
     /// A switch.
     struct Switch
     {
-        uint64_t row;             //!< start of its row of the table
-        int64_t forwardLatencyPs; //!< head in to head out
-        int64_t allocatePs;       //!< time of the pending ALLOCATE event, -1 if none
-        std::vector<uint32_t> due; //!< outputs that want a packet at that time
+        uint64_t row;                  //!< start of its row of the table
+        int64_t forwardLatencyPs;      //!< head in to head out
+        int64_t allocatePs;            //!< time of the pending ALLOCATE event, -1 if none
+        std::vector<uint32_t> due;     //!< outputs that want a packet at that time
         std::vector<uint32_t> outputs; //!< links that leave it
-        uint32_t node;            //!< its number in the fabric
-        bool isDead;              //!< loses all that it holds
+        uint32_t node;                 //!< its number in the fabric
+        bool isDead;                   //!< loses all that it holds
+    };
+
+    /// Packets in the retry buffer of a link.
+    struct Unacknowledged
+    {
+        std::deque<std::pair<int64_t, uint32_t>> packets; //!< when acknowledged, and bytes
+        uint64_t bytes{0};                                //!< their bytes
     };
 
     /// What a port may still grant to windows; see Grant.
     struct Allowance
     {
-        int64_t fromPs{0};      //!< start of the period
-        uint64_t bytes{0};      //!< bytes that came for the port in it
-        double credit{0};       //!< bytes that windows may grow by
-        double granted{0};      //!< bytes granted in the period
-        double taken{0};        //!< bytes that marks took from windows and nobody got yet
-        bool isFresh{true};     //!< no packet came yet
+        int64_t fromPs{0};  //!< start of the period
+        uint64_t bytes{0};  //!< bytes that came for the port in it
+        double credit{0};   //!< bytes that windows may grow by
+        double granted{0};  //!< bytes granted in the period
+        double taken{0};    //!< bytes that marks took from windows and nobody got yet
+        bool isFresh{true}; //!< no packet came yet
     };
 
     /// A link's state from some time on.
@@ -667,10 +673,10 @@ class UbPlane
     /// What changes at a time.
     struct Change
     {
-        int64_t timePs;                           //!< the time
-        uint32_t link{UB_NONE};                   //!< a link takes on its next state
-        uint32_t chip{UB_NONE};                   //!< a switch dies or comes back
-        bool isDead{false};                       //!< it dies, and loses what it holds
+        int64_t timePs;         //!< the time
+        uint32_t link{UB_NONE}; //!< a link takes on its next state
+        uint32_t chip{UB_NONE}; //!< a switch dies or comes back
+        bool isDead{false};     //!< it dies, and loses what it holds
     };
 
     /**
@@ -711,6 +717,14 @@ class UbPlane
     {
         return m_lanes[uint64_t{link} * m_nLanes + lane];
     }
+
+    /**
+     * @param [in] link A link that keeps little.
+     * @param [in] bytes Bytes of a packet that wants to leave on it.
+     * @param [in] nowPs The time.
+     * @return When its retry buffer has room for the packet.
+     */
+    int64_t RetryRoomPs(uint32_t link, uint32_t bytes, int64_t nowPs);
 
     /**
      * Make sure that a link is looked at, at a time or before.
@@ -936,19 +950,19 @@ class UbPlane
     std::vector<SourceQueue> m_sourceQueues; //!< [link][lane], used where links leave endpoints
     std::vector<std::pair<uint32_t, uint32_t>> m_sent; //!< flow and bytes, by record
     std::vector<uint32_t> m_freeSent;                  //!< unused records
-    std::vector<int64_t> m_deficit;         //!< [link][lane] bytes that the lane may still send
-    std::vector<UbDelivery> m_outbox;                  //!< deliveries for the endpoints
-    std::vector<UbPacketAccount> m_accountOutbox;      //!< accounts of the deliveries
-    std::vector<UbPacketAccount> m_accounts;           //!< accounts of the packets, if kept
-    Routes m_routes;                      //!< routes now
-    std::vector<uint64_t> m_rates;        //!< rate of each rate class, bytes per second
-    UbPlaneSettings m_settings;           //!< how links and switches work
-    uint32_t m_nLanes;                    //!< virtual lanes of each port
-    uint64_t m_seed;                      //!< seed of the hashes
-    uint64_t m_packetHops{0};             //!< packets times links crossed
-    uint64_t m_eventCount{0};             //!< events processed
-    int64_t m_lastPs{0};                  //!< time of the last event
-    UbPlaneObserver* m_observer{nullptr}; //!< who watches
+    std::vector<int64_t> m_deficit;   //!< [link][lane] bytes that the lane may still send
+    std::vector<UbDelivery> m_outbox; //!< deliveries for the endpoints
+    std::vector<UbPacketAccount> m_accountOutbox; //!< accounts of the deliveries
+    std::vector<UbPacketAccount> m_accounts;      //!< accounts of the packets, if kept
+    Routes m_routes;                              //!< routes now
+    std::vector<uint64_t> m_rates;                //!< rate of each rate class, bytes per second
+    UbPlaneSettings m_settings;                   //!< how links and switches work
+    uint32_t m_nLanes;                            //!< virtual lanes of each port
+    uint64_t m_seed;                              //!< seed of the hashes
+    uint64_t m_packetHops{0};                     //!< packets times links crossed
+    uint64_t m_eventCount{0};                     //!< events processed
+    int64_t m_lastPs{0};                          //!< time of the last event
+    UbPlaneObserver* m_observer{nullptr};         //!< who watches
 
   private:
     /// What an output may send.
@@ -1124,32 +1138,33 @@ class UbPlane
 
     std::vector<Credit> m_firstRings;                   //!< rings as they are at first, all lanes
     std::vector<std::unique_ptr<Credit[]>> m_moreRings; //!< rings that grew
-    std::vector<uint32_t> m_linkNumber;     //!< number of a link in the fabric
-    std::vector<uint32_t> m_localLink;      //!< number in the plane of a link of the fabric
-    std::vector<uint32_t> m_switchOf;       //!< number in the plane of a node that is a switch
-    std::vector<uint32_t> m_srcNode;        //!< node that a link leaves
-    std::vector<int64_t> m_capacity;        //!< cells of the buffer at the end of each link
-    std::vector<int64_t> m_shared;          //!< of which no lane has for itself and none uses
-    std::vector<Allowance> m_allowances;    //!< by link, if switches grant windows
-    std::vector<uint32_t> m_owed;           //!< by link: control blocks not yet paid for
-    std::vector<Departures> m_departures;   //!< by link
-    std::vector<uint32_t> m_acceptTurn;     //!< by link: output that its input accepted last
-    std::vector<uint32_t> m_outputNumber;   //!< by link: number among the outputs of its switch
-    std::vector<Queue> m_inLine;            //!< [link][lane] packets behind the first of an input
-    std::vector<uint8_t> m_lineBusy;        //!< [link][lane] the first of the line is at an output
-    std::vector<int64_t> m_sinkFreePs;      //!< by link: when memory has taken what came
-    std::vector<double> m_sinkShare;        //!< by link: rate of writes over the rate of the link
-    std::unordered_map<uint32_t, Watch> m_watches; //!< watched links
-    std::vector<Change> m_changes;          //!< what changes in the course of the run
-    std::deque<Routes> m_comingRoutes;      //!< routes to take on
+    std::vector<uint32_t> m_linkNumber;                 //!< number of a link in the fabric
+    std::vector<uint32_t> m_localLink;   //!< number in the plane of a link of the fabric
+    std::vector<uint32_t> m_switchOf;    //!< number in the plane of a node that is a switch
+    std::vector<uint32_t> m_srcNode;     //!< node that a link leaves
+    std::vector<int64_t> m_capacity;     //!< cells of the buffer at the end of each link
+    std::vector<int64_t> m_shared;       //!< of which no lane has for itself and none uses
+    std::vector<Allowance> m_allowances; //!< by link, if switches grant windows
+    std::unordered_map<uint32_t, Unacknowledged> m_unacknowledged; //!< of links that keep little
+    std::vector<uint32_t> m_owed;         //!< by link: control blocks not yet paid for
+    std::vector<Departures> m_departures; //!< by link
+    std::vector<uint32_t> m_acceptTurn;   //!< by link: output that its input accepted last
+    std::vector<uint32_t> m_outputNumber; //!< by link: number among the outputs of its switch
+    std::vector<Queue> m_inLine;          //!< [link][lane] packets behind the first of an input
+    std::vector<uint8_t> m_lineBusy;      //!< [link][lane] the first of the line is at an output
+    std::vector<int64_t> m_sinkFreePs;    //!< by link: when memory has taken what came
+    std::vector<double> m_sinkShare;      //!< by link: rate of writes over the rate of the link
+    std::unordered_map<uint32_t, Watch> m_watches;      //!< watched links
+    std::vector<Change> m_changes;                      //!< what changes in the course of the run
+    std::deque<Routes> m_comingRoutes;                  //!< routes to take on
     std::vector<std::pair<uint32_t, int64_t>> m_broken; //!< links that gave up, and when
     std::vector<std::pair<uint32_t, Candidate>> m_matching; //!< outputs being matched
-    std::vector<size_t> m_accepted;         //!< of which these have their match
-    uint64_t m_packetsLost{0};              //!< packets lost
-    uint32_t m_inverseSpeedup{1U << 16};    //!< 2^16 over the speed-up of the crossbar
-    bool m_sendsAhead{true};                //!< sources may send ahead of the plane's time
-    uint32_t m_freePacket{UB_NONE};         //!< free packets
-    uint64_t m_packetsInside{0};            //!< packets in the plane
+    std::vector<size_t> m_accepted;                         //!< of which these have their match
+    uint64_t m_packetsLost{0};                              //!< packets lost
+    uint32_t m_inverseSpeedup{1U << 16}; //!< 2^16 over the speed-up of the crossbar
+    bool m_sendsAhead{true};             //!< sources may send ahead of the plane's time
+    uint32_t m_freePacket{UB_NONE};      //!< free packets
+    uint64_t m_packetsInside{0};         //!< packets in the plane
 };
 
 } // namespace ns3

@@ -274,9 +274,9 @@ class UbLoadStore : public UbTransport
         injection.tag = tag.Pack();
         injection.payloadBytes = isRead ? 0 : tag.bytes;
         injection.congestion = isRead ? 0 : UB_PACKET_WRITES;
-        injection.wireBytes =
-            m_host->WireBytes(m_network, isRead ? m_readRequestBytes : m_headerBytes,
-                              injection.payloadBytes);
+        injection.wireBytes = m_host->WireBytes(m_network,
+                                                isRead ? m_readRequestBytes : m_headerBytes,
+                                                injection.payloadBytes);
         injection.lane = flow.lane;
         return m_host->Send(injection, m_network, nowPs);
     }
