@@ -12,6 +12,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 
+from ubfabric.errors import TopologyError
 from ubfabric.fabric_settings import (
     buffered_bytes,
     cell_bytes,
@@ -118,10 +119,27 @@ def engine_attributes(
         if _CONGESTION[congestion]:
             attributes[f"{prefix}Congestion"] = _CONGESTION[congestion]
         if congestion in ("ldcp", "dcqcn"):  # thresholds; caqm decides packet by packet
+            _check_same_marks(graph, stacks)
             attributes["MarkBytes"] = stacks[network].get("mark_bytes", _MARK_BYTES)
             attributes["MarkAllBytes"] = stacks[network].get("mark_all_bytes", 0)
             attributes["MarkShare"] = str(float(stacks[network].get("mark_share", 1.0)))
     return attributes
+
+
+def _check_same_marks(graph: nx.Graph, stacks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse marks that differ between networks: the engine has one set of them."""
+    keys = ("mark_bytes", "mark_all_bytes", "mark_share")
+    users = {
+        network: [stack.get(key) for key in keys]
+        for network, stack in stacks.items()
+        if used_settings(stack).get("congestion_control") in ("ldcp", "dcqcn")
+    }
+    if len({str(marks) for marks in users.values()}) > 1:
+        raise TopologyError(
+            f"{graph.graph.get('name')}: graph: transports: mark_bytes, mark_all_bytes and "
+            f"mark_share differ between {' and '.join(users)}; allowed: the same for all networks "
+            "with ldcp or dcqcn"
+        )
 
 
 def _time(picoseconds: int) -> str:

@@ -91,17 +91,17 @@ def test_incast_pushes_back_as_a_tree():
     credit, and a flow that shares the trunk suffers while one within its switch does not.
     """
     builder = FabricBuilder()
-    dies = builder.dies(12, issue_engines=8)
+    dies = builder.dies(14, issue_engines=8)
     low = [builder.switch(f"low-{k}", buffer_bytes=8_000) for k in (0, 1)]
     high = builder.switch("high", kind="l2", level=2, buffer_bytes=8_000)
     for number, name in enumerate(dies):
-        builder.link(name, low[number // 6], RATE)
+        builder.link(name, low[number // 7], RATE)
     for name in low:
         builder.link(name, high, 4 * RATE, 50 * NS)
-    flows = [{"src": s, "dst": 11, "messages": 200} for s in range(5)]
+    flows = [{"src": s, "dst": 13, "messages": 200} for s in range(5)]
     flows += [
-        {"src": 5, "dst": 10, "messages": 50, "start_ps": 20 * SER},  # shares the trunk
-        {"src": 0, "dst": 1, "messages": 50, "start_ps": 20 * SER},  # does not
+        {"src": 5, "dst": 12, "messages": 50, "start_ps": 20 * SER},  # shares the trunk
+        {"src": 6, "dst": 1, "messages": 50, "start_ps": 20 * SER},  # does not
     ]
     result = drive(builder.build(), flows)
     assert result.leftover == ""
@@ -110,4 +110,4 @@ def test_incast_pushes_back_as_a_tree():
     assert all(time > 0 for time in stalled)
     alone = 50 * SER
     assert result.fct_ps[5] > 3 * alone
-    assert result.fct_ps[6] < result.fct_ps[5]
+    assert result.fct_ps[6] < 1.1 * alone

@@ -1091,6 +1091,10 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
         (link.flags & WATCHED) == 0 ? nowPs : StartWatched(linkIndex, packet, nowPs);
     const int64_t serialisePs = SerialisePs(link, packet);
     const int64_t endPs = startPs + serialisePs;
+    if ((link.flags & WATCHED) != 0)
+    {
+        m_watches.at(linkIndex).busyPs += endPs - nowPs;
+    }
     const int64_t waitedPs = startPs - packet.readyPs;
     packet.waitedPs += waitedPs;
     if (m_settings.creditReturn == UB_CREDIT_CONTROL && m_owed[linkIndex] > 0)
@@ -1668,6 +1672,7 @@ UbPlane::ReadStats(UbLinkStats* stats) const
     for (size_t i = 0; i < m_links.size(); ++i)
     {
         UbLinkStats& out = stats[m_linkNumber[i]];
+        out.retries = 0;
         out.packets = m_links[i].packets;
         out.bytes = m_links[i].bytes;
         out.busyPs = UbSerialisePs(m_links[i].bytes, m_rates[m_links[i].rateClass]);
@@ -1679,7 +1684,11 @@ UbPlane::ReadStats(UbLinkStats* stats) const
             out.maxQueueBytes += m_lanes[lane].maxWaitingBytes + m_sourceQueues[lane].maxBytes;
         }
         const auto watch = m_watches.find(static_cast<uint32_t>(i));
-        out.retries = watch == m_watches.end() ? 0 : watch->second.retries;
+        if (watch != m_watches.end())
+        {
+            out.retries = watch->second.retries;
+            out.busyPs = watch->second.busyPs; // its rate may have changed
+        }
     }
 }
 

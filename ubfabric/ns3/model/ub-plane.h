@@ -654,6 +654,7 @@ class UbPlane
         uint64_t draws{0};             //!< transmissions tried, each with luck of its own
         uint32_t retrains{0};          //!< trainings so far
         uint64_t retries{0};           //!< spoilt transmissions
+        int64_t busyPs{0};             //!< time spent sending, in vain or not
     };
 
     /// Tables of routes.
