@@ -223,6 +223,8 @@ def test_too_many_retries_halve_the_lanes():
     retries = int(result.links["retries"].sum())
     assert retries > 0
     assert result.flows["finish_ps"][0] > 2_999 * SER + ALONE + retries * 30 * US
+    # from the first training on half of the rate is left, from the second a quarter
+    assert result.flows["finish_ps"][0] - retries * 30 * US > 1.5 * 2_999 * SER
 
 
 def test_a_link_that_cannot_be_trained_gives_up():

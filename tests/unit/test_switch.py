@@ -243,3 +243,72 @@ def test_watchdog_names_the_ports_of_a_stall():
     assert not patient.is_stalled
     assert patient.leftover == ""
     assert patient.flows["finish_ps"][0] > 900 * US
+
+
+# ----------------------------------------------------------------------- memory, congestion
+
+
+def test_memory_takes_writes_at_its_share_of_the_rate():
+    """A port that takes writes at a quarter of its rate holds its source back by credits."""
+    graph = line([RATE, RATE], memory_write_share_ppm=250_000, buffer_bytes=4_000)
+    result = drive(graph, [{"src": 0, "dst": 1, "messages": 500}])
+    assert result.leftover == ""
+    assert result.fct_ps[0] == pytest.approx(4 * 500 * SER, rel=0.01)
+    assert result.links["no_credit_ps"][result.link("hub-0-0", "die-1")] > 0
+
+
+RELIABLE = {
+    "UbTransport": "ns3::UbReliable"
+    "[HeaderBytes=64|WindowBytes=1048576|ReorderWindow=2048|Timeout=5ms]"
+}
+MARKS = {"MarkBytes": 20_000, "MarkAllBytes": 60_000, "MarkShare": "0.5"}
+
+
+def settled_queue(attributes) -> tuple[float, int]:
+    """Return the mean queue of a hot port in the second half of an incast, and its makespan."""
+    graph = star(9, rate=RATE, payload=4_096, issue_engines=4, switch={"buffer_bytes": 1 << 24})
+    flows = [{"src": s, "dst": 8, "messages": 60, "message_bytes": 60_000} for s in range(8)]
+    result = drive(graph, flows, RELIABLE | {"SampleInterval": "10us"} | attributes)
+    assert result.leftover == ""
+    times, _, waiting = result.samples
+    makespan = int(result.fct_ps.max())
+    middle = (times > 0.5 * makespan) & (times < 0.8 * makespan)
+    return float(waiting[middle, result.link("hub-0", "die-8")].mean()), makespan
+
+
+@pytest.mark.parametrize(
+    ("control", "marks", "cost"),
+    [("ns3::UbCaqm", {}, 1.1), ("ns3::UbLdcp", MARKS, 1.1), ("ns3::UbDcqcn", MARKS, 3.0)],
+)
+def test_congestion_control_shortens_the_queue_of_a_hot_port(control, marks, cost):
+    """Windows keep the port busy; the rates of DCQCN recover slowly, and leave it idle at times."""
+    free, plain = settled_queue({})
+    held, makespan = settled_queue(marks | {"UbCongestion": control})
+    assert held < 0.5 * free
+    assert makespan < cost * plain
+
+
+def test_marks_are_what_congestion_control_goes_by():
+    """Without marks LDCP leaves the queue as long as the windows make it."""
+    blind, _ = settled_queue({"UbCongestion": "ns3::UbLdcp"})
+    told, _ = settled_queue(MARKS | {"UbCongestion": "ns3::UbLdcp"})
+    assert told < 0.5 * blind
+
+
+def test_a_switch_that_dies_loses_what_waits_in_it_and_sources_send_it_again():
+    graph = star(4, rate=RATE, switch={"forward_latency_ps": 1 * NS})
+
+    def prepare(engine, arrays):
+        hub = arrays.node_names.index("hub-0")
+        for time_ps, rate in ((5 * US, 0), (9 * US, RATE)):
+            for link in range(arrays.n_links):
+                engine.schedule_link(time_ps, link, rate)
+        engine.schedule_switch(5 * US, hub, is_dead=True)
+        engine.schedule_switch(9 * US, hub, is_dead=False)
+
+    flows = [{"src": s, "dst": 3, "messages": 100} for s in range(3)]
+    result = drive(graph, flows, prepare=prepare)
+    assert result.leftover == ""
+    assert result.counters["bytes_delivered"] == 300_000
+    # three sources filled the hot queue for 5 us, of which a third could leave
+    assert result.counters["packets_lost"] > 50

@@ -23,7 +23,9 @@ def table():
 
 
 @pytest.mark.validation
-@pytest.mark.parametrize(("role", "n_rows", "tolerance"), [("fitted", 5, 0.03), ("predicted", 15, 0.10)])
+@pytest.mark.parametrize(
+    ("role", "n_rows", "tolerance"), [("fitted", 5, 0.03), ("predicted", 15, 0.10)]
+)
 def test_rows_come_out_within_their_tolerance(table, role, n_rows, tolerance):
     rows = table[table["role"] == role]
     assert len(rows) == n_rows

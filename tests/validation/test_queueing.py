@@ -31,7 +31,8 @@ def test_wait_at_a_port_is_that_of_a_queue_with_fixed_service(load):
     start = np.cumsum(rng.exponential(SER / load, n_packets)).astype(np.int64)
     src = rng.integers(n_sources, size=n_packets)
     flows = [
-        {"src": int(s), "dst": n_sources, "start_ps": int(t)} for s, t in zip(src, start, strict=True)
+        {"src": int(s), "dst": n_sources, "start_ps": int(t)}
+        for s, t in zip(src, start, strict=True)
     ]
     graph = builder.build()
     graph.nodes["hub"]["buffer_bytes"] = 1 << 24
