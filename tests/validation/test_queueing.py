@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fabrics import GB, NS, FabricBuilder, serialise_ps, star
-
 from engine import drive
+from fabrics import GB, NS, FabricBuilder, serialise_ps, star
 
 RATE = 10 * GB
 SER = serialise_ps(1_000, RATE)
