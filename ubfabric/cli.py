@@ -269,7 +269,8 @@ def replay(
         sample_interval_ps=_interval(sample),
         overwrite=overwrite,
     )
-    typer.echo(_replay_line(result.summary))
+    for line in [*_fault_lines(result), _replay_line(result.summary)]:
+        typer.echo(line)
     typer.echo(f"wrote {result.path}")
 
 
@@ -370,7 +371,8 @@ def run(
     for kind, draw in PLOTS.items():
         pictures.append(draw(rebuilt if kind == "tokens" else result, result.path / f"{kind}.png"))
     Console().print(rebuilt)
-    typer.echo(_replay_line(result.summary))
+    for line in [*_fault_lines(result), _replay_line(result.summary)]:
+        typer.echo(line)
     shown = os.path.relpath(result.path)
     typer.echo(f"wrote {shown}: tables, tokens.json, {', '.join(p.name for p in pictures)}")
 
@@ -412,6 +414,20 @@ def _replay_line(summary: dict[str, Any]) -> str:
         f"{summary['simulated_ps'] / 1e9:.3f} ms simulated in {summary['wall_s']:.1f} s "
         f"({summary['packet_hops_per_s'] / 1e6:.2f} M packet-hops/s)"
     )
+
+
+def _fault_lines(result: Any) -> list[str]:
+    """Return one line a fault, and the layers' times before, during and after."""
+    if not result.summary.get("faults"):
+        return []
+    layers = result.layer_times()
+    parts = []
+    for when in ("before", "during", "after"):
+        steps = layers.loc[layers["when"] == when, "step_ps"]
+        if len(steps):
+            longest = f", longest {steps.max() / 1e6:,.1f} us" if len(steps) > 1 else ""
+            parts.append(f"{when} {steps.mean() / 1e6:,.1f} us ({len(steps)}{longest})")
+    return [*result.summary["faults"], f"time of a layer: {'; '.join(parts)}"]
 
 
 def _show_version(wanted: bool) -> None:

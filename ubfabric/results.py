@@ -662,6 +662,32 @@ class RunResult:
         """
         return self._table("tasks", columns)
 
+    def layer_times(self) -> pd.DataFrame:
+        """Return how long each layer took, and whether a fault was about.
+
+        Returns
+        -------
+        DataFrame
+            One row a layer with tasks, by its start: ``layer``, ``start_ps`` (first task),
+            ``finish_ps`` (last task), ``step_ps`` (from the finish of the layer before to its
+            own), ``when``: ``before`` the first fault, ``during`` faults until routes have
+            followed the last of them, ``after``; ``before`` throughout if there were none.
+        """
+        tasks = self.tasks(["layer", "start_ps", "finish_ps"])
+        layers = tasks.groupby("layer").agg(
+            start_ps=("start_ps", "min"), finish_ps=("finish_ps", "max")
+        )
+        layers = layers.sort_values(["finish_ps", "start_ps"]).reset_index()
+        begin = layers["finish_ps"].shift(fill_value=int(layers["start_ps"].min() or 0))
+        layers["step_ps"] = layers["finish_ps"] - begin
+        times = self.summary.get("fault_times_ps") or []
+        layers["when"] = "before"
+        if times:
+            first, last = min(at for at, _ in times), max(seen for _, seen in times)
+            layers.loc[layers["finish_ps"] > first, "when"] = "during"
+            layers.loc[begin >= last, "when"] = "after"
+        return layers
+
     def links(self, columns: Iterable[str] | None = None) -> pd.DataFrame:
         """Return the links, the columns of :data:`LINK_SCHEMA`; texts are categorical.
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import networkx as nx
 import numpy as np
 import pytest
-from fabrics import GB, NS, US, FabricBuilder, flow, line, make_trace, run, serialise_ps, star
+from fabrics import GB, NS, US, FabricBuilder, flow, line, make_trace, run, serialise_ps, star, task
 
 from ubfabric.errors import ResultError, SimulationError, SpecError, TraceError, UbfabricWarning
 from ubfabric.replay import replay
@@ -380,3 +383,27 @@ def test_watchdog_ends_a_run_that_stands_still_and_names_the_port(tmp_path):
         kept(tmp_path, star(3), trace, faults=outage("2 ms"), watchdog_ps=100 * US)
     assert list(tmp_path.iterdir()) == []
     assert run(star(3), trace, faults=outage("2 ms")).flows["finish_ps"][0] > 900 * US
+
+
+def test_layer_times_say_what_was_before_during_and_after_a_fault():
+    """Four layers of one exchange; the link is away for the second and back for the fourth."""
+    graph = star(2)
+    flows, tasks = [], []
+    for layer in range(4):
+        place = {"layer": layer, "phase": "dispatch"}
+        flows += [flow(a, 1 - a, messages=1_000, start_ps=-1, **place) for a in (0, 1)]
+        tasks += [
+            task(2 * layer + a, a, layer=layer, kind="dispatch", sends="dispatch", waits="dispatch")
+            for a in (0, 1)
+        ]
+    link = {"link": ["hub-0", "die-1"]}
+    schedule = faults(("110 us", link, "down"), ("250 us", link, "up"))
+    with tempfile.TemporaryDirectory() as folder:
+        result = kept(Path(folder), graph, make_trace(flows, tasks), faults=schedule)
+        layers = result.layer_times()
+    assert list(layers["layer"]) == [0, 1, 2, 3]
+    assert list(layers["when"]) == ["before", "during", "after", "after"]
+    step = layers["step_ps"].tolist()
+    assert step[0] == pytest.approx(step[3], rel=0.01)
+    assert step[1] > step[0] + 130 * US
+    assert sum(step) == layers["finish_ps"].max()

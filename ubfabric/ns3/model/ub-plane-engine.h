@@ -16,7 +16,7 @@ namespace ns3
  * @tparam Policy See UbPathPolicy for the members it must have.
  */
 template <class Policy>
-class UbPlaneEngine : public UbPlane
+class UbPlaneEngine final : public UbPlane
 {
   public:
     /**

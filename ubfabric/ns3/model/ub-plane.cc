@@ -63,8 +63,9 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
             if (arrays.nodeIsEndpoint[node] == 0 && m_switchOf[node] == UB_NONE)
             {
                 m_switchOf[node] = static_cast<uint32_t>(m_switches.size());
-                m_switches.push_back(
-                    {0, arrays.nodeForwardLatencyPs[node], -1, {}, {}, node, false});
+                m_switches.emplace_back();
+                m_switches.back().forwardLatencyPs = arrays.nodeForwardLatencyPs[node];
+                m_switches.back().node = node;
             }
         }
         if (m_switchOf[dst] != UB_NONE)
@@ -792,7 +793,9 @@ UbPlane::ReturnCredit(uint32_t linkIndex, Lane& lane, uint32_t cells, int64_t fr
         }
         lane.ring[at & lane.ringMask] = {arrivalPs, cells};
     }
-    if (lane.needsCredit || (m_settings.isShared && m_links[linkIndex].stalledSincePs >= 0))
+    if (__builtin_expect(lane.needsCredit ||
+                             (m_settings.isShared && m_links[linkIndex].stalledSincePs >= 0),
+                         false))
     {
         // what has come by now has woken the link before
         const int64_t nextPs = NextCreditPs(linkIndex, lane);
@@ -816,7 +819,7 @@ UbPlane::NextInput(const uint64_t* bits, uint32_t words, uint32_t from)
     return word * 64 + static_cast<uint32_t>(__builtin_ctzll(candidates));
 }
 
-UbPlane::Candidate
+inline UbPlane::Candidate
 UbPlane::Find(uint32_t linkIndex, int64_t nowPs)
 {
     Candidate found;

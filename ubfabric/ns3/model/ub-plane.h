@@ -595,16 +595,16 @@ class UbPlane
         size_t first{0};            //!< first that may still matter
     };
 
-    /// A switch.
-    struct Switch
+    /// A switch; what a packet needs of it is in one cache line.
+    struct alignas(64) Switch
     {
-        uint64_t row;                  //!< start of its row of the table
-        int64_t forwardLatencyPs;      //!< head in to head out
-        int64_t allocatePs;            //!< time of the pending ALLOCATE event, -1 if none
+        uint64_t row{0};               //!< start of its row of the table
+        int64_t forwardLatencyPs{0};   //!< head in to head out
+        int64_t allocatePs{-1};        //!< time of the pending ALLOCATE event, -1 if none
+        uint32_t node{UB_NONE};        //!< its number in the fabric
+        bool isDead{false};            //!< loses all that it holds
         std::vector<uint32_t> due;     //!< outputs that want a packet at that time
         std::vector<uint32_t> outputs; //!< links that leave it
-        uint32_t node;                 //!< its number in the fabric
-        bool isDead;                   //!< loses all that it holds
     };
 
     /// Packets in the retry buffer of a link.
