@@ -29,11 +29,7 @@ class UbPlaneAdaptive : public UbPlanePolicy
 
     void Reset(uint32_t nEndpoints, uint64_t seed) override
     {
-        m_next.resize(nEndpoints);
-        for (uint32_t endpoint = 0; endpoint < nEndpoints; ++endpoint)
-        {
-            m_next[endpoint] = static_cast<uint32_t>(UbMix(seed ^ endpoint) >> 33);
-        }
+        m_next = UbFirstTurns(nEndpoints, seed);
     }
 
     uint32_t Choose(uint32_t endpoint,

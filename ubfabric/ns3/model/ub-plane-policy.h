@@ -8,8 +8,29 @@
 
 #include "ns3/object.h"
 
+#include <vector>
+
 namespace ns3
 {
+
+/**
+ * @ingroup ub-fabric
+ * @brief First turns of sources that go round the planes; they start at different ones, or all
+ * would hit the same one at the same time.
+ * @param [in] nEndpoints Number of nodes of the fabric.
+ * @param [in] seed Seed of the hashes.
+ * @return A turn for each.
+ */
+inline std::vector<uint32_t>
+UbFirstTurns(uint32_t nEndpoints, uint64_t seed)
+{
+    std::vector<uint32_t> turns(nEndpoints);
+    for (uint32_t endpoint = 0; endpoint < nEndpoints; ++endpoint)
+    {
+        turns[endpoint] = static_cast<uint32_t>(UbMix(seed ^ endpoint) >> 33);
+    }
+    return turns;
+}
 
 /**
  * @ingroup ub-fabric

@@ -27,12 +27,7 @@ class UbPlaneRoundRobin : public UbPlanePolicy
 
     void Reset(uint32_t nEndpoints, uint64_t seed) override
     {
-        // sources start at different planes, or all would hit the same one at the same time
-        m_next.resize(nEndpoints);
-        for (uint32_t endpoint = 0; endpoint < nEndpoints; ++endpoint)
-        {
-            m_next[endpoint] = static_cast<uint32_t>(UbMix(seed ^ endpoint) >> 33);
-        }
+        m_next = UbFirstTurns(nEndpoints, seed);
     }
 
     uint32_t Choose(uint32_t endpoint,

@@ -1211,6 +1211,19 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
         tailPs = std::max(tailPs, freePs);
     }
     ReturnCredit(linkIndex, lane, packet.cells, tailPs, nowPs);
+    HandOver(index, tailPs, headPs, false);
+    if (m_observer != nullptr)
+    {
+        m_queue.Push(tailPs, (DELIVER << KIND_SHIFT) | linkIndex, index);
+        return;
+    }
+    Free(index);
+}
+
+void
+UbPlane::HandOver(uint32_t index, int64_t tailPs, int64_t headPs, bool isLost)
+{
+    const Packet& packet = m_packets[index];
     m_outbox.push_back({tailPs,
                         headPs,
                         packet.waitedPs,
@@ -1220,17 +1233,11 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
                         packet.hops,
                         static_cast<uint8_t>(packet.bits & ~OWN_BITS),
                         packet.hint,
-                        false});
+                        isLost});
     if (m_settings.keepsAccount)
     {
         CloseAccount(index, tailPs);
     }
-    if (m_observer != nullptr)
-    {
-        m_queue.Push(tailPs, (DELIVER << KIND_SHIFT) | linkIndex, index);
-        return;
-    }
-    Free(index);
 }
 
 void
@@ -1539,20 +1546,7 @@ UbPlane::Lose(uint32_t index, int64_t nowPs)
             NextInLine(packet.inLink, packet.lane, nowPs);
         }
     }
-    m_outbox.push_back({nowPs,
-                        nowPs,
-                        packet.waitedPs,
-                        packet.flow,
-                        packet.tag,
-                        packet.payloadBytes,
-                        packet.hops,
-                        static_cast<uint8_t>(packet.bits & ~OWN_BITS),
-                        packet.hint,
-                        true});
-    if (m_settings.keepsAccount)
-    {
-        CloseAccount(index, nowPs);
-    }
+    HandOver(index, nowPs, nowPs, true);
     ++m_packetsLost;
     Free(index);
 }

@@ -1035,6 +1035,15 @@ class UbPlane
     void WakeAwaiting(uint32_t link);
 
     /**
+     * Put a packet that has arrived, or is lost, into the outbox.
+     * @param [in] index The packet.
+     * @param [in] tailPs When it was all there, or lost.
+     * @param [in] headPs When its first byte was there, or it was lost.
+     * @param [in] isLost Whether it is lost.
+     */
+    void HandOver(uint32_t index, int64_t tailPs, int64_t headPs, bool isLost);
+
+    /**
      * Add up where the time of a packet went, and hand it to the endpoints.
      * @param [in] index The packet.
      * @param [in] tailPs When it was all there.
