@@ -39,7 +39,7 @@ from ubfabric.attributes import (
     lanes_of_service_levels,
     packet_bytes,
 )
-from ubfabric.deadlock import check_deadlock_free
+from ubfabric.deadlock import check_routes_deadlock_free
 from ubfabric.errors import (
     SimulationError,
     SpecError,
@@ -219,7 +219,7 @@ def replay(
     _check_limits(arrays)
     _check_transports(graph, arrays, config.payload_bytes)
     _check_buffers(graph, arrays, config)
-    check_deadlock_free(graph)
+    check_routes_deadlock_free(arrays, label=str(graph.graph["name"]))
     plan = None if faults is None else plan_faults(arrays, faults)
     if plan is not None:
         plan.check_deadlock_free(str(faults) if isinstance(faults, (str, Path)) else "faults")
@@ -846,20 +846,30 @@ def _tasks_table(asked: pa.Table, tasks: np.ndarray) -> pa.Table:
 def _links_table(graph: nx.Graph, arrays: FabricArrays, stats: dict[str, np.ndarray]) -> pa.Table:
     names = arrays.node_names
     kinds = [str(graph.nodes[name]["kind"]) for name in names]
+    known = list(dict.fromkeys(kinds))
+    kind = np.array([known.index(name) for name in kinds], np.int64)
+    levels = [f"{a}-{b}" for a in known for b in known]
     return pa.table(
         {
             "link": np.arange(arrays.n_links, dtype=np.int32),
-            "src": [names[node] for node in arrays.link_src],
-            "dst": [names[node] for node in arrays.link_dst],
-            "plane": [arrays.plane_names[plane] for plane in arrays.link_plane],
-            "level": [
-                f"{kinds[a]}-{kinds[b]}"
-                for a, b in zip(arrays.link_src, arrays.link_dst, strict=True)
-            ],
+            "src": _labels(arrays.link_src, names),
+            "dst": _labels(arrays.link_dst, names),
+            "plane": _labels(arrays.link_plane, arrays.plane_names),
+            "level": _labels(kind[arrays.link_src] * len(known) + kind[arrays.link_dst], levels),
             "bandwidth_bytes_per_s": arrays.link_rate_bytes_per_s.astype(np.int64),
             **stats,
         }
     )
+
+
+def _labels(codes: np.ndarray, names: list[str]) -> pa.DictionaryArray:
+    """Return ``names[codes]``, with each name once and in the order in which they occur."""
+    used, first, position = np.unique(codes, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    place = np.empty(len(used), np.int32)
+    place[order] = np.arange(len(used), dtype=np.int32)
+    texts = pa.array([names[code] for code in used[order]], pa.string())
+    return pa.DictionaryArray.from_arrays(pa.array(place[position]), texts)
 
 
 def _summary(
