@@ -404,11 +404,32 @@ def _progress_bar(wanted: bool | None) -> Progress:
     )
 
 
+#: Columns of the trace that the engine's records do not hold.
+_KEPT_FLOWS = ("phase", "microbatch", "src", "dst", "service_level")
+_KEPT_TASKS = ("task", "rank", "stream", "kind", "layer", "microbatch", "duration_ps")
+#: Columns that the records hold as numbers, and what the numbers stand for.
+_NUMBERED = {"network": NETWORKS, "operation": OPERATIONS}
+
+
+class _Asked:
+    """What is kept of a layer's tables while the engine works on it.
+
+    A layer may have millions of flows that wait, so nothing is kept that the records hold; of
+    the names in a column their order only, which is that of the table written at the end.
+    """
+
+    def __init__(self, chunk: TraceChunk) -> None:
+        self.layer = chunk.layer
+        self.flows = chunk.flows.select(_KEPT_FLOWS)
+        self.tasks = chunk.tasks.select(_KEPT_TASKS)
+        self.names = {name: _names(chunk.flows[name]) for name in _NUMBERED}
+
+
 @dataclass
 class _Loaded:
     """Layers that the engine works on as one chunk."""
 
-    layers: list[TraceChunk]
+    layers: list[_Asked]
     flows: np.ndarray
     tasks: np.ndarray
     accounts: np.ndarray | None
@@ -587,6 +608,7 @@ class _Session:
             yield [first, *chunks]
             return
         yield [first]
+        del first  # a layer that is loaded is nobody's any more
         for chunk in chunks:
             if _has_start_times(chunk):
                 raise TraceError(
@@ -645,7 +667,8 @@ class _Session:
                 f"{layers[0].tasks_file}: more than 32 layers are unfinished at one time; a rank "
                 "runs that far ahead of another"
             )
-        self.loaded[number] = _Loaded(layers, flows, tasks, accounts)
+        asked = [_Asked(chunk) for chunk in layers]
+        self.loaded[number] = _Loaded(asked, flows, tasks, accounts)
         self._check_new_streams(layers[0], tasks)
 
     def _check_new_streams(self, chunk: TraceChunk, tasks: np.ndarray) -> None:
@@ -738,16 +761,16 @@ class _Session:
             loaded = self.loaded.pop(self.n_written)
             self.n_written += 1
             flow_row = task_row = 0
-            for chunk in loaded.layers:
-                flows = loaded.flows[flow_row : flow_row + chunk.flows.num_rows]
-                tasks = loaded.tasks[task_row : task_row + chunk.tasks.num_rows]
+            for asked in loaded.layers:
+                flows = loaded.flows[flow_row : flow_row + asked.flows.num_rows]
+                tasks = loaded.tasks[task_row : task_row + asked.tasks.num_rows]
                 if loaded.accounts is not None:
                     account = loaded.accounts[flow_row : flow_row + len(flows)]
-                    self.writer.write_account(_account_table(chunk, account))
+                    self.writer.write_account(_account_table(asked, account))
                 flow_row += len(flows)
                 task_row += len(tasks)
-                self.writer.write_flows(chunk.layer, _flows_table(chunk.flows, flows, self.cut))
-                self.writer.write_tasks(_tasks_table(chunk.tasks, tasks))
+                self.writer.write_flows(asked.layer, _flows_table(asked, flows, self.cut))
+                self.writer.write_tasks(_tasks_table(asked, tasks))
                 self.n_layers += 1
 
 
@@ -813,12 +836,29 @@ def _packets(flows: np.ndarray, cut: np.ndarray) -> np.ndarray:
     return packets
 
 
-def _flows_table(asked: pa.Table, flows: np.ndarray, cut: np.ndarray) -> pa.Table:
+def _names(column: pa.ChunkedArray) -> list[str]:
+    """Return the texts of a column, in the order of its dictionary."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    chunks = column.unify_dictionaries().chunks
+    names: list[str] = chunks[0].dictionary.to_pylist() if chunks else []
+    return names
+
+
+def _flows_table(asked: _Asked, flows: np.ndarray, cut: np.ndarray) -> pa.Table:
     messages = flows["messages"].astype(np.int64)
     size = flows["message_bytes"].astype(np.int64)
-    kept = ["phase", "layer", "microbatch", "src", "dst", "network", "operation", "service_level"]
-    columns = {name: asked[name] for name in [*kept, "messages", "message_bytes"]}
+    columns = {name: asked.flows[name] for name in _KEPT_FLOWS}
+    for name, known in _NUMBERED.items():
+        names = asked.names[name]
+        place = np.array([names.index(text) if text in names else 0 for text in known], np.int32)
+        columns[name] = pa.DictionaryArray.from_arrays(
+            pa.array(place[flows[name]]), pa.array(names, pa.string())
+        )
     columns |= {
+        "layer": np.full(len(flows), asked.layer, np.int16),
+        "messages": messages.astype(np.int32),
+        "message_bytes": size.astype(np.int32),
         "bytes": messages * size,
         "packets": _packets(flows, cut),
         "start_ps": flows["start_ps"],
@@ -831,14 +871,13 @@ def _flows_table(asked: pa.Table, flows: np.ndarray, cut: np.ndarray) -> pa.Tabl
     return pa.table(columns)
 
 
-def _account_table(chunk: TraceChunk, account: np.ndarray) -> pa.Table:
-    columns: dict[str, Any] = {"layer": chunk.flows["layer"]}
+def _account_table(asked: _Asked, account: np.ndarray) -> pa.Table:
+    columns: dict[str, Any] = {"layer": np.full(len(account), asked.layer, np.int16)}
     return pa.table(columns | {name: account[name] for name in _bridge.ACCOUNT_RECORD.names or ()})
 
 
-def _tasks_table(asked: pa.Table, tasks: np.ndarray) -> pa.Table:
-    kept = ["task", "rank", "stream", "kind", "layer", "microbatch", "duration_ps"]
-    columns = {name: asked[name] for name in kept}
+def _tasks_table(asked: _Asked, tasks: np.ndarray) -> pa.Table:
+    columns = {name: asked.tasks[name] for name in _KEPT_TASKS}
     measured = ["ready_ps", "start_ps", "finish_ps", "issued_ps", "arrived_ps"]
     return pa.table(columns | {name: tasks[name] for name in measured})
 
