@@ -255,15 +255,9 @@ UbEndpointProcess::Parked::operator<(const Parked& other) const
 bool
 UbEndpointProcess::PopSame(const UbEventQueue::Event& first, uint32_t& payload)
 {
-    uint32_t key;
-    UbEventQueue::Event event;
-    if (m_queue.NextTime() != first.timePs || !m_queue.Peek(0, key, payload) || key != first.key ||
-        !m_queue.PopBefore(first.timePs + 1, event))
-    {
-        return false;
-    }
-    ++m_eventCount;
-    return true;
+    const bool isSame = m_queue.PopSame(first, payload);
+    m_eventCount += isSame ? 1 : 0;
+    return isSame;
 }
 
 void
