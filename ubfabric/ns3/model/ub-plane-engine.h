@@ -111,12 +111,15 @@ class UbPlaneEngine final : public UbPlane
         } while (m_queue.PopSame(first, index) && ++m_eventCount != 0);
     }
 
-    /// Bring what the next events need into the cache while this one is at work.
+    /**
+     * Bring what events to come need into the cache while others are at work, from afar what the
+     * event names, and from near what hangs on that.
+     */
     void Prefetch() const
     {
         uint32_t key;
         uint32_t payload;
-        if (m_queue.Peek(1, key, payload))
+        if (m_queue.Peek(FAR, key, payload))
         {
             if (key >> KIND_SHIFT == HEAD)
             {
@@ -124,13 +127,38 @@ class UbPlaneEngine final : public UbPlane
             }
             else
             {
-                const uint32_t link =
-                    key >> KIND_SHIFT == MATCH ? payload : key & ((1U << KIND_SHIFT) - 1);
+                const uint32_t link = LinkOf(key, payload);
                 __builtin_prefetch(&m_links[link], 1);
                 __builtin_prefetch(&m_lanes[uint64_t{link} * NLanes<F>()], 1);
             }
         }
+        if (m_queue.Peek(NEAR, key, payload) && key >> KIND_SHIFT != HEAD)
+        {
+            const uint32_t index = LinkOf(key, payload);
+            const Link& link = m_links[index];
+            if (link.nWaiting > 0)
+            {
+                const Lane& lane = m_lanes[uint64_t{index} * NLanes<F>()];
+                const uint32_t next = lane.lastInput + 1U < link.nInputs ? lane.lastInput + 1U : 0;
+                const uint32_t input =
+                    NextInput(&m_words[lane.firstWord], (link.nInputs + 63) / 64, next);
+                __builtin_prefetch(&m_queues[lane.firstQueue + input], 1);
+            }
+        }
     }
+
+    /**
+     * @param [in] key The key of an event of a port.
+     * @param [in] payload The payload of the event.
+     * @return The link.
+     */
+    static uint32_t LinkOf(uint32_t key, uint32_t payload)
+    {
+        return key >> KIND_SHIFT == MATCH ? payload : key & ((1U << KIND_SHIFT) - 1);
+    }
+
+    static constexpr uint32_t NEAR = 1; //!< events ahead
+    static constexpr uint32_t FAR = 3;  //!< events ahead
 
     /**
      * A packet's head is ready to leave a switch.

@@ -23,7 +23,7 @@ constexpr uint32_t FIRST_RING = 4;
 constexpr uint32_t FIRST_TIMES = 8;
 
 /// Events that a bucket should hold: few enough to sort in a moment.
-constexpr double EVENTS_PER_BUCKET = 8.0;
+constexpr double EVENTS_PER_BUCKET = 16.0;
 
 /// Parts per million in one.
 constexpr double PPM = 1e6;
@@ -724,10 +724,14 @@ template <UbFeatures F>
 int64_t
 UbPlane::NextCreditPs(uint32_t link, const Lane& lane) const
 {
-    if (lane.ringCount == 0)
-    {
-        return lane.rest > 0 ? lane.restPs : UB_NEVER;
-    }
+    const int64_t restPs = lane.rest > 0 ? lane.restPs : UB_NEVER;
+    return lane.ringCount > 0 ? std::min(restPs, FirstCreditPs<F>(link, lane)) : restPs;
+}
+
+template <UbFeatures F>
+int64_t
+UbPlane::FirstCreditPs(uint32_t link, const Lane& lane) const
+{
     const int64_t latestPs = lane.ring[lane.ringHead].timePs;
     if (CreditReturn<F>() != UB_CREDIT_PIGGYBACK)
     {
@@ -753,17 +757,11 @@ UbPlane::CollectCredits(uint32_t link, Lane& lane, int64_t nowPs)
 {
     const int64_t before = lane.credit;
     while (lane.ringCount > 0 &&
-           (lane.ring[lane.ringHead].timePs <= nowPs || NextCreditPs<F>(link, lane) <= nowPs))
+           (lane.ring[lane.ringHead].timePs <= nowPs || FirstCreditPs<F>(link, lane) <= nowPs))
     {
-        lane.credit += lane.ring[lane.ringHead].cells;
-        lane.ringHead = (lane.ringHead + 1) & lane.ringMask;
-        --lane.ringCount;
+        PopCredit(lane);
     }
-    if (lane.rest > 0 && lane.ringCount == 0 && lane.restPs <= nowPs)
-    {
-        lane.credit += lane.rest;
-        lane.rest = 0;
-    }
+    TakeRest(lane, nowPs);
     if (IsShared<F>())
     {
         m_shared[link] += std::max<int64_t>(0, -before) - std::max<int64_t>(0, -lane.credit);
@@ -802,10 +800,15 @@ UbPlane::ReturnCredit(uint32_t linkIndex, Lane& lane, uint32_t cells, int64_t fr
 {
     // take in what has come by now: the ring stays as short as the cable. Whether credits came
     // earlier, on a packet, is found out when somebody needs to know.
-    if (lane.ringCount > 0 && lane.ring[lane.ringHead].timePs <= nowPs)
+    if (IsShared<F>())
     {
         CollectCredits<F>(linkIndex, lane, nowPs);
     }
+    while (lane.ringCount > 0 && lane.ring[lane.ringHead].timePs <= nowPs)
+    {
+        PopCredit(lane);
+    }
+    TakeRest(lane, nowPs);
     const int64_t arrivalPs = freePs + lane.returnPs;
     if (CreditReturn<F>() == UB_CREDIT_CONTROL)
     {

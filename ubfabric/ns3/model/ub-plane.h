@@ -937,6 +937,31 @@ class UbPlane
     void CollectCredits(uint32_t link, Lane& lane, int64_t nowPs);
 
     /**
+     * Take in the first credit on its way back.
+     * @param [in,out] lane The lane.
+     */
+    static void PopCredit(Lane& lane)
+    {
+        lane.credit += lane.ring[lane.ringHead].cells;
+        lane.ringHead = (lane.ringHead + 1) & lane.ringMask;
+        --lane.ringCount;
+    }
+
+    /**
+     * Take in the cells that no packet header could count, when their time has come.
+     * @param [in,out] lane The lane.
+     * @param [in] nowPs The time.
+     */
+    static void TakeRest(Lane& lane, int64_t nowPs)
+    {
+        if (lane.rest > 0 && lane.restPs <= nowPs)
+        {
+            lane.credit += lane.rest;
+            lane.rest = 0;
+        }
+    }
+
+    /**
      * @tparam F Which mechanisms are compiled in.
      * @param [in] link A link.
      * @param [in] lane A lane of it that has credits on their way back.
@@ -944,6 +969,15 @@ class UbPlane
      */
     template <UbFeatures F>
     int64_t NextCreditPs(uint32_t link, const Lane& lane) const;
+
+    /**
+     * @tparam F Which mechanisms are compiled in.
+     * @param [in] link A link.
+     * @param [in] lane A lane of it with a credit in its ring.
+     * @return When the first credit of the ring is known, as far as is known now.
+     */
+    template <UbFeatures F>
+    int64_t FirstCreditPs(uint32_t link, const Lane& lane) const;
 
     /**
      * @tparam F Which mechanisms are compiled in.
