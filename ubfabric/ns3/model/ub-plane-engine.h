@@ -136,9 +136,9 @@ class UbPlaneEngine final : public UbPlane
         {
             const uint32_t index = LinkOf(key, payload);
             const Link& link = m_links[index];
-            if (link.nWaiting > 0)
+            const Lane& lane = m_lanes[uint64_t{index} * NLanes<F>()];
+            if (lane.nWaiting > 0)
             {
-                const Lane& lane = m_lanes[uint64_t{index} * NLanes<F>()];
                 const uint32_t next = lane.lastInput + 1U < link.nInputs ? lane.lastInput + 1U : 0;
                 const uint32_t input =
                     NextInput(&m_words[lane.firstWord], (link.nInputs + 63) / 64, next);

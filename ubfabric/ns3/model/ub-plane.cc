@@ -124,6 +124,7 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
         if (arrays.linkBitErrorRate != nullptr && arrays.linkBitErrorRate[m_linkNumber[i]] > 0)
         {
             WatchLink(i).states[0].bitErrorRate = arrays.linkBitErrorRate[m_linkNumber[i]];
+            m_mayBreak = true;
         }
     }
 
@@ -1383,6 +1384,7 @@ UbPlane::ScheduleLink(int64_t timePs, uint32_t fabricLink, uint64_t bytesPerS, d
 {
     const uint32_t link = m_localLink[fabricLink];
     WatchLink(link).states.push_back({timePs, bytesPerS, bitErrorRate});
+    m_mayBreak = m_mayBreak || bitErrorRate > 0;
     Change change;
     change.timePs = timePs;
     change.link = link;

@@ -315,6 +315,19 @@ class UbPlane
     virtual void Inject(const UbInjection& injection) = 0;
 
     /**
+     * Put packets into the ports of their sources.
+     * @param [in,out] injections The packets; none are left.
+     */
+    void Accept(std::vector<UbInjection>& injections)
+    {
+        for (const UbInjection& injection : injections)
+        {
+            Inject(injection);
+        }
+        injections.clear();
+    }
+
+    /**
      * Process all events before a time.
      * @param [in] limitPs The time.
      */
@@ -369,6 +382,14 @@ class UbPlane
     std::vector<std::pair<uint32_t, int64_t>>& Broken()
     {
         return m_broken;
+    }
+
+    /**
+     * @return Whether links may give up for bit errors.
+     */
+    bool MayBreak() const
+    {
+        return m_mayBreak;
     }
 
     /**
@@ -1413,6 +1434,7 @@ class UbPlane
     std::vector<size_t> m_accepted;                         //!< of which these have their match
     uint64_t m_packetsLost{0};                              //!< packets lost
     uint32_t m_inverseSpeedup{1U << 16}; //!< 2^16 over the speed-up of the crossbar
+    bool m_mayBreak{false};              //!< there are links with bit errors, now or later
     bool m_sendsAhead{true};             //!< sources may send ahead of the plane's time
     uint32_t m_freePacket{UB_NONE};      //!< free packets
     uint64_t m_packetsInside{0};         //!< packets in the plane
