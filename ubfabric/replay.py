@@ -54,7 +54,7 @@ from ubfabric.quantities import parse_time_ps
 from ubfabric.results import RunResult, RunWriter, check_run_target
 from ubfabric.routing import FabricArrays, compile_fabric, reroute
 from ubfabric.specs import NETWORKS
-from ubfabric.trace import OPERATIONS, Trace, TraceChunk, check_chunk, link_flows
+from ubfabric.trace import OPERATIONS, Trace, TraceChunk, check_and_link
 
 #: How a switch picks among the shortest paths, by name.
 PATH_POLICIES = {
@@ -621,8 +621,10 @@ class _Session:
     def _load(self, layers: list[TraceChunk], *, is_last: bool) -> None:
         parts = []
         for chunk in layers:
-            self.known_tasks = check_chunk(chunk, self.trace.n_ranks, self.known_tasks)
-            parts.append(self._records(chunk))
+            self.known_tasks, sender, waiter = check_and_link(
+                chunk, self.trace.n_ranks, self.known_tasks
+            )
+            parts.append(self._records(chunk, sender, waiter))
         flows, tasks, dep_counts, deps = (_joined([part[i] for part in parts]) for i in range(4))
         # numbers of tasks in the engine run without gaps, those in a trace need not
         first_task = len(self.known_tasks) - len(tasks)
@@ -692,7 +694,9 @@ class _Session:
                 "that layer is needed; give the stream a task, of no duration, in the first layer"
             )
 
-    def _records(self, chunk: TraceChunk) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _records(
+        self, chunk: TraceChunk, sender: np.ndarray, waiter: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return a layer's flow and task records and its dependencies."""
         table = chunk.flows
         src = table["src"].to_numpy()
@@ -716,7 +720,6 @@ class _Session:
         flows["operation"] = _codes(table["operation"], OPERATIONS)
         self._check_operations(chunk, flows)
         flows["lane"] = self.lanes[table["service_level"].to_numpy()]
-        sender, waiter = link_flows(chunk, self.trace.n_ranks)
         flows["send_task"] = np.where(sender < 0, _bridge.NONE, sender)
         flows["wait_task"] = np.where(waiter < 0, _bridge.NONE, waiter)
 
