@@ -271,6 +271,26 @@ def test_each_flow_is_linked_to_its_tasks_however_far_apart_their_ranks_are(n_ra
     assert waiter.tolist() == [0, 1, 3, -1]
 
 
+def test_flows_of_ranks_below_and_above_those_with_tasks_have_none():
+    pairs = [(0, 1), (0, 3), (1, 2), (1, 0), (2, 1), (2, 3), (3, 2), (3, 0)]
+    flows = [
+        flow(src, dst, phase="a", start_ps=-1 if {src, dst} == {1, 2} else 5) for src, dst in pairs
+    ]
+    # those of a rank with a task are sent by it
+    flows = [row for row in flows if row["src"] not in (1, 2) or row["start_ps"] == -1]
+    tasks = [
+        task(0, 0, sends="", waits=""),
+        task(1, 2, sends="a", waits="a"),
+        task(2, 1, sends="a", waits="a"),
+    ]
+    _, sender, waiter = check_and_link(chunk(flows, tasks), 4)
+    assert [(row["src"], row["dst"]) for row in flows] == [
+        *((0, 1), (0, 3), (1, 2), (2, 1), (3, 2), (3, 0))
+    ]
+    assert sender.tolist() == [-1, -1, 2, 1, -1, -1]
+    assert waiter.tolist() == [2, -1, 1, 2, 1, -1]
+
+
 def test_the_bytes_of_a_read_arrive_at_the_rank_that_asks():
     tasks = [task(0, 0), task(1, 1, sends="", waits="")]
     for operation in ("read", "sdma-read"):
