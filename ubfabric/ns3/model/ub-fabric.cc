@@ -13,11 +13,13 @@
 #include "ns3/log.h"
 #include "ns3/node.h"
 #include "ns3/packet.h"
+#include "ns3/pointer.h"
 #include "ns3/simulator.h"
 #include "ns3/string.h"
 #include "ns3/uinteger.h"
 
 #include <algorithm>
+#include <cstring>
 #include <sstream>
 
 namespace ns3
@@ -338,6 +340,12 @@ UbFabric::GetTypeId()
                           StringValue("ns3::UbPlaneRoundRobin"),
                           MakeStringAccessor(&UbFabric::m_planePolicy),
                           MakeStringChecker())
+            .AddAttribute("Exchange",
+                          "How processes that run some of the planes each talk to each other; "
+                          "nullptr: this one runs all.",
+                          PointerValue(),
+                          MakePointerAccessor(&UbFabric::m_exchange),
+                          MakePointerChecker<UbPlaneExchange>())
             .AddTraceSource("PacketSent",
                             "A packet begins to leave on a link.",
                             MakeTraceSourceAccessor(&UbFabric::m_packetSent),
@@ -386,6 +394,8 @@ UbFabric::DoDispose()
     }
     m_step.Cancel();
     m_workers.reset();
+    m_partition.reset();
+    m_exchange = nullptr;
     m_devicePackets.clear();
     m_tasks.reset();
     m_endpoints.reset();
@@ -470,6 +480,14 @@ UbFabric::Build(const UbFabricArrays& arrays)
     planeFactory.SetTypeId(m_planePolicy);
     const auto planePolicy = planeFactory.Create<UbPlanePolicy>();
     m_sendsByBacklog = planePolicy->LooksAtPorts();
+    if (m_exchange)
+    {
+        NS_ABORT_MSG_IF(m_sendsByBacklog,
+                        "PlanePolicy " << m_planePolicy
+                                       << " looks at the ports of all planes; with Exchange no "
+                                          "process has them all");
+        m_partition = std::make_unique<UbPartition>(m_exchange, arrays.nPlanes);
+    }
     m_endpoints = std::make_unique<UbEndpointProcess>(arrays, settings, m_planes, planePolicy);
     m_incoming.resize(m_planes.size());
     m_arrived.resize(m_planes.size());
@@ -492,7 +510,10 @@ int64_t
 UbFabric::AddChunk(const UbChunkArrays& arrays)
 {
     NS_LOG_FUNCTION(this << arrays.nFlows << arrays.nTasks);
-    const int64_t id = m_tasks->AddChunk(arrays, Simulator::Now().GetTimeStep());
+    Settle();
+    const int64_t id = m_tasks->AddChunk(arrays,
+                                         m_tasks->NeedsChunk() ? m_endpoints->LastPs()
+                                                               : Simulator::Now().GetTimeStep());
     Arm();
     return id;
 }
@@ -604,6 +625,10 @@ UbFabric::ScheduleLink(int64_t timePs, uint32_t link, uint64_t bytesPerS, double
 {
     NS_LOG_FUNCTION(this << timePs << link << bytesPerS << bitErrorRate);
     m_planes[m_linkPlane[link]]->ScheduleLink(timePs, link, bytesPerS, bitErrorRate);
+    if (m_partition)
+    {
+        m_partition->Expect(timePs);
+    }
 }
 
 void
@@ -613,6 +638,10 @@ UbFabric::ScheduleSwitch(int64_t timePs, uint32_t node, bool isDead)
     for (auto& plane : m_planes)
     {
         plane->ScheduleLoss(timePs, node, isDead);
+    }
+    if (m_partition)
+    {
+        m_partition->Expect(timePs);
     }
 }
 
@@ -641,8 +670,13 @@ UbFabric::TakeBrokenLinks()
     std::vector<std::pair<uint32_t, int64_t>> broken;
     for (auto& plane : m_planes)
     {
-        broken.insert(broken.end(), plane->Broken().begin(), plane->Broken().end());
-        plane->Broken().clear();
+        auto& list = plane->Broken();
+        if (m_partition)
+        {
+            m_partition->Join(list);
+        }
+        broken.insert(broken.end(), list.begin(), list.end());
+        list.clear();
     }
     return broken;
 }
@@ -651,9 +685,16 @@ void
 UbFabric::ReadStalled(std::vector<uint32_t>& links) const
 {
     links.clear();
+    std::vector<uint32_t> list;
     for (const auto& plane : m_planes)
     {
-        plane->ReadStalled(links);
+        list.clear();
+        plane->ReadStalled(list);
+        if (m_partition)
+        {
+            m_partition->Join(list);
+        }
+        links.insert(links.end(), list.begin(), list.end());
     }
 }
 
@@ -681,6 +722,11 @@ UbFabric::CatchUp(int64_t nextPs)
         {
             plane->Sample(sample.bytes.data(), sample.waitingBytes.data());
         }
+        if (m_partition)
+        {
+            m_partition->Sum(sample.bytes);
+            m_partition->Sum(sample.waitingBytes);
+        }
         m_samples.push_back(std::move(sample));
         // while nothing happens one look is enough
         const int64_t intervalPs = m_sampleInterval.GetTimeStep();
@@ -701,12 +747,7 @@ bool
 UbFabric::Watch(int64_t nowPs)
 {
     const uint64_t hops = GetPacketHops();
-    uint64_t inside = 0;
-    for (const auto& plane : m_planes)
-    {
-        inside += plane->PacketsInside();
-    }
-    if (hops != m_watchedHops || inside == 0)
+    if (hops != m_watchedHops || PacketsInside() == 0)
     {
         m_watchedHops = hops;
         m_movedPs = nowPs;
@@ -730,33 +771,89 @@ UbFabric::NextTime()
         return UB_NEVER;
     }
     int64_t next = m_endpoints->NextTime();
-    uint64_t inside = 0;
-    for (auto& plane : m_planes)
-    {
-        inside += plane->PacketsInside();
-    }
-    if (next == UB_NEVER && inside == 0)
+    if (next == UB_NEVER && PacketsInside() == 0)
     {
         return UB_NEVER; // links may still change, and nobody is there to see it
     }
-    for (auto& plane : m_planes)
+    next = std::min(next, PlanesNextPs());
+    return m_routeTimes.empty() ? next : std::min(next, m_routeTimes.front());
+}
+
+int64_t
+UbFabric::PlanesNextPs() const
+{
+    if (m_partition)
+    {
+        return m_partition->Agreed().nextPs;
+    }
+    int64_t next = UB_NEVER;
+    for (const auto& plane : m_planes)
     {
         next = std::min(next, plane->NextTime());
     }
-    return m_routeTimes.empty() ? next : std::min(next, m_routeTimes.front());
+    return next;
+}
+
+uint64_t
+UbFabric::PacketsInside() const
+{
+    if (m_partition)
+    {
+        return m_partition->Agreed().inside;
+    }
+    uint64_t inside = 0;
+    for (const auto& plane : m_planes)
+    {
+        inside += plane->PacketsInside();
+    }
+    return inside;
+}
+
+UbPlanesStatus
+UbFabric::OwnStatus() const
+{
+    UbPlanesStatus status;
+    for (uint32_t plane = 0; plane < m_planes.size(); ++plane)
+    {
+        if (m_partition->Owns(plane))
+        {
+            UbPlane& own = *m_planes[plane];
+            status.Add({own.NextTime(),
+                        own.LastPs(),
+                        own.PacketHops(),
+                        own.PacketsLost(),
+                        own.PacketsInside(),
+                        own.EventCount(),
+                        own.Broken().size(),
+                        0});
+        }
+    }
+    status.isObserved = m_isObserved ? 1 : 0;
+    return status;
+}
+
+int64_t
+UbFabric::WidthPs() const
+{
+    const bool isObserved = m_partition ? m_partition->Agreed().isObserved != 0 : m_isObserved;
+    return isObserved || m_sendsByBacklog ? 1 : m_endpoints->LookaheadPs();
 }
 
 int64_t
 UbFabric::RunWindow(int64_t limitPs)
 {
     UpdateObservers();
+    if (m_partition && !m_partition->HasAgreed())
+    {
+        m_partition->Agree(OwnStatus()); // somebody else may listen
+    }
     const int64_t firstPs = NextTime();
     if (m_watchdog.IsStrictlyPositive() && Watch(firstPs))
     {
         return m_movedPs + m_watchdog.GetTimeStep();
     }
     CatchUp(firstPs);
-    const int64_t widthPs = m_isObserved || m_sendsByBacklog ? 1 : m_endpoints->LookaheadPs();
+    const int64_t widthPs = WidthPs();
     int64_t endPs = firstPs > UB_NEVER - widthPs ? limitPs : std::min(limitPs, firstPs + widthPs);
     endPs = std::min(endPs, m_nextSamplePs);
     if (!m_routeTimes.empty())
@@ -767,7 +864,7 @@ UbFabric::RunWindow(int64_t limitPs)
     const uint64_t hops = GetPacketHops();
     const int64_t reachedPs = m_endpoints->RunBefore(endPs);
     RunPlanes(reachedPs);
-    TakeDeliveries(firstPs);
+    TakeDeliveries();
     m_isBusy = GetPacketHops() - hops >= m_threadHops;
     if (m_isBusy && reachedPs == endPs && CanRunAhead())
     {
@@ -777,14 +874,19 @@ UbFabric::RunWindow(int64_t limitPs)
         RunAhead(reachedPs, barrierPs);
     }
     int64_t lastPs = std::max(firstPs, m_endpoints->LastPs());
-    for (const auto& plane : m_planes)
-    {
-        lastPs = std::max(lastPs, plane->LastPs());
-    }
     bool isBroken = false;
-    for (auto& plane : m_planes)
+    if (m_partition)
     {
-        isBroken = isBroken || !plane->Broken().empty();
+        lastPs = std::max(lastPs, m_partition->Agreed().lastPs);
+        isBroken = m_partition->Agreed().broken != 0;
+    }
+    else
+    {
+        for (auto& plane : m_planes)
+        {
+            lastPs = std::max(lastPs, plane->LastPs());
+            isBroken = isBroken || !plane->Broken().empty();
+        }
     }
     if (isBroken && m_reportsBroken)
     {
@@ -829,6 +931,11 @@ UbFabric::RunPlanes(int64_t untilPs)
 void
 UbFabric::RunPlane(uint32_t plane, int64_t untilPs)
 {
+    if (m_partition && !m_partition->Owns(plane))
+    {
+        m_incoming[plane].clear(); // its own process has them too
+        return;
+    }
     m_planes[plane]->Accept(m_incoming[plane]);
     m_planes[plane]->RunBefore(untilPs);
 }
@@ -837,8 +944,8 @@ bool
 UbFabric::CanRunAhead() const
 {
     // what a broken link does to routes, and what ordinary ns-3 models make of packets, depends
-    // on how far the fabric has come when they hear of it
-    return m_workers && !m_isObserved && !m_sendsByBacklog && m_devicePacketsInside == 0 &&
+    // on how far the fabric has come when they hear of it; and other processes wait for a window
+    return m_workers && !m_partition && !m_isObserved && !m_sendsByBacklog && m_devicePacketsInside == 0 &&
            m_endpoints->LookaheadPs() > 1 && !m_tasks->NeedsChunk() &&
            std::none_of(m_planes.begin(), m_planes.end(), [](const auto& plane) {
                return plane->MayBreak();
@@ -874,9 +981,9 @@ UbFabric::RunAhead(int64_t planesPs, int64_t barrierPs)
                 RunPlane(task - 1, endpointsPs);
                 return;
             }
-            for (Arrived& arrived : m_arrived)
+            for (UbArrived& arrived : m_arrived)
             {
-                TakeArrived(arrived, 0);
+                TakeArrived(arrived);
             }
             reachedPs = m_endpoints->RunBefore(targetPs);
         });
@@ -886,24 +993,31 @@ UbFabric::RunAhead(int64_t planesPs, int64_t barrierPs)
                  !m_tasks->NeedsChunk() && GetPacketHops() - hops >= m_threadHops &&
                  (m_stopAtHops == 0 || GetPacketHops() < m_stopAtHops);
     }
-    TakeDeliveries(0);
+    TakeDeliveries();
     RunPlanes(endpointsPs);
-    TakeDeliveries(0);
+    TakeDeliveries();
 }
 
 void
-UbFabric::TakeDeliveries(int64_t nowPs)
+UbFabric::TakeDeliveries()
 {
     for (uint32_t plane = 0; plane < m_planes.size(); ++plane)
     {
         m_arrived[plane].packets.swap(m_planes[plane]->Outbox());
         m_arrived[plane].accounts.swap(m_planes[plane]->AccountOutbox());
-        TakeArrived(m_arrived[plane], nowPs);
+    }
+    if (m_partition)
+    {
+        m_partition->Exchange(OwnStatus(), m_arrived);
+    }
+    for (UbArrived& arrived : m_arrived)
+    {
+        TakeArrived(arrived);
     }
 }
 
 void
-UbFabric::TakeArrived(Arrived& arrived, int64_t nowPs)
+UbFabric::TakeArrived(UbArrived& arrived)
 {
     auto& outbox = arrived.packets;
     for (size_t i = 0; i < outbox.size(); ++i)
@@ -940,7 +1054,7 @@ UbFabric::TakeArrived(Arrived& arrived, int64_t nowPs)
         const int64_t seenPs =
             delivery.tailPs + m_endpoints->ReceiveLatencyPs(device->GetEndpoint());
         Simulator::ScheduleWithContext(device->GetNode()->GetId(),
-                                       TimeStep(seenPs - nowPs),
+                                       TimeStep(seenPs) - Simulator::Now(),
                                        &UbFabric::ReceiveAtDevice,
                                        this,
                                        handle);
@@ -956,11 +1070,17 @@ UbFabric::Arm()
     {
         return; // it asks by itself
     }
-    const int64_t next = NextTime();
+    int64_t next = NextTime();
     const int64_t now = Simulator::Now().GetTimeStep();
     if (next == UB_NEVER)
     {
         return;
+    }
+    if (m_partition && m_partition->HasAgreed())
+    {
+        // To talk to the others at each instant would take too long. So the fabric lags: when a
+        // window is over it is run as a whole, and nothing in it can be seen before.
+        next += WidthPs() - 1;
     }
     if (m_step.IsPending())
     {
@@ -982,6 +1102,20 @@ UbFabric::Step()
 }
 
 void
+UbFabric::Settle()
+{
+    if (m_impl || !m_partition)
+    {
+        return;
+    }
+    const int64_t now = Simulator::Now().GetTimeStep();
+    while (NextTime() < now && !m_tasks->NeedsChunk() && !m_endpoints->HasFailed() && !m_isStalled)
+    {
+        RunWindow(now);
+    }
+}
+
+void
 UbFabric::SendFromDevice(Ptr<UbNetDevice> device,
                          Ptr<UbNetDevice> destination,
                          Ptr<Packet> packet,
@@ -991,6 +1125,7 @@ UbFabric::SendFromDevice(Ptr<UbNetDevice> device,
     NS_ABORT_MSG_IF(device->GetLane() >= m_nLanes,
                     "a device uses virtual lane " << uint32_t{device->GetLane()}
                                                   << ", the fabric has " << m_nLanes);
+    Settle();
     uint32_t handle;
     if (m_freeHandles.empty())
     {
@@ -1013,7 +1148,16 @@ UbFabric::SendFromDevice(Ptr<UbNetDevice> device,
                                   Simulator::Now().GetTimeStep());
     for (uint32_t plane = 0; plane < m_planes.size(); ++plane)
     {
-        m_planes[plane]->Accept(m_endpoints->Outgoing(plane));
+        auto& outgoing = m_endpoints->Outgoing(plane);
+        if (m_partition)
+        {
+            m_partition->Expect(outgoing);
+            if (!m_partition->Owns(plane))
+            {
+                outgoing.clear();
+            }
+        }
+        m_planes[plane]->Accept(outgoing);
     }
     Arm();
 }
@@ -1060,7 +1204,11 @@ UbFabric::Leftover() const
     }
     for (size_t plane = 0; plane < m_planes.size(); ++plane)
     {
-        const std::string left = m_planes[plane]->Leftover();
+        std::string left = m_planes[plane]->Leftover();
+        if (m_partition)
+        {
+            left = m_partition->Join(left);
+        }
         if (!left.empty())
         {
             text << "plane " << plane << ": " << left << "; ";
@@ -1086,6 +1234,16 @@ UbFabric::ReadLinkStats(std::vector<UbLinkStats>& stats) const
     {
         plane->ReadStats(stats.data());
     }
+    if (m_partition)
+    {
+        static_assert(sizeof(UbLinkStats) % sizeof(uint64_t) == 0, "numbers of 64 bits only");
+        std::vector<uint64_t> values(stats.size() * sizeof(UbLinkStats) / sizeof(uint64_t));
+        std::memcpy(values.data(), stats.data(), values.size() * sizeof(uint64_t));
+        m_partition->Sum(values); // each link has one plane, and other planes' links are at 0
+        std::memcpy(static_cast<void*>(stats.data()),
+                    values.data(),
+                    values.size() * sizeof(uint64_t));
+    }
 }
 
 uint32_t
@@ -1109,6 +1267,10 @@ UbFabric::GetNLinks() const
 uint64_t
 UbFabric::GetPacketHops() const
 {
+    if (m_partition)
+    {
+        return m_partition->Agreed().packetHops;
+    }
     uint64_t hops = 0;
     for (const auto& plane : m_planes)
     {
@@ -1120,6 +1282,10 @@ UbFabric::GetPacketHops() const
 uint64_t
 UbFabric::GetPacketsLost() const
 {
+    if (m_partition)
+    {
+        return m_partition->Agreed().packetsLost;
+    }
     uint64_t lost = 0;
     for (const auto& plane : m_planes)
     {
@@ -1150,6 +1316,10 @@ uint64_t
 UbFabric::GetFabricEvents() const
 {
     uint64_t events = m_endpoints->EventCount();
+    if (m_partition)
+    {
+        return events + m_partition->Agreed().events;
+    }
     for (const auto& plane : m_planes)
     {
         events += plane->EventCount();

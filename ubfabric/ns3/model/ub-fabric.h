@@ -6,6 +6,7 @@
 
 #include "ub-endpoint-process.h"
 #include "ub-fabric-arrays.h"
+#include "ub-partition.h"
 #include "ub-path-policy.h"
 #include "ub-plane-policy.h"
 #include "ub-plane.h"
@@ -40,6 +41,10 @@ class Packet;
  * own. They run in windows no longer than the smallest receive latency of an endpoint: within
  * that time nothing that arrives on a plane can cause anything elsewhere. While a trace source
  * has listeners the windows shrink to one instant, so that callbacks come in order of time.
+ *
+ * With the attribute Exchange the planes are spread over several processes. All of them then make
+ * the same calls in the same order; what ReadLinkStats, ReadStalled, TakeBrokenLinks and Leftover
+ * say is put together from all of them, so each waits for the others there, as in Simulator::Run.
  */
 class UbFabric : public Object, public UbWindowedProcess
 {
@@ -264,18 +269,37 @@ class UbFabric : public Object, public UbWindowedProcess
     /// See to it that the simulator runs the fabric's next event.
     void Arm();
 
-    /// Run one instant; the way under a SimulatorImpl that knows no windows.
+    /// Run what is due; the way under a SimulatorImpl that knows no windows.
     void Step();
+
+    /**
+     * Run what lies before the simulator's time: whatever is put into the fabric now comes
+     * after it. Only a partitioned fabric under a SimulatorImpl that knows no windows lags.
+     */
+    void Settle();
+
+    /**
+     * @return How long endpoints and planes may run without looking at each other.
+     */
+    int64_t WidthPs() const;
+
+    /**
+     * @return What the planes of this process have come to.
+     */
+    UbPlanesStatus OwnStatus() const;
+
+    /**
+     * @return Time of the next event of all planes, UB_NEVER if none.
+     */
+    int64_t PlanesNextPs() const;
+
+    /**
+     * @return Packets inside all planes.
+     */
+    uint64_t PacketsInside() const;
 
     /// Take notice of listeners that came or went.
     void UpdateObservers();
-
-    /// What arrived in a plane.
-    struct Arrived
-    {
-        std::vector<UbDelivery> packets;       //!< the packets
-        std::vector<UbPacketAccount> accounts; //!< where their time went, if that is kept
-    };
 
     /**
      * Let the planes catch up with the endpoints.
@@ -306,15 +330,11 @@ class UbFabric : public Object, public UbWindowedProcess
     /**
      * Hand what arrived in a plane to the endpoints and devices.
      * @param [in,out] arrived What arrived; nothing is left.
-     * @param [in] nowPs The simulator's time.
      */
-    void TakeArrived(Arrived& arrived, int64_t nowPs);
+    void TakeArrived(UbArrived& arrived);
 
-    /**
-     * Hand what arrived in the planes to the endpoints and devices.
-     * @param [in] nowPs The simulator's time.
-     */
-    void TakeDeliveries(int64_t nowPs);
+    /// Hand what arrived in the planes to the endpoints and devices.
+    void TakeDeliveries();
 
     /**
      * Deliver a packet to its device.
@@ -382,6 +402,7 @@ class UbFabric : public Object, public UbWindowedProcess
     std::string m_ubCongestion;        //!< attribute
     std::string m_rdmaCongestion;      //!< attribute
     std::string m_vpcCongestion;       //!< attribute
+    Ptr<UbPlaneExchange> m_exchange;   //!< attribute
 
     uint32_t m_nNodes{0};                           //!< number of nodes
     uint32_t m_nLinks{0};                           //!< number of links
@@ -389,8 +410,9 @@ class UbFabric : public Object, public UbWindowedProcess
     std::unique_ptr<UbEndpointProcess> m_endpoints; //!< the endpoints
     std::unique_ptr<UbTaskGraph> m_tasks;           //!< the tasks
     std::unique_ptr<UbWorkers> m_workers;           //!< threads, if there are several
+    std::unique_ptr<UbPartition> m_partition;       //!< who runs which plane, if not all this one
     std::vector<std::vector<UbInjection>> m_incoming; //!< packets on their way into planes
-    std::vector<Arrived> m_arrived;                 //!< packets on their way out of planes
+    std::vector<UbArrived> m_arrived;               //!< packets on their way out of planes
     bool m_isBusy{false};                           //!< much was done in the last window
     uint64_t m_devicePacketsInside{0};              //!< packets of devices under way
     std::unique_ptr<Observer> m_observer;           //!< for trace sources

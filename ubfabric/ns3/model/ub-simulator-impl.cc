@@ -8,6 +8,9 @@
 #include "ns3/assert.h"
 #include "ns3/log.h"
 #include "ns3/simulator.h"
+#ifdef NS3_MPI
+#include "ns3/mpi-interface.h"
+#endif
 
 #include <algorithm>
 
@@ -98,7 +101,11 @@ UbSimulatorImpl::SetScheduler(ObjectFactory schedulerFactory)
 uint32_t
 UbSimulatorImpl::GetSystemId() const
 {
+#ifdef NS3_MPI
+    return MpiInterface::GetSystemId();
+#else
     return 0;
+#endif
 }
 
 int64_t
