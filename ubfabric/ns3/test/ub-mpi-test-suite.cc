@@ -611,10 +611,12 @@ class UbMpiLaunchTestCase : public TestCase
     {
         std::error_code error;
         const auto self = std::filesystem::read_symlink("/proc/self/exe", error);
-        if (error || std::system("command -v mpiexec > /dev/null 2>&1") != 0)
+        if (error || std::system("mpiexec -n 1 true > /dev/null 2>&1") != 0)
         {
             std::cout << SUITE << ": " << GetName() << ": skipped: "
-                      << (error ? "the path of this program is not known" : "no mpiexec") << "\n";
+                      << (error ? "the path of this program is not known"
+                                : "\"mpiexec -n 1 true\" fails here")
+                      << "\n";
             return;
         }
         setenv(SCENARIO, m_scenario.name.c_str(), 1);
