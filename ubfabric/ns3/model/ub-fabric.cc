@@ -11,6 +11,7 @@
 #include "ns3/double.h"
 #include "ns3/enum.h"
 #include "ns3/log.h"
+#include "ns3/node-list.h"
 #include "ns3/node.h"
 #include "ns3/packet.h"
 #include "ns3/pointer.h"
@@ -21,6 +22,7 @@
 #include <algorithm>
 #include <cstring>
 #include <sstream>
+#include <utility>
 
 namespace ns3
 {
@@ -397,6 +399,8 @@ UbFabric::DoDispose()
     m_partition.reset();
     m_exchange = nullptr;
     m_devicePackets.clear();
+    m_sentHere.clear();
+    m_sends.clear();
     m_tasks.reset();
     m_endpoints.reset();
     m_planes.clear();
@@ -500,6 +504,7 @@ UbFabric::Build(const UbFabricArrays& arrays)
     m_observer = std::make_unique<Observer>(*this);
 
     m_impl = DynamicCast<UbSimulatorImpl>(Simulator::GetImplementation());
+    NS_ABORT_MSG_IF(IsSpread() && !m_impl, "SpreadNodes needs ns3::UbSimulatorImpl");
     if (m_impl)
     {
         m_impl->AddProcess(this);
@@ -771,6 +776,10 @@ UbFabric::NextTime()
         return UB_NEVER;
     }
     int64_t next = m_endpoints->NextTime();
+    if (!m_sends.empty())
+    {
+        next = std::min(next, m_sends.front().timePs);
+    }
     if (next == UB_NEVER && PacketsInside() == 0)
     {
         return UB_NEVER; // links may still change, and nobody is there to see it
@@ -847,7 +856,15 @@ UbFabric::RunWindow(int64_t limitPs)
     {
         m_partition->Agree(OwnStatus()); // somebody else may listen
     }
+    if (IsSpread())
+    {
+        GatherSends();
+    }
     const int64_t firstPs = NextTime();
+    if (firstPs >= limitPs)
+    {
+        return limitPs - 1; // there were ordinary events only
+    }
     if (m_watchdog.IsStrictlyPositive() && Watch(firstPs))
     {
         return m_movedPs + m_watchdog.GetTimeStep();
@@ -862,7 +879,7 @@ UbFabric::RunWindow(int64_t limitPs)
     }
     // endpoints first: what they send within the window reaches the planes in time
     const uint64_t hops = GetPacketHops();
-    const int64_t reachedPs = m_endpoints->RunBefore(endPs);
+    const int64_t reachedPs = RunEndpoints(endPs);
     RunPlanes(reachedPs);
     TakeDeliveries();
     m_isBusy = GetPacketHops() - hops >= m_threadHops;
@@ -1043,21 +1060,21 @@ UbFabric::TakeArrived(UbArrived& arrived)
         }
         const uint32_t handle = delivery.flow & ~UB_DEVICE_FLOW;
         --m_devicePacketsInside;
-        if (delivery.isLost)
+        // freed at once, so that handles are the same in all processes
+        const DevicePacket packet = std::exchange(m_devicePackets[handle], {});
+        m_freeHandles.push_back(handle);
+        const Ptr<Node> node = packet.to->GetNode();
+        if (delivery.isLost || (IsSpread() && node->GetSystemId() != m_partition->Rank()))
         {
-            // a datagram: whoever wants it to arrive has a protocol that sends it again
-            m_devicePackets[handle] = {};
-            m_freeHandles.push_back(handle);
-            continue;
+            continue; // lost, and no matter: who wants it to arrive sends it again; or not here
         }
-        const auto& device = m_devicePackets[handle].to;
         const int64_t seenPs =
-            delivery.tailPs + m_endpoints->ReceiveLatencyPs(device->GetEndpoint());
-        Simulator::ScheduleWithContext(device->GetNode()->GetId(),
+            delivery.tailPs + m_endpoints->ReceiveLatencyPs(packet.to->GetEndpoint());
+        Simulator::ScheduleWithContext(node->GetId(),
                                        TimeStep(seenPs) - Simulator::Now(),
                                        &UbFabric::ReceiveAtDevice,
                                        this,
-                                       handle);
+                                       packet);
     }
     outbox.clear();
     arrived.accounts.clear();
@@ -1125,27 +1142,16 @@ UbFabric::SendFromDevice(Ptr<UbNetDevice> device,
     NS_ABORT_MSG_IF(device->GetLane() >= m_nLanes,
                     "a device uses virtual lane " << uint32_t{device->GetLane()}
                                                   << ", the fabric has " << m_nLanes);
+    const DeviceSend send{Simulator::Now().GetTimeStep(),
+                          {device, destination, packet, protocol},
+                          packet->GetSize()};
+    if (IsSpread())
+    {
+        m_sentHere.push_back(send);
+        return;
+    }
     Settle();
-    uint32_t handle;
-    if (m_freeHandles.empty())
-    {
-        handle = static_cast<uint32_t>(m_devicePackets.size());
-        m_devicePackets.emplace_back();
-    }
-    else
-    {
-        handle = m_freeHandles.back();
-        m_freeHandles.pop_back();
-    }
-    m_devicePackets[handle] = {device, destination, packet, protocol};
-    ++m_devicePacketsInside;
-    m_endpoints->SendDevicePacket(device->GetEndpoint(),
-                                  destination->GetEndpoint(),
-                                  handle,
-                                  packet->GetSize(),
-                                  device->GetNetwork(),
-                                  device->GetLane(),
-                                  Simulator::Now().GetTimeStep());
+    PutIntoEndpoint(send);
     for (uint32_t plane = 0; plane < m_planes.size(); ++plane)
     {
         auto& outgoing = m_endpoints->Outgoing(plane);
@@ -1163,11 +1169,139 @@ UbFabric::SendFromDevice(Ptr<UbNetDevice> device,
 }
 
 void
-UbFabric::ReceiveAtDevice(uint32_t handle)
+UbFabric::PutIntoEndpoint(const DeviceSend& send)
 {
-    const DevicePacket arrived = m_devicePackets[handle];
-    m_devicePackets[handle] = {};
-    m_freeHandles.push_back(handle);
+    uint32_t handle;
+    if (m_freeHandles.empty())
+    {
+        handle = static_cast<uint32_t>(m_devicePackets.size());
+        m_devicePackets.emplace_back();
+    }
+    else
+    {
+        handle = m_freeHandles.back();
+        m_freeHandles.pop_back();
+    }
+    m_devicePackets[handle] = send.packet;
+    ++m_devicePacketsInside;
+    m_endpoints->SendDevicePacket(send.packet.from->GetEndpoint(),
+                                  send.packet.to->GetEndpoint(),
+                                  handle,
+                                  send.bytes,
+                                  send.packet.from->GetNetwork(),
+                                  send.packet.from->GetLane(),
+                                  send.timePs);
+}
+
+bool
+UbFabric::IsSpread() const
+{
+    return m_partition && m_partition->SpreadsNodes();
+}
+
+int64_t
+UbFabric::Meet(int64_t ordinaryPs, bool stops)
+{
+    if (!m_sentHere.empty())
+    {
+        ordinaryPs = std::min(ordinaryPs, m_sentHere.front().timePs); // sent before the run
+    }
+    std::vector<int64_t> times{stops ? -1 : ordinaryPs};
+    m_partition->Join(times);
+    const int64_t earliest = *std::min_element(times.begin(), times.end());
+    const int64_t firstPs = std::min(earliest, NextTime());
+    const int64_t widthPs = WidthPs();
+    return earliest < 0 || firstPs > UB_NEVER - widthPs ? UB_NEVER : firstPs + widthPs;
+}
+
+void
+UbFabric::GatherSends()
+{
+    /// How a packet travels, followed by its contents.
+    struct Header
+    {
+        int64_t timePs;      //!< when it was sent
+        uint32_t from[2];    //!< node and interface of the sender
+        uint32_t to[2];      //!< node and interface of the receiver
+        uint32_t bytes;      //!< its bytes
+        uint32_t serialised; //!< bytes of its contents, as ns-3 writes them
+        uint32_t protocol;   //!< its protocol
+    };
+
+    std::string mine;
+    for (const DeviceSend& send : m_sentHere)
+    {
+        const DevicePacket& packet = send.packet;
+        const Header header{send.timePs,
+                            {packet.from->GetNode()->GetId(), packet.from->GetIfIndex()},
+                            {packet.to->GetNode()->GetId(), packet.to->GetIfIndex()},
+                            send.bytes,
+                            packet.packet->GetSerializedSize(),
+                            packet.protocol};
+        mine.append(reinterpret_cast<const char*>(&header), sizeof(header));
+        const size_t at = mine.size();
+        mine.resize(at + header.serialised);
+        packet.packet->Serialize(reinterpret_cast<uint8_t*>(&mine[at]), header.serialised);
+    }
+    const auto& all = m_partition->Gather(mine);
+    const auto device = [](const uint32_t(&place)[2]) {
+        return DynamicCast<UbNetDevice>(NodeList::GetNode(place[0])->GetDevice(place[1]));
+    };
+    for (uint32_t rank = 0; rank < all.size(); ++rank)
+    {
+        if (rank == m_partition->Rank())
+        {
+            m_sends.insert(m_sends.end(), m_sentHere.begin(), m_sentHere.end());
+            continue;
+        }
+        for (size_t at = 0; at < all[rank].size();)
+        {
+            Header header;
+            std::memcpy(&header, &all[rank][at], sizeof(header));
+            at += sizeof(header);
+            DeviceSend send{header.timePs,
+                            {device(header.from),
+                             device(header.to),
+                             nullptr,
+                             static_cast<uint16_t>(header.protocol)},
+                            header.bytes};
+            if (send.packet.to->GetNode()->GetSystemId() == m_partition->Rank())
+            {
+                send.packet.packet =
+                    Create<Packet>(reinterpret_cast<const uint8_t*>(&all[rank][at]),
+                                   header.serialised,
+                                   true);
+            }
+            at += header.serialised;
+            m_sends.push_back(send);
+        }
+    }
+    m_sentHere.clear();
+    std::stable_sort(m_sends.begin(), m_sends.end(), [](const auto& a, const auto& b) {
+        return a.timePs < b.timePs;
+    });
+}
+
+int64_t
+UbFabric::RunEndpoints(int64_t endPs)
+{
+    while (!m_sends.empty() && m_sends.front().timePs < endPs)
+    {
+        const int64_t timePs = m_sends.front().timePs;
+        const int64_t reachedPs = m_endpoints->RunBefore(timePs);
+        if (reachedPs < timePs)
+        {
+            return reachedPs; // tasks are needed first
+        }
+        PutIntoEndpoint(m_sends.front());
+        m_sends.pop_front();
+    }
+    return m_endpoints->RunBefore(endPs);
+}
+
+void
+UbFabric::ReceiveAtDevice(const DevicePacket& arrived)
+{
     arrived.to->Receive(arrived.packet, arrived.protocol, arrived.from, arrived.to);
 }
 

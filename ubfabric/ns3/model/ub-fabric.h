@@ -215,6 +215,8 @@ class UbFabric : public Object, public UbWindowedProcess
     // inherited from UbWindowedProcess
     int64_t NextTime() override;
     int64_t RunWindow(int64_t limitPs) override;
+    bool IsSpread() const override;
+    int64_t Meet(int64_t ordinaryPs, bool stops) override;
 
     /**
      * TracedCallback signature of packets on links.
@@ -264,6 +266,14 @@ class UbFabric : public Object, public UbWindowedProcess
         Ptr<UbNetDevice> to;   //!< receiver
         Ptr<Packet> packet;    //!< the packet
         uint16_t protocol{0};  //!< its protocol
+    };
+
+    /// A packet that a device has sent and no endpoint has seen yet; where nodes are spread.
+    struct DeviceSend
+    {
+        int64_t timePs{0};   //!< when
+        DevicePacket packet; //!< the packet; its contents are where its receiver is
+        uint32_t bytes{0};   //!< its bytes
     };
 
     /// See to it that the simulator runs the fabric's next event.
@@ -338,9 +348,25 @@ class UbFabric : public Object, public UbWindowedProcess
 
     /**
      * Deliver a packet to its device.
-     * @param [in] handle The packet.
+     * @param [in] arrived The packet.
      */
-    void ReceiveAtDevice(uint32_t handle);
+    void ReceiveAtDevice(const DevicePacket& arrived);
+
+    /**
+     * Put a packet of a device into its endpoint.
+     * @param [in] send The packet.
+     */
+    void PutIntoEndpoint(const DeviceSend& send);
+
+    /// Tell all processes what devices here have sent, and learn of the others; collective.
+    void GatherSends();
+
+    /**
+     * Let the endpoints process all events before a time, and packets of devices in between.
+     * @param [in] endPs The time.
+     * @return See UbEndpointProcess::RunBefore.
+     */
+    int64_t RunEndpoints(int64_t endPs);
 
     /**
      * @param [in] network The plane's network; others than UB know no cells and no crossbars.
@@ -419,6 +445,8 @@ class UbFabric : public Object, public UbWindowedProcess
     bool m_isObserved{false};                       //!< whether somebody listens
     std::vector<DevicePacket> m_devicePackets;      //!< packets of devices by handle
     std::vector<uint32_t> m_freeHandles;            //!< unused handles
+    std::vector<DeviceSend> m_sentHere;             //!< by devices here, not yet known to all
+    std::deque<DeviceSend> m_sends;                 //!< by all devices, known to all, by time
     Ptr<UbSimulatorImpl> m_impl;                    //!< the simulator, if it knows windows
     EventId m_step;                                 //!< pending step, if it does not
     uint64_t m_stopAtHops{0};                       //!< stop after this many packet-hops

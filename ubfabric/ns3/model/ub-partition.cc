@@ -64,6 +64,7 @@ UbPlanesStatus::Add(const UbPlanesStatus& other)
 UbPartition::UbPartition(Ptr<UbPlaneExchange> exchange, uint32_t nPlanes)
     : m_exchange(exchange),
       m_rank(exchange->GetRank()),
+      m_spreadsNodes(exchange->SpreadsNodes()),
       m_owners(exchange->Owners(nPlanes))
 {
 }
@@ -134,6 +135,13 @@ void
 UbPartition::Sum(std::vector<uint64_t>& values)
 {
     m_exchange->Sum(values);
+}
+
+const std::vector<std::string>&
+UbPartition::Gather(const std::string& mine)
+{
+    m_exchange->Gather(mine, m_all);
+    return m_all;
 }
 
 std::string

@@ -67,6 +67,18 @@ class UbPartition
         return m_owners[plane] == m_rank;
     }
 
+    /// @return Number of this rank.
+    uint32_t Rank() const
+    {
+        return m_rank;
+    }
+
+    /// @return Whether each rank runs the ordinary events of its own nodes only.
+    bool SpreadsNodes() const
+    {
+        return m_spreadsNodes;
+    }
+
     /// @return What all planes have come to, as agreed on last.
     const UbPlanesStatus& Agreed() const
     {
@@ -132,6 +144,13 @@ class UbPartition
     }
 
     /**
+     * Send some bytes to all ranks; collective.
+     * @param [in] mine The bytes.
+     * @return By rank: its bytes, until the next call.
+     */
+    const std::vector<std::string>& Gather(const std::string& mine);
+
+    /**
      * Put texts of all ranks one after another; collective.
      * @param [in] text The text of this rank.
      * @return The texts in order of rank.
@@ -141,6 +160,7 @@ class UbPartition
   private:
     Ptr<UbPlaneExchange> m_exchange; //!< how ranks talk
     uint32_t m_rank;                 //!< number of this one
+    bool m_spreadsNodes;             //!< each rank runs its own nodes only
     std::vector<uint32_t> m_owners;  //!< by plane: its rank
     UbPlanesStatus m_agreed;         //!< what all planes have come to
     bool m_hasAgreed{false};         //!< whether they have said so

@@ -4,6 +4,7 @@
 #include "ub-plane-exchange.h"
 
 #include "ns3/abort.h"
+#include "ns3/boolean.h"
 #include "ns3/string.h"
 
 #include <sstream>
@@ -25,7 +26,14 @@ UbPlaneExchange::GetTypeId()
                           "planes left out go round the ranks.",
                           StringValue(""),
                           MakeStringAccessor(&UbPlaneExchange::m_owners),
-                          MakeStringChecker());
+                          MakeStringChecker())
+            .AddAttribute("SpreadNodes",
+                          "Whether a rank runs ordinary events of the nodes of its system id only, "
+                          "and packets of UbNetDevices travel; else all ranks run all ordinary "
+                          "events. Under ns3::UbSimulatorImpl only.",
+                          BooleanValue(false),
+                          MakeBooleanAccessor(&UbPlaneExchange::m_spreadsNodes),
+                          MakeBooleanChecker());
     return tid;
 }
 
@@ -49,6 +57,12 @@ UbPlaneExchange::Owners(uint32_t nPlanes) const
         owners.push_back(plane % GetSize());
     }
     return owners;
+}
+
+bool
+UbPlaneExchange::SpreadsNodes() const
+{
+    return m_spreadsNodes;
 }
 
 } // namespace ns3

@@ -52,8 +52,14 @@ class UbPlaneExchange : public Object
      */
     std::vector<uint32_t> Owners(uint32_t nPlanes) const;
 
+    /**
+     * @return Whether each rank runs the ordinary events of its own nodes only, else all run all.
+     */
+    bool SpreadsNodes() const;
+
   private:
-    std::string m_owners; //!< attribute
+    std::string m_owners;        //!< attribute
+    bool m_spreadsNodes{false}; //!< attribute
 };
 
 } // namespace ns3

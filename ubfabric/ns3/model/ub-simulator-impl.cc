@@ -5,6 +5,7 @@
 
 #include "ub-event-queue.h"
 
+#include "ns3/abort.h"
 #include "ns3/assert.h"
 #include "ns3/log.h"
 #include "ns3/simulator.h"
@@ -152,12 +153,52 @@ UbSimulatorImpl::ProcessOne()
     next.impl->Unref();
 }
 
+int64_t
+UbSimulatorImpl::NextOrdinary() const
+{
+    return m_events->IsEmpty() ? UB_NEVER : static_cast<int64_t>(m_events->PeekNext().key.m_ts);
+}
+
+void
+UbSimulatorImpl::RunSpread(UbWindowedProcess& process)
+{
+    NS_ABORT_MSG_IF(m_processes.size() > 1, "nodes are spread by one fabric only");
+    while (true)
+    {
+        TakeForeign();
+        const int64_t limitPs = process.Meet(NextOrdinary(), m_stop);
+        if (limitPs == UB_NEVER)
+        {
+            return;
+        }
+        while (!m_stop && NextOrdinary() < limitPs)
+        {
+            ProcessOne();
+        }
+        if (!m_stop && static_cast<uint64_t>(limitPs) > m_now + 1)
+        {
+            m_now = static_cast<uint64_t>(limitPs - 1); // the same on all, if nobody has stopped
+            m_currentUid = EventId::UID::INVALID;
+        }
+        m_context = Simulator::NO_CONTEXT;
+        process.RunWindow(limitPs);
+    }
+}
+
 void
 UbSimulatorImpl::Run()
 {
     NS_LOG_FUNCTION(this);
     m_thread = std::this_thread::get_id();
     m_stop = false;
+    for (UbWindowedProcess* process : m_processes)
+    {
+        if (process->IsSpread())
+        {
+            RunSpread(*process);
+            return;
+        }
+    }
     while (!m_stop)
     {
         TakeForeign();

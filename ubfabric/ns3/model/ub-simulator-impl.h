@@ -35,6 +35,27 @@ class UbWindowedProcess
      * @return Time of the last event processed.
      */
     virtual int64_t RunWindow(int64_t limitPs) = 0;
+
+    /**
+     * @return Whether ordinary events are spread over several operating system processes, which
+     * this one keeps in step.
+     */
+    virtual bool IsSpread() const
+    {
+        return false;
+    }
+
+    /**
+     * Agree on the next window, if IsSpread(); each waits for the others. Ordinary events before
+     * its end may run first: nothing in the window causes any.
+     * @param [in] ordinaryPs Time of the next ordinary event here, UB_NEVER if none.
+     * @param [in] stops Whether somebody here wants to stop.
+     * @return End of the window; UB_NEVER if all is over or anybody wants to stop.
+     */
+    virtual int64_t Meet(int64_t ordinaryPs [[maybe_unused]], bool stops [[maybe_unused]])
+    {
+        return -1; // never asked
+    }
 };
 
 /**
@@ -116,6 +137,17 @@ class UbSimulatorImpl : public SimulatorImpl
 
     /// Process the next ordinary event.
     void ProcessOne();
+
+    /**
+     * Run, where ordinary events are spread over several processes.
+     * @param [in] process What keeps them in step.
+     */
+    void RunSpread(UbWindowedProcess& process);
+
+    /**
+     * @return Time of the next ordinary event, the greatest there is if none.
+     */
+    int64_t NextOrdinary() const;
 
     /// Take in the events that other threads asked for.
     void TakeForeign();
