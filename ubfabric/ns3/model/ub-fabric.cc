@@ -834,10 +834,13 @@ UbFabric::OwnStatus() const
                         own.PacketsInside(),
                         own.EventCount(),
                         own.Broken().size(),
+                        0,
                         0});
         }
     }
     status.isObserved = m_isObserved ? 1 : 0;
+    status.step = UbMix(m_endpoints->EventCount() ^ UbMix(m_endpoints->PacketsSent()) ^
+                        UbMix(~static_cast<uint64_t>(m_endpoints->LastPs())));
     return status;
 }
 

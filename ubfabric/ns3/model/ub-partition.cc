@@ -3,6 +3,8 @@
 
 #include "ub-partition.h"
 
+#include "ns3/abort.h"
+
 #include <algorithm>
 #include <cstring>
 #include <type_traits>
@@ -108,6 +110,10 @@ UbPartition::Exchange(const UbPlanesStatus& own, std::vector<UbArrived>& arrived
         const char* from = m_all[rank].data();
         UbPlanesStatus status;
         Extract(from, 1, &status);
+        NS_ABORT_MSG_IF(status.step != own.step,
+                        "rank " << rank << " is out of step with rank " << m_rank
+                                << ": all ranks must build the same fabric, load the same chunks "
+                                   "and make the same calls");
         m_agreed.Add(status);
         for (uint32_t plane = 0; plane < m_owners.size(); ++plane)
         {

@@ -32,6 +32,7 @@ struct UbPlanesStatus
     uint64_t events{0};       //!< events processed
     uint64_t broken{0};       //!< links that gave up and were not taken notice of
     uint64_t isObserved{0};   //!< whether somebody listens to what happens in them
+    uint64_t step{0};         //!< what the endpoints have come to; the same on all ranks
 
     /**
      * Add what other planes have come to.

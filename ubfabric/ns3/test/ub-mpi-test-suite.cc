@@ -652,6 +652,7 @@ class UbMpiLaunchTestCase : public TestCase
         setenv("OMPI_MCA_rmaps_base_oversubscribe", "1", 0);
         setenv("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe", 0);
         setenv("OMPI_MCA_mpi_yield_when_idle", "1", 0);
+        setenv("MPIEXEC_TIMEOUT", "60", 0); // ranks that wait for each other wait for ever
         const std::string command = "mpiexec -n " + std::to_string(m_nRanks) + " '" +
                                     self.string() + "' --suite=" + SUITE + " 2>&1";
         std::string output;
