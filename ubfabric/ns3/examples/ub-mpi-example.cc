@@ -8,8 +8,8 @@
  *
  *     mpiexec -n 2 ./ns3.44-ub-mpi-example-default --endpoints=64
  *
- * Each plane is one switch with all endpoints. Rank 0 prints the makespan, which does not depend
- * on the number of ranks; each rank prints its time, its share of the events and its memory.
+ * Each plane has a leaf switch for every 16 endpoints, and 8 spines. Rank 0 prints the makespan,
+ * which does not depend on the number of ranks; each rank prints its time and its memory.
  */
 
 #include "ns3/command-line.h"
@@ -63,6 +63,8 @@ main(int argc, char* argv[])
         helper.SetFabricAttribute("Exchange", PointerValue(CreateObject<UbMpiExchange>()));
     }
     helper.SetFabricAttribute("PayloadBytes", UintegerValue(payloadBytes));
+    helper.SetFabricAttribute("Allocator", StringValue("Islip"));
+    helper.SetFabricAttribute("CreditReturn", StringValue("Piggyback"));
     helper.SetFabricAttribute("Threads", UintegerValue(nThreads));
     UbEndpointParameters parameters;
     parameters.issueCost = NanoSeconds(20);
@@ -74,10 +76,23 @@ main(int argc, char* argv[])
     }
     for (uint32_t plane = 0; plane < nPlanes; ++plane)
     {
-        const uint32_t hub = helper.AddSwitch(NanoSeconds(125), 65536);
+        std::vector<uint32_t> spines(8);
+        for (uint32_t& spine : spines)
+        {
+            spine = helper.AddSwitch(NanoSeconds(125), 65536);
+        }
+        uint32_t leaf = 0;
         for (uint32_t i = 0; i < nEndpoints; ++i)
         {
-            helper.Connect(i, hub, plane, DataRate("224Gbps"), NanoSeconds(10));
+            if (i % 16 == 0)
+            {
+                leaf = helper.AddSwitch(NanoSeconds(125), 65536);
+                for (const uint32_t spine : spines)
+                {
+                    helper.Connect(leaf, spine, plane, DataRate("448Gbps"), NanoSeconds(50));
+                }
+            }
+            helper.Connect(i, leaf, plane, DataRate("224Gbps"), NanoSeconds(10));
         }
     }
     const auto fabric = helper.Build();

@@ -889,8 +889,7 @@ UbFabric::RunWindow(int64_t limitPs)
     if (m_isBusy && reachedPs == endPs && CanRunAhead())
     {
         int64_t barrierPs = std::min(limitPs, m_nextSamplePs);
-        barrierPs =
-            m_routeTimes.empty() ? barrierPs : std::min(barrierPs, m_routeTimes.front());
+        barrierPs = m_routeTimes.empty() ? barrierPs : std::min(barrierPs, m_routeTimes.front());
         RunAhead(reachedPs, barrierPs);
     }
     int64_t lastPs = std::max(firstPs, m_endpoints->LastPs());
@@ -965,8 +964,8 @@ UbFabric::CanRunAhead() const
 {
     // what a broken link does to routes, and what ordinary ns-3 models make of packets, depends
     // on how far the fabric has come when they hear of it; and other processes wait for a window
-    return m_workers && !m_partition && !m_isObserved && !m_sendsByBacklog && m_devicePacketsInside == 0 &&
-           m_endpoints->LookaheadPs() > 1 && !m_tasks->NeedsChunk() &&
+    return m_workers && !m_partition && !m_isObserved && !m_sendsByBacklog &&
+           m_devicePacketsInside == 0 && m_endpoints->LookaheadPs() > 1 && !m_tasks->NeedsChunk() &&
            std::none_of(m_planes.begin(), m_planes.end(), [](const auto& plane) {
                return plane->MayBreak();
            });
@@ -1247,7 +1246,7 @@ UbFabric::GatherSends()
         packet.packet->Serialize(reinterpret_cast<uint8_t*>(&mine[at]), header.serialised);
     }
     const auto& all = m_partition->Gather(mine);
-    const auto device = [](const uint32_t(&place)[2]) {
+    const auto device = [](const uint32_t (&place)[2]) {
         return DynamicCast<UbNetDevice>(NodeList::GetNode(place[0])->GetDevice(place[1]));
     };
     for (uint32_t rank = 0; rank < all.size(); ++rank)

@@ -66,13 +66,7 @@ UbMpiExchange::Gather(const std::string& mine, std::vector<std::string>& all)
     char* const own = &m_short[m_rank * SHORT_BYTES];
     std::memcpy(own, &bytes, sizeof(bytes));
     std::memcpy(own + sizeof(bytes), mine.data(), std::min(mine.size(), room));
-    MPI_Allgather(MPI_IN_PLACE,
-                  0,
-                  MPI_BYTE,
-                  m_short.data(),
-                  SHORT_BYTES,
-                  MPI_BYTE,
-                  m_communicator);
+    MPI_Allgather(MPI_IN_PLACE, 0, MPI_BYTE, m_short.data(), SHORT_BYTES, MPI_BYTE, m_communicator);
     uint64_t total = 0;
     bool isShort = true;
     for (int rank = 0; rank < m_size; ++rank)

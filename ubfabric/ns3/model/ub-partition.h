@@ -132,9 +132,9 @@ class UbPartition
     void Join(std::vector<T>& list)
     {
         std::vector<std::string> all;
-        m_exchange->Gather(std::string(reinterpret_cast<const char*>(list.data()),
-                                       list.size() * sizeof(T)),
-                           all);
+        m_exchange->Gather(
+            std::string(reinterpret_cast<const char*>(list.data()), list.size() * sizeof(T)),
+            all);
         list.clear();
         for (const std::string& bytes : all)
         {

@@ -58,7 +58,7 @@ class UbPlaneExchange : public Object
     bool SpreadsNodes() const;
 
   private:
-    std::string m_owners;        //!< attribute
+    std::string m_owners;       //!< attribute
     bool m_spreadsNodes{false}; //!< attribute
 };
 

@@ -87,7 +87,16 @@ const Scenario SCENARIOS[] = {
      false},
     {"broken", "ns3::UbPosted", false, true, false, false, false, false, "", false},
     {"watched", "ns3::UbPosted", true, false, true, false, false, false, "", false},
-    {"late", "ns3::UbReliable[Mtu=1000]", false, false, false, true, false, false, "0 0 0 0 0", false},
+    {"late",
+     "ns3::UbReliable[Mtu=1000]",
+     false,
+     false,
+     false,
+     true,
+     false,
+     false,
+     "0 0 0 0 0",
+     false},
     {"devices", "ns3::UbPosted", true, false, false, false, true, false, "", false},
     {"nodes", "ns3::UbPosted", true, false, false, false, true, false, "", true},
     {"nodes-late", "ns3::UbPosted", false, false, false, true, true, false, "0 0", true},
@@ -109,20 +118,20 @@ const Scenario SCENARIOS[] = {
 /// What comes of a run.
 struct Outcome
 {
-    std::vector<UbTestChunk> chunks;                      //!< flows and tasks
-    std::vector<UbFlowAccount> accounts;                  //!< of the flows of the first chunk
-    std::vector<UbLinkStats> links;                       //!< of all links
-    std::vector<UbFabric::Sample> samples;                //!< of all links
-    std::vector<std::pair<uint32_t, int64_t>> broken;     //!< links that gave up
-    std::vector<uint32_t> stalled;                        //!< links that hold packets
-    std::vector<std::pair<uint32_t, int64_t>> received;   //!< by devices: node and time
-    std::array<uint64_t, 4> counts{};                     //!< hops, lost, sent, delivered bytes
-    std::string leftover;                                 //!< what is left
-    bool isStalled{false};                                //!< the watchdog ended it
-    int64_t endPs{0};                                     //!< the simulator's last time
-    uint64_t nPauses{0};                                  //!< how often the run paused
-    uint64_t nSeen{0};                                    //!< packets that the listener saw
-    uint64_t nPassed{0};                                  //!< messages of ordinary models
+    std::vector<UbTestChunk> chunks;                    //!< flows and tasks
+    std::vector<UbFlowAccount> accounts;                //!< of the flows of the first chunk
+    std::vector<UbLinkStats> links;                     //!< of all links
+    std::vector<UbFabric::Sample> samples;              //!< of all links
+    std::vector<std::pair<uint32_t, int64_t>> broken;   //!< links that gave up
+    std::vector<uint32_t> stalled;                      //!< links that hold packets
+    std::vector<std::pair<uint32_t, int64_t>> received; //!< by devices: node and time
+    std::array<uint64_t, 4> counts{};                   //!< hops, lost, sent, delivered bytes
+    std::string leftover;                               //!< what is left
+    bool isStalled{false};                              //!< the watchdog ended it
+    int64_t endPs{0};                                   //!< the simulator's last time
+    uint64_t nPauses{0};                                //!< how often the run paused
+    uint64_t nSeen{0};                                  //!< packets that the listener saw
+    uint64_t nPassed{0};                                //!< messages of ordinary models
 };
 
 /**
@@ -337,8 +346,7 @@ class UbMpiRankTestCase : public UbTestCase
      */
     bool IsHere(uint32_t i) const
     {
-        return !m_scenario.isSpread ||
-               i % MpiInterface::GetSize() == MpiInterface::GetSystemId();
+        return !m_scenario.isSpread || i % MpiInterface::GetSize() == MpiInterface::GetSystemId();
     }
 
     /**
@@ -424,9 +432,9 @@ class UbMpiRankTestCase : public UbTestCase
         outcome.accounts.resize(outcome.chunks[0].flows.size());
         uint32_t nLoaded = 0;
         const auto load = [&]() {
-            UbChunkArrays arrays = outcome.chunks[nLoaded].Arrays(uint64_t{nLoaded} * nLayers *
-                                                                      RANKS,
-                                                                  nLoaded + 1 == nChunks);
+            UbChunkArrays arrays =
+                outcome.chunks[nLoaded].Arrays(uint64_t{nLoaded} * nLayers * RANKS,
+                                               nLoaded + 1 == nChunks);
             arrays.accounts = nLoaded == 0 ? outcome.accounts.data() : nullptr;
             fabric->AddChunk(arrays);
             ++nLoaded;
@@ -610,10 +618,10 @@ class UbMpiRankTestCase : public UbTestCase
         MpiInterface::Disable();
     }
 
-    Scenario m_scenario;                                    //!< what to run
-    NetDeviceContainer m_devices;                           //!< devices, if there are
-    std::vector<std::pair<uint32_t, int64_t>> m_received;   //!< what they received: node, time
-    uint64_t m_nSeen{0};                                    //!< packets that left, as listened to
+    Scenario m_scenario;                                  //!< what to run
+    NetDeviceContainer m_devices;                         //!< devices, if there are
+    std::vector<std::pair<uint32_t, int64_t>> m_received; //!< what they received: node, time
+    uint64_t m_nSeen{0};                                  //!< packets that left, as listened to
 };
 
 /**
