@@ -142,7 +142,8 @@ class UbPlaneEngine final : public UbPlane
                 const uint32_t next = lane.lastInput + 1U < link.nInputs ? lane.lastInput + 1U : 0;
                 const uint32_t input =
                     NextInput(&m_words[lane.firstWord], (link.nInputs + 63) / 64, next);
-                __builtin_prefetch(&m_queues[lane.firstQueue + input], 1);
+                __builtin_prefetch(&m_queues[m_firstQueue[uint64_t{index} * NLanes<F>()] + input],
+                                   1);
             }
         }
     }
@@ -194,6 +195,10 @@ class UbPlaneEngine final : public UbPlane
         }
         const uint32_t out = Choose(static_cast<uint32_t>(group), packet, nowPs);
         Link& link = m_links[out];
+        if (const uint32_t first = m_firstQueue[uint64_t{out} * NLanes<F>()]; first != UB_NONE)
+        {
+            __builtin_prefetch(m_queues.data() + first + packet.atInput, 1); // if it must wait
+        }
         if (GrantsWindows<F>() && (packet.bits & UB_CONGESTION_CAPABLE) != 0)
         {
             Grant(out, packet, nowPs);

@@ -607,7 +607,6 @@ class UbPlane
         uint32_t waitingBytes{0};    //!< bytes waiting to leave on the lane
         uint32_t maxWaitingBytes{0}; //!< most bytes that waited
         uint32_t nWaiting{0};        //!< packets waiting to leave on the lane
-        uint32_t firstQueue{UB_NONE}; //!< first queue (input) of this lane, if one ever waited
         uint32_t firstWord{0};       //!< first bitmap word of this lane
         uint16_t lastInput{0};       //!< input served last
         uint8_t rest{0};             //!< cells too few for the grain of a packet header
@@ -798,6 +797,18 @@ class UbPlane
     Lane& LaneOf(uint32_t link, uint32_t lane)
     {
         return m_lanes[F == UB_ANY ? uint64_t{link} * m_nLanes + lane : link];
+    }
+
+    /**
+     * @tparam F Which mechanisms are compiled in.
+     * @param [in] link An output.
+     * @param [in] lane A lane of it that had packets waiting.
+     * @return Its first queue, that of the first input.
+     */
+    template <UbFeatures F>
+    Queue* QueuesOf(uint32_t link, uint32_t lane)
+    {
+        return &m_queues[m_firstQueue[F == UB_ANY ? uint64_t{link} * m_nLanes + lane : link]];
     }
 
     /**
@@ -1197,6 +1208,7 @@ class UbPlane
     std::pmr::vector<Link> m_links{&m_memory};               //!< links of the plane
     std::pmr::vector<Lane> m_lanes{&m_memory};               //!< [link][lane]
     std::pmr::vector<Queue> m_queues{&m_memory};             //!< packets waiting, by output, lane and input
+    std::pmr::vector<uint32_t> m_firstQueue{&m_memory}; //!< [link][lane] its first queue (input)
     std::pmr::vector<uint64_t> m_words{&m_memory};           //!< which queues hold packets
     std::vector<Switch> m_switches;          //!< switches of the plane
     std::pmr::vector<Input> m_inputs{&m_memory};             //!< inputs of the switches
@@ -1230,9 +1242,9 @@ class UbPlane
     /**
      * Make the queues of a lane of an output.
      * @param [in] link The output.
-     * @param [in,out] lane The lane.
+     * @param [in] lane The lane.
      */
-    void OpenQueues(const Link& link, Lane& lane);
+    void OpenQueues(uint32_t link, uint32_t lane);
 
     /**
      * Double a ring of departures.
