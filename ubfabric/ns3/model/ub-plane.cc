@@ -527,7 +527,8 @@ UbPlane::Enqueue(uint32_t linkIndex, uint32_t input, uint32_t index)
     {
         input = 0; // also where packets of all inputs wait at their output
     }
-    if (m_firstQueue[uint64_t{linkIndex} * NLanes<F>() + (F == UB_ANY ? packet.lane : 0)] == UB_NONE)
+    if (m_firstQueue[uint64_t{linkIndex} * NLanes<F>() + (F == UB_ANY ? packet.lane : 0)] ==
+        UB_NONE)
     {
         OpenQueues(linkIndex, packet.lane);
     }
@@ -1242,10 +1243,10 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
         {
             // the buffer is free when the tail has left; a copy for retries is kept elsewhere
             ReturnCredit<F>(inLink,
-                         LaneOf<F>(inLink, packet.lane),
-                         packet.cells,
-                         nowPs + serialisePs,
-                         nowPs);
+                            LaneOf<F>(inLink, packet.lane),
+                            packet.cells,
+                            nowPs + serialisePs,
+                            nowPs);
         }
     }
     if (link.dstSwitch != UB_NONE)
@@ -1600,10 +1601,10 @@ UbPlane::Lose(uint32_t index, int64_t nowPs)
         if (m_settings.allocator != UB_ALLOCATOR_OUTPUT_QUEUED)
         {
             ReturnCredit<UB_ANY>(packet.inLink,
-                         LaneOf<UB_ANY>(packet.inLink, packet.lane),
-                         packet.cells,
-                         nowPs,
-                         nowPs);
+                                 LaneOf<UB_ANY>(packet.inLink, packet.lane),
+                                 packet.cells,
+                                 nowPs,
+                                 nowPs);
         }
         if (m_settings.isFifo)
         {
