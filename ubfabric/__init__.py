@@ -45,6 +45,8 @@ _HOMES = {
     "RunResult": "results",
     "Tokens": "tokens",
     "rebuild_tokens": "tokens",
+    "load_topology": "topology",
+    "run_sweep": "sweep",
     "plot_comparison": "plot",
     "plot_fct": "plot",
     "plot_links": "plot",
@@ -77,11 +79,13 @@ if TYPE_CHECKING:
     from ubfabric.replay import replay
     from ubfabric.results import RunResult
     from ubfabric.routing import FabricArrays, compile_fabric
+    from ubfabric.sweep import run_sweep
     from ubfabric.tokens import Tokens, rebuild_tokens
     from ubfabric.topology import (
         build_topology,
         check_topology,
         cloudmatrix384,
+        load_topology,
         read_topology,
         write_topology,
     )
@@ -109,6 +113,7 @@ __all__ = [
     "describe_topology",
     "draw_topology",
     "generate_trace",
+    "load_topology",
     "load_workload",
     "place_ranks",
     "plot_comparison",
@@ -120,6 +125,7 @@ __all__ = [
     "read_trace",
     "rebuild_tokens",
     "replay",
+    "run_sweep",
     "write_topology",
     "write_trace",
 ]

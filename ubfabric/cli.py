@@ -109,13 +109,9 @@ Overwrite = Annotated[
 
 
 def _load_topology(source: str, changes: list[str] | None = None) -> Any:
-    from ubfabric.topology import build_topology, read_topology
+    from ubfabric.topology import load_topology
 
-    if source.endswith((".json", ".graphml")):
-        if changes:
-            raise SpecError(f"--fabric: {source} is a saved graph; give a name or a .yaml file")
-        return read_topology(source)
-    return build_topology(source, _overrides(changes, "--fabric"))
+    return load_topology(source, _overrides(changes, "--fabric"))
 
 
 def _interval(text: str | None) -> int | None:
@@ -375,6 +371,41 @@ def run(
         typer.echo(line)
     shown = os.path.relpath(result.path)
     typer.echo(f"wrote {shown}: tables, tokens.json, {', '.join(p.name for p in pictures)}")
+
+
+@app.command()
+def sweep(
+    spec: Annotated[Path, typer.Argument(help="Sweep, a .yaml file.", metavar="SPEC")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder to write, or to go on with.", metavar="DIR")
+    ],
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes on this machine; one a core if not given.", metavar="N"),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="Address of a running Dask scheduler instead.", metavar="ADDRESS"),
+    ] = None,
+    progress: Annotated[
+        bool | None,
+        typer.Option(
+            "--progress/--no-progress", help="Bar and dashboard; shown on terminals if not given."
+        ),
+    ] = None,
+) -> None:
+    """Simulate a grid or a list of points; run it again to go on where it was stopped.
+
+    Exit code 1 if a point failed; the others are simulated all the same.
+
+    Example: `ubfabric sweep analysis/sweep-example.yaml -o sweeps/example --workers 2`
+    """
+    from ubfabric.sweep import FAILURES, POINTS, run_sweep
+
+    table = run_sweep(spec, out, workers=workers, scheduler=scheduler, progress=progress)
+    typer.echo(f"wrote {out / POINTS}: {len(table)} points")
+    if (out / FAILURES).is_file():
+        raise typer.Exit(1)
 
 
 @app.command()
