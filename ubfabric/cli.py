@@ -50,7 +50,8 @@ WorkloadName = Annotated[
     typer.Argument(help="A shipped name or a .yaml specification.", metavar="WORKLOAD"),
 ]
 Layers = Annotated[
-    int | None, typer.Option(help="MoE layers to simulate; the rest is extrapolated by 'tokens'.")
+    int | None,
+    typer.Option(help="MoE layers to simulate, drawn by the seed; 'tokens' extrapolates to all."),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed; replaces the specification's.")]
 Overrides = Annotated[
@@ -317,7 +318,9 @@ def run(
     ] = "deepseek-r1-decode-ep320",
     layers: Annotated[
         int | None,
-        typer.Option(help="MoE layers to simulate; 0 for all. The rest is extrapolated."),
+        typer.Option(
+            help="MoE layers to simulate, drawn by the seed; 0 for all. The rest is extrapolated."
+        ),
     ] = 4,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write.")] = Path(
         "runs/decode"

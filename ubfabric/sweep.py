@@ -408,10 +408,10 @@ def _text(value: Any) -> str:
 # --------------------------------------------------------------------------- the data set
 
 
-def _declared() -> dict[str, tuple[pa.DataType, tuple[str, ...]]]:
+def _declared() -> dict[str, tuple[pa.DataType, tuple[str | int, ...]]]:
     """Return the figures of the data set: type, and where a run has them (:func:`_figures`)."""
     whole, real = pa.int64(), pa.float64()
-    columns: dict[str, tuple[pa.DataType, tuple[str, ...]]] = {}
+    columns: dict[str, tuple[pa.DataType, tuple[str | int, ...]]] = {}
     for name in ("n_ranks", "moe_layers_simulated", "moe_layers_total"):
         columns[name] = (whole, ("tokens", name))
     for name in ("step_ps", "simulated_step_ps"):
@@ -427,6 +427,10 @@ def _declared() -> dict[str, tuple[pa.DataType, tuple[str, ...]]]:
         "tokens_per_s_per_npu",
     ):
         columns[name] = (real, ("tokens", name))
+    for name in ("tpot", "tokens_per_s_per_npu"):
+        unit = "_ms" if name == "tpot" else ""
+        for at, end in enumerate(("low", "high")):
+            columns[f"{name}_{end}{unit}"] = (real, ("tokens", f"{name}_interval{unit}", at))
     for phase, kind, name in itertools.product(_PHASES, ("message", "rank"), _STATISTICS):
         place = ("tokens", f"{kind}_latency_us", phase, name)
         columns[f"{phase}_{kind}_latency_{name}_us"] = (real, place)
@@ -456,7 +460,8 @@ def _figures(result: RunResult, tokens: Tokens) -> dict[str, Any]:
     for column, (_, place) in _RESULTS.items():
         value: Any = sources
         for name in place:
-            value = value.get(name) if value is not None else None
+            if value is not None:
+                value = value.get(name) if isinstance(value, dict) else value[name]
         row[column] = value
     return row
 
