@@ -42,6 +42,7 @@ _HOMES = {
     "read_trace": "trace",
     "write_trace": "trace",
     "replay": "replay",
+    "replay_in_parts": "parts",
     "RunResult": "results",
     "Tokens": "tokens",
     "rebuild_tokens": "tokens",
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
         TraceError,
         UbfabricError,
     )
+    from ubfabric.parts import replay_in_parts
     from ubfabric.placement import place_ranks
     from ubfabric.plot import plot_comparison, plot_fct, plot_links, plot_timeline, plot_tokens
     from ubfabric.plot_topology import draw_topology
@@ -125,6 +127,7 @@ __all__ = [
     "read_trace",
     "rebuild_tokens",
     "replay",
+    "replay_in_parts",
     "run_sweep",
     "write_topology",
     "write_trace",

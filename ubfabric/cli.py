@@ -243,16 +243,33 @@ def replay(
     faults: Faults = None,
     account: Account = False,
     sample: Sample = None,
+    spread: Annotated[
+        int | None,
+        typer.Option(
+            help="Open-loop traces: replay layers from rest each, alike ones once, in N processes.",
+            metavar="N",
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            help="The same with the workers of a running Dask scheduler.", metavar="ADDRESS"
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Move every packet of a trace through a fabric.
 
     Example: `ubfabric replay cloudmatrix384 traces/ep320 -o runs/ep320 --path-policy flow-hash`
     """
+    from ubfabric.parts import replay_in_parts
     from ubfabric.replay import replay as run_replay
     from ubfabric.trace import read_trace
 
-    result = run_replay(
+    spreading: dict[str, Any] = {}
+    if spread is not None or scheduler is not None:
+        spreading = {"spread": spread, "scheduler": scheduler}
+    result = (replay_in_parts if spreading else run_replay)(
         _load_topology(topology, fabric),
         read_trace(trace),
         out,
@@ -265,7 +282,11 @@ def replay(
         account=account,
         sample_interval_ps=_interval(sample),
         overwrite=overwrite,
+        **spreading,
     )
+    if spreading:
+        parts = result.summary["parts"]
+        typer.echo(f"{len(parts['layers'])} parts, {parts['simulated']} simulated, each from rest")
     for line in [*_fault_lines(result), _replay_line(result.summary)]:
         typer.echo(line)
     typer.echo(f"wrote {result.path}")

@@ -42,13 +42,11 @@ import hashlib
 import importlib.util
 import itertools
 import json
-import logging
 import math
 import os
 import shutil
 import sys
 import tempfile
-import threading
 import time
 import traceback
 import warnings
@@ -65,6 +63,7 @@ from pydantic import Field, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ubfabric.cluster import check_cluster, connected, one_at_a_time
 from ubfabric.decode import generate_trace
 from ubfabric.distribution import QUANTILES
 from ubfabric.errors import (
@@ -92,10 +91,6 @@ if TYPE_CHECKING:
 SWEEP_SCHEMA = 1
 #: Most points of a sweep: each is a message of some 10 kB that the scheduler holds.
 MAXPOINTS = 10_000
-#: How long a scheduler may take to answer, in seconds.
-CONNECT_TIMEOUT_S = 10
-#: How often a point is begun on a local cluster if its process dies each time.
-ATTEMPTS = 3
 
 _PARTS = ("topology", "workload", "run")
 _PHASES = ("dispatch", "combine")
@@ -622,9 +617,6 @@ class _Folder:
 
 # --------------------------------------------------------------------------- at work
 
-#: ns-3 has one clock a process: tasks of one process take turns.
-_one_at_a_time = threading.Lock()
-
 
 def simulate(
     simulation: Simulation, keep: str | None, scratch: str | None = None
@@ -648,7 +640,7 @@ def simulate(
     """
     started = time.perf_counter()
     try:
-        with _one_at_a_time:
+        with one_at_a_time:
             outcome: dict[str, Any] = {"row": _row(simulation, keep, scratch)}
     except Exception as error:  # whatever it is, the other points go on
         outcome = {
@@ -686,37 +678,6 @@ def _on_worker(simulation: Simulation, keep: str | None) -> dict[str, Any]:
 
     worker = get_worker()
     return simulate(simulation, keep, worker.local_directory) | {"worker": worker.address}
-
-
-@contextlib.contextmanager
-def _connected(workers: int | None, scheduler: str | None) -> Iterator[Client]:
-    """Yield a client of a scheduler, or of a cluster of our own."""
-    import dask
-    from distributed import Client, LocalCluster
-
-    if scheduler is not None:
-        try:
-            client = Client(scheduler, timeout=CONNECT_TIMEOUT_S)
-        except (OSError, TimeoutError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise SpecError(f"scheduler {scheduler}: cannot be reached: {reason}") from None
-        with client:
-            yield client
-        return
-    count = workers or len(os.sched_getaffinity(0))
-    with (
-        dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS - 1}),
-        LocalCluster(
-            n_workers=count,
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=0,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
 
 
 def run_sweep(
@@ -781,10 +742,7 @@ def run_sweep(
     >>> table = ub.run_sweep("sweep.yaml", "sweeps/demo", workers=2)        # doctest: +SKIP
     >>> table.plot("workload.serving.batch_per_npu", "tpot_ms")             # doctest: +SKIP
     """
-    if workers is not None and scheduler is not None:
-        raise SpecError("found both workers and a scheduler; allowed: one of them")
-    if workers is not None and workers < 1:
-        raise SpecError(f"workers: found {workers}, allowed 1 or more")
+    check_cluster(workers, scheduler)
     loaded, label, place = load_sweep(spec)
     points = _plan(loaded, label, place)
     keys = {key: _value_type(point.values.get(key) for point in points) for key in loaded.keys}
@@ -832,7 +790,7 @@ def _simulate_all(
         transient=True,
         disable=not shown,
     )
-    with _connected(workers, scheduler) as client:
+    with connected(workers, scheduler) as client:
         if shown and client.dashboard_link and importlib.util.find_spec("bokeh"):
             console.print(f"dashboard: {client.dashboard_link}", soft_wrap=True, highlight=False)
         with bar:

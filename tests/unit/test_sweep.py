@@ -16,9 +16,10 @@ import pandas as pd
 import pytest
 from distributed import LocalCluster
 
+from ubfabric.cluster import ATTEMPTS
 from ubfabric.errors import ResultError, SpecError, UbfabricWarning
 from ubfabric.results import RunResult
-from ubfabric.sweep import ATTEMPTS, load_sweep, plan_sweep, run_sweep
+from ubfabric.sweep import load_sweep, plan_sweep, run_sweep
 from ubfabric.tokens import rebuild_tokens
 
 BASE = {"topology": "one-node", "workload": "decode-ep8-sample", "run": {"layers": 1}}
@@ -246,7 +247,7 @@ def test_other_folders_are_left_alone(tmp_path):
 
 
 def test_a_scheduler_that_does_not_answer_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("ubfabric.sweep.CONNECT_TIMEOUT_S", 1)
+    monkeypatch.setattr("ubfabric.cluster.CONNECT_TIMEOUT_S", 1)
     with pytest.raises(SpecError, match="tcp://127.0.0.1:1: cannot be reached"):
         run_sweep(sweep(grid={BATCH: [8]}), tmp_path / "out", scheduler="tcp://127.0.0.1:1")
     with pytest.raises(SpecError, match="one of them"):
