@@ -126,6 +126,26 @@ class UbEventQueue
     }
 
     /**
+     * Take the next event if it has the time and the key of one that has left just now.
+     * @param [in] event The event that has left.
+     * @param [out] payload What the next one is about.
+     * @return Whether there was one.
+     */
+    bool PopSame(const Event& event, uint32_t& payload)
+    {
+        // in the same bucket, which is open unless something came since
+        if ((m_head == m_open.size() && !OpenNext()) || event.timePs >> m_shift != m_openBucket ||
+            m_open[m_head].sortable != Sortable(event.timePs, event.key))
+        {
+            return false;
+        }
+        payload = m_open[m_head].payload;
+        ++m_head;
+        --m_size;
+        return true;
+    }
+
+    /**
      * Look at an event that leaves soon, if it is at hand; a hint, for prefetching.
      * @param [in] ahead 0 for the next event, 1 for the one after it, and so on.
      * @param [out] key Its key.
