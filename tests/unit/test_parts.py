@@ -111,6 +111,19 @@ def test_parts_carry_what_one_replay_carries(tmp_path, settings):
     assert late[0]["fct_ps"].tolist() == late[1]["fct_ps"].tolist()
 
 
+def test_links_have_sums_and_the_highest_queue(tmp_path):
+    graph = fabric()
+    alone = [
+        replay(graph, trace(seed), tmp_path / str(seed), progress=False).links() for seed in (1, 2)
+    ]
+    both = replay_in_parts(graph, trace(1, 2), tmp_path / "both").links()
+    for name in ("packets", "bytes", "busy_ps", "no_credit_ps", "retries"):
+        assert (both[name] == alone[0][name] + alone[1][name]).all()
+    highest = np.maximum(alone[0]["max_queue_bytes"], alone[1]["max_queue_bytes"])
+    assert (both["max_queue_bytes"] == highest).all()
+    assert (highest > alone[0]["max_queue_bytes"]).any()
+
+
 def test_without_a_meeting_parts_are_the_one_replay_to_the_byte(tmp_path):
     """Each source sends one flow to a destination of its own: no turn decides anything."""
     rows = [

@@ -271,6 +271,7 @@ def test_a_failed_point_is_noted_and_the_others_are_simulated(tmp_path, cluster)
     # tried again the next time, and off the list when it is not
     with pytest.warns(UbfabricWarning, match="1 of 3"):
         run_sweep(spec, tmp_path / "out", scheduler=cluster)
+    assert len(pd.read_parquet(tmp_path / "out" / "failures.parquet")) == 1
     lines = (tmp_path / "out" / "log.jsonl").read_text().splitlines()
     assert len(lines) == 4
     assert sum("SimulationError" in line for line in lines) == 2
