@@ -49,7 +49,7 @@ def connected(workers: int | None = None, scheduler: str | None = None) -> Itera
         except (OSError, TimeoutError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise SpecError(f"scheduler {scheduler}: cannot be reached: {reason}") from None
-        with client:
+        with client, _quiet():
             yield client
         return
     with (
@@ -65,6 +65,18 @@ def connected(workers: int | None = None, scheduler: str | None = None) -> Itera
         Client(cluster) as client,
     ):
         yield client
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Dask's own words about a lost scheduler from standing beside ours."""
+    logger = logging.getLogger("distributed")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def check_cluster(workers: int | None, scheduler: str | None) -> None:

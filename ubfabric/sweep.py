@@ -85,7 +85,7 @@ from ubfabric.trace import Trace
 from ubfabric.workload import Workload, load_workload
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 #: Version of the folder; it changes when a column changes its name, type or meaning.
 SWEEP_SCHEMA = 1
@@ -821,29 +821,42 @@ def _simulate_all(
 def _outcomes(
     client: Client, by_point: Mapping[str, list[SweepPoint]], folder: _Folder, keep_runs: bool
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield point and outcome in the order in which they become known."""
-    from distributed import KilledWorker, as_completed
+    """Yield point and outcome in the order in which they become known.
 
-    futures = {}
-    for name, same in by_point.items():
+    The scheduler gives up a task whose worker died several times, and with it the tasks that
+    were only waiting there. So whatever was given up is begun again, alone.
+    """
+    from distributed import CancelledError, KilledWorker, as_completed
+
+    def submit(name: str, how: str) -> Future:
         keep = str((folder.path / _RUNS / name).absolute()) if keep_runs else None
-        future = client.submit(_on_worker, same[0].simulation, keep, key=f"ubfabric-{name}")
-        futures[future] = name
-    for future in as_completed(list(futures)):
-        name = futures.pop(future)
-        if future.status == "finished":
-            yield name, future.result()
-        elif future.status == "error":
-            error = future.exception()
-            message = " ".join(str(error).split())
-            if isinstance(error, KilledWorker):
-                message = (
-                    "the worker's process died each time, as when memory runs out or ns-3 refuses "
-                    "its input"
-                )
-            yield name, {"error": type(error).__name__, "message": message}
-        else:
+        return client.submit(
+            _on_worker, by_point[name][0].simulation, keep, key=f"ubfabric-{how}-{name}"
+        )
+
+    def outcome(future: Future) -> dict[str, Any] | None:
+        """Return what came of a task, None if its worker died each time."""
+        try:
+            result: dict[str, Any] = future.result()
+        except KilledWorker:
+            return None
+        except (CancelledError, OSError, TimeoutError):
             raise SimulationError(
                 f"the scheduler was lost; the same command goes on with {folder.path}"
-            )
-        future.release()
+            ) from None
+        finally:
+            future.release()
+        return result
+
+    futures = {submit(name, "any"): name for name in by_point}
+    given_up = []
+    for future in as_completed(list(futures)):
+        name = futures.pop(future)
+        found = outcome(future)
+        if found is None:
+            given_up.append(name)
+        else:
+            yield name, found
+    for name in given_up:
+        why = "the worker's process died each time, as when memory runs out or ns-3 ends it"
+        yield name, outcome(submit(name, "alone")) or {"error": "KilledWorker", "message": why}

@@ -17,7 +17,7 @@ import pytest
 from distributed import LocalCluster
 
 from ubfabric.cluster import ATTEMPTS
-from ubfabric.errors import ResultError, SpecError, UbfabricWarning
+from ubfabric.errors import ResultError, SimulationError, SpecError, UbfabricWarning
 from ubfabric.results import RunResult
 from ubfabric.sweep import load_sweep, plan_sweep, run_sweep
 from ubfabric.tokens import rebuild_tokens
@@ -42,7 +42,7 @@ def cluster():
     with LocalCluster(
         n_workers=1,
         threads_per_worker=1,
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         memory_limit=0,
         silence_logs=logging.CRITICAL,
     ) as local:
@@ -327,7 +327,7 @@ def test_a_point_that_kills_its_process_each_time_is_given_up(tmp_path):
     killed = set()
 
     def kill():
-        while len(killed) < ATTEMPTS:
+        while len(killed) < 2 * ATTEMPTS:
             partials = wait_until(lambda: list((out / "runs").glob(pattern)), "run")
             for process in {int(p.name.split(".partial-")[1].split("-")[0]) for p in partials}:
                 if process not in killed:
@@ -343,6 +343,31 @@ def test_a_point_that_kills_its_process_each_time_is_given_up(tmp_path):
     failures = pd.read_parquet(out / "failures.parquet")
     assert failures["error"].tolist() == ["KilledWorker"]
     assert failures["point"].tolist() == [victim.point]
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_lost_ends_the_sweep_with_one_line(tmp_path, cluster):
+    spec = sweep(grid={BATCH: [8, 16, 24, 32, 40, 48, 56, 64]})
+    out = tmp_path / "out"
+    local = LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        dashboard_address="127.0.0.1:0",
+        memory_limit=0,
+        silence_logs=logging.CRITICAL,
+    )
+
+    def close():
+        wait_until(lambda: list((out / "points").glob("[!.]*.parquet")), "point")
+        local.close()
+
+    closer = threading.Thread(target=close)
+    closer.start()
+    with pytest.raises(SimulationError, match="the scheduler was lost; the same command goes on"):
+        run_sweep(spec, out, scheduler=local.scheduler_address)
+    closer.join()
+    assert 0 < len(files(out)) < 8
+    assert len(run_sweep(spec, out, scheduler=cluster)) == 8
 
 
 def test_a_sweep_that_is_killed_goes_on_where_it_was(tmp_path, cluster):
