@@ -63,6 +63,7 @@ from pydantic import Field, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ubfabric.attributes import credit_warnings
 from ubfabric.cluster import check_cluster, connected, one_at_a_time
 from ubfabric.decode import generate_trace
 from ubfabric.distribution import QUANTILES
@@ -280,6 +281,7 @@ def _plan(spec: SweepSpec, label: str, folder: Path) -> list[SweepPoint]:
     for index, (_, content) in enumerate(resolved):
         by_fabric.setdefault(_digest(content["topology"]), []).append(index)
     points: dict[int, SweepPoint] = {}
+    warned: set[str] = set()
     for indices in by_fabric.values():
         graph = None
         for index in indices:
@@ -292,6 +294,10 @@ def _plan(spec: SweepSpec, label: str, folder: Path) -> list[SweepPoint]:
                 content["settings"] = asdict(checked.config)
                 bare = {key: unwrap(values[key]) for key in spec.keys if key in values}
             points[index] = SweepPoint(bare, _digest(content)[:24], simulation)
+            for line in credit_warnings(graph, checked.arrays, checked.config.payload_bytes):
+                if line not in warned:
+                    warned.add(line)
+                    warnings.warn(f"point {index + 1}: {line}", UbfabricWarning, stacklevel=4)
     return [points[index] for index in range(len(points))]
 
 
@@ -657,7 +663,7 @@ def _row(simulation: Simulation, keep: str | None, scratch: str | None) -> dict[
         raise SpecError(f"the worker has ubfabric {version}, the sweep {simulation.version}")
     graph = load_topology(simulation.topology)
     with tempfile.TemporaryDirectory(dir=scratch) as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UbfabricWarning)
+        warnings.simplefilter("ignore", UbfabricWarning)  # said when the sweep was planned
         result: RunResult = replay(
             graph,
             simulation.trace(),

@@ -120,6 +120,15 @@ def test_a_whole_is_replaced_before_its_parts():
     assert point.simulation.workload.spec.gate.exponent == 0.5
 
 
+def test_warnings_of_a_run_are_said_once_when_the_sweep_is_planned():
+    buffer = "topology.ub.l1.buffer"
+    with pytest.warns(UbfabricWarning) as said:
+        plan_sweep(sweep(grid={"run.seed": [1, 2], buffer: ["64 KiB", "5 kB"]}))
+    lines = [str(one.message) for one in said]
+    assert lines and len(set(lines)) == len(lines)
+    assert all(line.startswith("point 2: ") and "a buffer of 5000 B" in line for line in lines)
+
+
 MISTAKES = {
     "nothing varies": ({}, ["grid", "list"]),
     "unknown top key": ({"gird": {}}, ["gird", "grid, keep_runs, list, run"]),
