@@ -104,6 +104,10 @@ Sample = Annotated[
     str | None,
     typer.Option("--sample", help="Look at all links so often, such as 1us.", metavar="TIME"),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", help="Threads that run the planes; all usable cores if not given."),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace a complete run folder of that name.")
 ]
@@ -256,6 +260,7 @@ def replay(
             help="The same with the workers of a running Dask scheduler.", metavar="ADDRESS"
         ),
     ] = None,
+    threads: Threads = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Move every packet of a trace through a fabric.
@@ -281,6 +286,7 @@ def replay(
         faults=faults,
         account=account,
         sample_interval_ps=_interval(sample),
+        threads=threads,
         overwrite=overwrite,
         **spreading,
     )
@@ -356,6 +362,7 @@ def run(
     faults: Faults = None,
     account: Account = False,
     sample: Sample = None,
+    threads: Threads = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Go from a topology and a workload to the latency of a token, and draw it.
@@ -383,6 +390,7 @@ def run(
         faults=faults,
         account=account,
         sample_interval_ps=_interval(sample),
+        threads=threads,
         overwrite=overwrite,
     )
     rebuilt = rebuild_tokens(result)

@@ -114,7 +114,8 @@ def replay_in_parts(
         Whether a complete run folder of that name may be replaced.
     **settings
         ``payload_bytes``, ``plane_policy``, ``path_policy``, ``n_virtual_lanes``, ``seed``,
-        ``account`` as in :func:`ubfabric.replay`.
+        ``account``, ``watchdog_ps``, ``threads`` as in :func:`ubfabric.replay`, but that
+        processes of their own take one thread each if ``threads`` does not say more.
 
     Returns
     -------
@@ -137,6 +138,8 @@ def replay_in_parts(
     target = check_run_target(out, overwrite=overwrite)
     checked = check_replay(graph, trace, **settings)
     _check_settings(graph, checked, settings)
+    if spread not in (None, 1) or scheduler is not None:
+        settings = {"threads": 1} | {k: v for k, v in settings.items() if v is not None}
     parts = _parts(trace)
     if not parts:
         raise TraceError("the trace has no flows, so there are no parts")

@@ -113,6 +113,8 @@ class SweepRunSpec(Spec):
     faults: str | dict[str, Any] | None = None
     account: bool = False
     sample_interval: Picoseconds | None = None
+    #: A worker has one core, as a rule; no result depends on it.
+    threads: Annotated[Count, Field(ge=1, le=256)] = 1
 
     def replay_settings(self) -> dict[str, Any]:
         """Return the keywords of :func:`ubfabric.replay`."""
@@ -291,7 +293,7 @@ def _plan(spec: SweepSpec, label: str, folder: Path) -> list[SweepPoint]:
                 if graph is None:
                     graph = load_topology(simulation.topology)
                 checked = check_replay(graph, simulation.trace(), **simulation.settings)
-                content["settings"] = asdict(checked.config)
+                content["settings"] = asdict(checked.config) | {"threads": None}
                 bare = {key: unwrap(values[key]) for key in spec.keys if key in values}
             points[index] = SweepPoint(bare, _digest(content)[:24], simulation)
             for line in credit_warnings(graph, checked.arrays, checked.config.payload_bytes):
@@ -393,7 +395,7 @@ def _base_digest(spec: SweepSpec, label: str, folder: Path) -> str:
         workload = _workload_content(load_workload(_placed(spec.workload, folder)))
     except (UbfabricError, OSError) as error:
         raise SpecError(f"{label}: base: {error}") from None
-    return _digest([fabric, workload, spec.run.model_dump(mode="json")])
+    return _digest([fabric, workload, spec.run.model_dump(mode="json", exclude={"threads"})])
 
 
 def _digest(content: Any) -> str:

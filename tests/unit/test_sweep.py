@@ -85,11 +85,13 @@ def test_a_grid_is_every_combination_and_a_list_is_taken_with_each():
 
 def test_a_point_is_what_decides_its_result(tmp_path):
     rate = "topology.ub.die_link.bandwidth"
-    points = plan_sweep(sweep(list=[{}, {rate: "20 GB/s"}, {rate: "20000 MB/s"}, {"run.seed": 1}]))
+    same = [{"run.seed": 1}, {"run.threads": 2}]
+    points = plan_sweep(sweep(list=[{}, {rate: "20 GB/s"}, {rate: "20000 MB/s"}, *same]))
     ids = [point.point for point in points]
     assert ids[1] == ids[2]  # the same rate in other words
     assert ids[0] == ids[3]  # the seed that the workload has anyway
-    assert len({point.file_name for point in points}) == 4
+    assert ids[0] == ids[4]  # no result depends on threads
+    assert len({point.file_name for point in points}) == 5
     assert len(set(ids)) == 2
 
 

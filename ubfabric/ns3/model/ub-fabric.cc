@@ -30,9 +30,6 @@ NS_OBJECT_ENSURE_REGISTERED(UbFabric);
 namespace
 {
 
-/// Packet-hops of a window that make it worth while to wake other threads.
-constexpr uint64_t HOPS_WORTH_THREADS = 500;
-
 /**
  * Make an object from text as ObjectFactory reads it.
  * @tparam Base What it must be.
@@ -169,6 +166,11 @@ UbFabric::GetTypeId()
                           UintegerValue(1),
                           MakeUintegerAccessor(&UbFabric::m_nThreads),
                           MakeUintegerChecker<uint32_t>(1, 256))
+            .AddAttribute("ThreadHops",
+                          "Packet-hops of a window that make it worth while to wake them.",
+                          UintegerValue(500),
+                          MakeUintegerAccessor(&UbFabric::m_threadHops),
+                          MakeUintegerChecker<uint64_t>(1))
             .AddAttribute("NumVirtualLanes",
                           "Virtual lanes of each port, each with a buffer and credits of its own.",
                           UintegerValue(1),
@@ -766,7 +768,7 @@ UbFabric::RunWindow(int64_t limitPs)
     const int64_t reachedPs = m_endpoints->RunBefore(endPs);
     RunPlanes(reachedPs);
     TakeDeliveries(firstPs);
-    m_isBusy = GetPacketHops() - hops >= HOPS_WORTH_THREADS;
+    m_isBusy = GetPacketHops() - hops >= m_threadHops;
     if (m_isBusy && reachedPs == endPs && CanRunAhead())
     {
         int64_t barrierPs = std::min(limitPs, m_nextSamplePs);
@@ -881,7 +883,7 @@ UbFabric::RunAhead(int64_t planesPs, int64_t barrierPs)
         planesPs = endpointsPs;
         endpointsPs = reachedPs;
         goesOn = endpointsPs == targetPs && endpointsPs < barrierPs && !m_endpoints->HasFailed() &&
-                 !m_tasks->NeedsChunk() && GetPacketHops() - hops >= HOPS_WORTH_THREADS &&
+                 !m_tasks->NeedsChunk() && GetPacketHops() - hops >= m_threadHops &&
                  (m_stopAtHops == 0 || GetPacketHops() < m_stopAtHops);
     }
     TakeDeliveries(0);

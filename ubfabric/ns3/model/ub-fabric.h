@@ -343,6 +343,7 @@ class UbFabric : public Object, public UbWindowedProcess
 
     uint32_t m_payloadBytes{0};        //!< attribute
     uint32_t m_nThreads{1};            //!< attribute
+    uint64_t m_threadHops{1};          //!< attribute
     uint32_t m_nLanes{0};              //!< attribute
     uint64_t m_seed{0};                //!< attribute
     uint32_t m_cellBytes{1};           //!< attribute

@@ -25,13 +25,18 @@ constexpr uint32_t FIRST_TIMES = 8;
 /// Events that a bucket should hold: few enough to sort in a moment.
 constexpr double EVENTS_PER_BUCKET = 16.0;
 
+/// What the arrays need for a link, all in all.
+constexpr size_t BYTES_PER_LINK = 512;
+
 /// Parts per million in one.
 constexpr double PPM = 1e6;
 
 } // namespace
 
 UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSettings& settings)
-    : m_settings(settings),
+    : m_memory(uint64_t{arrays.nLinks} / std::max(1U, arrays.nPlanes) * BYTES_PER_LINK),
+      m_queue(&m_memory),
+      m_settings(settings),
       m_nLanes(settings.nLanes),
       m_seed(UbMix(settings.seed ^ (uint64_t{plane} << 32))),
       m_localLink(arrays.nLinks, UB_NONE),

@@ -6,6 +6,7 @@
 
 #include "ub-event-queue.h"
 #include "ub-fabric-arrays.h"
+#include "ub-huge-pages.h"
 
 #include <deque>
 #include <memory>
@@ -1191,17 +1192,18 @@ class UbPlane
      */
     virtual void ResetPolicy(uint32_t nGroups) = 0;
 
+    UbHugePages m_memory;                    //!< memory of the arrays
     UbEventQueue m_queue;                    //!< events
-    std::vector<Link> m_links;               //!< links of the plane
-    std::vector<Lane> m_lanes;               //!< [link][lane]
-    std::vector<Queue> m_queues;             //!< packets waiting, by output, lane and input
-    std::vector<uint64_t> m_words;           //!< which queues hold packets
+    std::pmr::vector<Link> m_links{&m_memory};               //!< links of the plane
+    std::pmr::vector<Lane> m_lanes{&m_memory};               //!< [link][lane]
+    std::pmr::vector<Queue> m_queues{&m_memory};             //!< packets waiting, by output, lane and input
+    std::pmr::vector<uint64_t> m_words{&m_memory};           //!< which queues hold packets
     std::vector<Switch> m_switches;          //!< switches of the plane
-    std::vector<Input> m_inputs;             //!< inputs of the switches
-    std::vector<Packet> m_packets;           //!< pool of packets
-    std::vector<uint32_t> m_reverse;         //!< the other direction of each link's cable
-    std::vector<int64_t> m_noCreditPs;       //!< by link: time waiting for credit
-    std::vector<SourceQueue> m_sourceQueues; //!< [link][lane], used where links leave endpoints
+    std::pmr::vector<Input> m_inputs{&m_memory};             //!< inputs of the switches
+    std::pmr::vector<Packet> m_packets{&m_memory};           //!< pool of packets
+    std::pmr::vector<uint32_t> m_reverse{&m_memory};         //!< the other direction of each link's cable
+    std::pmr::vector<int64_t> m_noCreditPs{&m_memory};       //!< by link: time waiting for credit
+    std::pmr::vector<SourceQueue> m_sourceQueues{&m_memory}; //!< [link][lane], used where links leave endpoints
     std::vector<std::pair<uint32_t, uint32_t>> m_sent; //!< flow and bytes, by record
     std::vector<uint32_t> m_freeSent;                  //!< unused records
     std::vector<int64_t> m_deficit;   //!< [link][lane] bytes that the lane may still send
@@ -1408,7 +1410,7 @@ class UbPlane
      */
     Watch& WatchLink(uint32_t link);
 
-    std::vector<Credit> m_firstRings;                   //!< rings as they are at first, all lanes
+    std::pmr::vector<Credit> m_firstRings{&m_memory};                   //!< rings as they are at first, all lanes
     std::vector<std::unique_ptr<Credit[]>> m_moreRings; //!< rings that grew
     std::vector<uint32_t> m_linkNumber;                 //!< number of a link in the fabric
     std::vector<uint32_t> m_localLink;   //!< number in the plane of a link of the fabric
@@ -1419,8 +1421,8 @@ class UbPlane
     std::vector<Allowance> m_allowances; //!< by link, if switches grant windows
     std::unordered_map<uint32_t, Unacknowledged> m_unacknowledged; //!< of links that keep little
     std::vector<uint32_t> m_owed;         //!< by link: control blocks not yet paid for
-    std::vector<Departures> m_departures; //!< by link
-    std::vector<int64_t> m_firstTimes;    //!< rings of departures as they are at first
+    std::pmr::vector<Departures> m_departures{&m_memory}; //!< by link
+    std::pmr::vector<int64_t> m_firstTimes{&m_memory};    //!< rings of departures as they are at first
     std::vector<std::unique_ptr<int64_t[]>> m_moreTimes; //!< rings that grew
     std::vector<uint32_t> m_outputNumber; //!< by link: number among the outputs of its switch
     std::vector<Queue> m_inLine;          //!< [link][lane] packets behind the first of an input
