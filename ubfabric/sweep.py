@@ -492,9 +492,16 @@ def _cell(value: Any, kind: pa.DataType) -> Any:
 
 def _write_table(table: pa.Table, path: Path) -> None:
     """Write a Parquet file that appears under its name when it is whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(table, partial, compression="zstd", compression_level=1)
-    os.replace(partial, path)
+    try:
+        pq.write_table(table, _partial(path), compression="zstd", compression_level=1)
+        os.replace(_partial(path), path)
+    except OSError as error:
+        raise ResultError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _partial(path: Path) -> Path:
+    """Return the name of a file until it is whole; readers of a data set pass over it."""
+    return path.with_name(f".{path.name}.partial")
 
 
 class _Folder:
@@ -522,19 +529,21 @@ class _Folder:
     def _open(self, about: Mapping[str, Any]) -> None:
         if self.path.is_dir() and not (self.path / _ABOUT).is_file():
             # sweep.json comes first, so other content is not a sweep's
-            foreign = sorted({item.name for item in self.path.iterdir()} - {".lock"})
+            ours = {".lock", _partial(self.path / _ABOUT).name}
+            foreign = sorted({item.name for item in self.path.iterdir()} - ours)
             if foreign:
                 raise ResultError(
                     f"{self.path}: the folder holds {foreign[0]!r} and is not that of a sweep; "
                     "give a new or an empty folder"
                 )
-        (self.path / POINTS).mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ResultError(f"{self.path}: another sweep is at work in this folder") from None
         self._check(about)
+        (self.path / POINTS).mkdir(exist_ok=True)
         for partial in self.path.glob("**/.*.partial*"):
             if partial.is_dir():
                 shutil.rmtree(partial, ignore_errors=True)
@@ -547,9 +556,8 @@ class _Folder:
         """Refuse a folder that belongs to another sweep, and say in what they differ."""
         file = self.path / _ABOUT
         if not file.is_file():
-            partial = file.with_name(f".{file.name}.partial")
-            partial.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-            os.replace(partial, file)
+            _partial(file).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+            os.replace(_partial(file), file)
             return
         try:
             found = json.loads(file.read_text(encoding="utf-8"))

@@ -250,6 +250,13 @@ def test_a_folder_belongs_to_one_sweep(tmp_path, cluster, change, part):
     assert files(tmp_path / "out") == before
 
 
+def test_a_folder_whose_sweep_was_killed_at_once_is_taken(tmp_path, cluster):
+    (tmp_path / ".lock").write_text("")
+    (tmp_path / ".sweep.json.partial").write_text("{")
+    assert len(run_sweep(sweep(grid={BATCH: [8]}), tmp_path, scheduler=cluster)) == 1
+    assert not (tmp_path / ".sweep.json.partial").exists()
+
+
 def test_other_folders_are_left_alone(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(ResultError, match="letter.txt"):
