@@ -874,10 +874,7 @@ def _statement(step: dict[str, Any]) -> str:
     text += f", the mean of {step['increments']} increments of {low:,.1f} to {high:,.1f} us; "
     if not step["drawn"]:
         return text + "the layers were not drawn at random, so the error is unknown"
-    return (
-        text + f"{100 * CONFIDENCE:g} % interval of the step "
-        f"+- {step['reach_ps'] / _PS_PER_MS:.2f} ms"
-    )
+    return text + f"{_confident()} interval of the step +- {step['reach_ps'] / _PS_PER_MS:.2f} ms"
 
 
 #: Results of a paper row: key, name, unit, scale to it, and the simulated value.
@@ -1056,6 +1053,16 @@ def _render(tokens: Tokens) -> RenderableType:
         for phase, stats in s[key].items():
             values = [f"{stats[name]:,.1f}" for name in _STATISTICS]
             table.add_row(phase, label, *values)
+    if s["extrapolated"] and s["moe_layers_drawn"]:
+        seen = tokens.intervals[tokens.intervals["quantity"].isin(["message", "rank"])]
+        for (label, phase), rows in seen.groupby(["quantity", "phase"], sort=False):
+            spans = [
+                f"{row['statistic']} {_span(row['low_ps'], row['high_ps'])}"
+                for row in rows.to_dict("records")
+            ]
+            parts.append(
+                Text(f"{phase} by {label} over all layers, {_confident()}: {', '.join(spans)} us")
+            )
     for phase, stats in s["rank_latency_us"].items():
         parts.append(
             Text(
@@ -1079,6 +1086,18 @@ def _render(tokens: Tokens) -> RenderableType:
         )
     )
     return Group(*parts)
+
+
+def _confident() -> str:
+    return f"{100 * CONFIDENCE:g} %"
+
+
+def _span(low_ps: float, high_ps: float) -> str:
+    """Say an interval in microseconds; an end may be missing."""
+    low, high = low_ps / _PS_PER_US, high_ps / _PS_PER_US
+    if math.isnan(low):
+        return "unknown" if math.isnan(high) else f"up to {high:,.1f}"
+    return f"{low:,.1f} or more" if math.isnan(high) else f"{low:,.1f} to {high:,.1f}"
 
 
 #: Columns of text, which align left.

@@ -116,6 +116,15 @@ def test_behind_a_dense_layer_the_first_increment_counts(tmp_path):
     assert tokens.summary["layer_us"] == pytest.approx(520 / 3)
 
 
+def test_the_text_says_what_the_draw_leaves_open(tmp_path):
+    text = rebuild(tmp_path, skew=0.5, metadata=METADATA).to_text(width=200)
+    (line,) = (line for line in text.splitlines() if line.startswith("dispatch by message over"))
+    assert line.startswith("dispatch by message over all layers, 95 %: mean ")
+    assert " to " in line and "or more" in line and line.endswith(" us")
+    everything = rebuild(tmp_path / "all", metadata=METADATA | {"n_moe_layers_total": 3})
+    assert "over all layers" not in everything.to_text()
+
+
 def test_layers_that_were_not_drawn_have_no_interval(tmp_path):
     metadata = METADATA | {"n_moe_layers_total": 10, "moe_layers_drawn": False}
     tokens = rebuild_tokens(layer_run(tmp_path, [100, 400, 500, 620], metadata))
