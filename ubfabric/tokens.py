@@ -1061,7 +1061,7 @@ def _render(tokens: Tokens) -> RenderableType:
                 for row in rows.to_dict("records")
             ]
             parts.append(
-                Text(f"{phase} by {label} over all layers, {_confident()}: {', '.join(spans)} us")
+                Text(f"{phase} by {label} over all layers, {_confident()}, us: {', '.join(spans)}")
             )
     for phase, stats in s["rank_latency_us"].items():
         parts.append(
