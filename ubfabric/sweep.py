@@ -635,7 +635,7 @@ class _Folder:
 
 
 def simulate(
-    simulation: Simulation, keep: str | None, scratch: str | None = None
+    simulation: Simulation, keep: str | None = None, scratch: str | None = None
 ) -> dict[str, Any]:
     """Simulate one point; this is what a worker runs.
 
