@@ -14,7 +14,7 @@ from ubfabric.sweep import plan_sweep, run_sweep, simulate
 SWEEP = {
     "topology": "two-nodes",
     "workload": "decode-ep32-sample",
-    "run": {"layers": 4, "payload_bytes": 512},
+    "run": {"layers": 16, "payload_bytes": 512},
     "grid": {
         "workload.serving.batch_per_npu": [24, 32, 40, 48],
         "run.seed": [1, 2, 3],
