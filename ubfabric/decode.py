@@ -5,15 +5,16 @@ every die has two streams, attention on stream 0 and the expert part (gate, disp
 combine) on stream 1, and two microbatches alternate on them. Attention of a layer waits for
 the microbatch's combine of the layer before; the expert part waits for its attention.
 
-Layers in order: the dense ones, the MoE ones, then, once for each MTP token, an MTP layer
-(an MoE layer that begins with the LM head and sampling of the tokens before), and last the
-head. ``layers=k`` leaves out the MoE layers after the first ``k``; the rest stays, and the
-metadata say how many were left out.
+Layers in order: the dense ones, the MoE ones, then, once for each MTP token, an MTP layer (an
+MoE layer that begins with the LM head and sampling of the tokens before), and last the head.
+``layers=k`` keeps ``k`` MoE layers, drawn by the seed (:mod:`ubfabric.sampling`), in the order
+of the model: each with its number, its popularity of experts and its routing, and each follows
+the one drawn before it. The rest stays, and the metadata say how many there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import pyarrow as pa
 from ubfabric.errors import SpecError
 from ubfabric.gate import LayerPopularity, route_tokens
 from ubfabric.placement import ExpertPlacement, place_experts
+from ubfabric.sampling import draw_layers
 from ubfabric.trace import FLOW_SCHEMA, TASK_SCHEMA, TRACE_SCHEMA, Trace, TraceChunk, empty_table
 from ubfabric.workload import ELEMENT_BYTES, RooflineTimeSpec, Workload, WorkloadSpec, load_workload
 
@@ -32,7 +34,7 @@ ATTENTION_STREAM, EXPERT_STREAM = 0, 1
 PHASES = ("dispatch", "combine")
 _PS_PER_S = 10**12
 # What a random generator is for; part of its seed.
-_FOR_POPULARITY, _FOR_ROUTING, _FOR_ORDER = 1, 2, 3
+_FOR_POPULARITY, _FOR_ROUTING, _FOR_ORDER, _FOR_LAYERS = 1, 2, 3, 4
 _ALL_MICROBATCHES = -1
 # Counting every pair of ranks is faster than sorting messages up to about this ratio.
 _PAIRS_COUNTED_PER_MESSAGE = 16
@@ -81,8 +83,8 @@ class DecodeStep:
         Checked specification.
     seed : int
         Seeds popularity, routing and send order, by layer and microbatch.
-    layers : int
-        MoE layers to emit.
+    layers : int or sequence of int
+        How many MoE layers to emit, drawn by the seed, or which, by their numbers in the model.
 
     Raises
     ------
@@ -90,27 +92,40 @@ class DecodeStep:
         If ``layers`` or ``seed`` is out of range, or the gate's file does not fit.
     """
 
-    def __init__(self, workload: Workload, seed: int, layers: int) -> None:
+    def __init__(self, workload: Workload, seed: int, layers: int | Sequence[int]) -> None:
         self.spec: WorkloadSpec = workload.spec
         self.seed = seed
         model = self.spec.model
-        if not 1 <= layers <= model.moe_layers:
-            raise SpecError(f"layers: found {layers}, allowed 1 to {model.moe_layers} MoE layers")
         if seed < 0:
             raise SpecError(f"seed: found {seed}, allowed 0 or more")
+        first, total = model.dense_layers, model.moe_layers
+        self.is_drawn = isinstance(layers, (int, np.integer))
+        if isinstance(layers, (int, np.integer)):
+            if not 1 <= layers <= total:
+                raise SpecError(f"layers: found {layers}, allowed 1 to {total} MoE layers")
+            drawn = draw_layers(total, int(layers), self._rng(0, _FOR_LAYERS))
+            self.moe_layers = [first + layer for layer in drawn]
+        else:
+            self.moe_layers = list(layers)
+            wanted = sorted(set(self.moe_layers) & set(range(first, model.layers)))
+            if not wanted or wanted != self.moe_layers:
+                raise SpecError(
+                    f"layers: found {self.moe_layers}, allowed MoE layers {first} to "
+                    f"{model.layers - 1}, ascending, each once"
+                )
         self.n_ranks = self.spec.deployment.ranks
         self.popularity: LayerPopularity = self.spec.gate.prepare(
             model.routed_experts, workload.folder
         )
-        self.plans = self._plan(layers)
+        self.plans = self._plan()
 
-    def _plan(self, moe_layers: int) -> list[LayerPlan]:
+    def _plan(self) -> list[LayerPlan]:
         model, serving = self.spec.model, self.spec.serving
         requests = self.spec.requests_per_rank
         tokens = self.spec.tokens_per_rank // serving.microbatches
         rows: list[tuple[int, str, int, int]] = []
         rows += [(layer, "dense", tokens, 0) for layer in range(model.dense_layers)]
-        rows += [(model.dense_layers + i, "moe", tokens, 0) for i in range(moe_layers)]
+        rows += [(layer, "moe", tokens, 0) for layer in self.moe_layers]
         head_tokens = self.spec.tokens_per_rank
         for guess in range(serving.mtp_tokens):
             # The first pass needs the state of every verified position, later ones only extend it.
@@ -387,7 +402,7 @@ def _dictionary(codes: np.ndarray, names: tuple[str, ...]) -> pa.DictionaryArray
 def generate_trace(
     source: str | Path | Mapping[str, Any] | Workload,
     *,
-    layers: int | None = None,
+    layers: int | Sequence[int] | None = None,
     seed: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Trace:
@@ -397,8 +412,10 @@ def generate_trace(
     ----------
     source : str, Path, mapping or Workload
         A shipped name such as ``deepseek-r1-decode-ep320``, a YAML file, or its content.
-    layers : int, optional
-        MoE layers to emit; the specification's ``simulate_moe_layers``, else all.
+    layers : int or sequence of int, optional
+        How many MoE layers to emit, drawn by the seed; the specification's
+        ``simulate_moe_layers``, else all. A sequence gives them by their numbers in the model,
+        ascending; the token stage then extrapolates without an interval.
     seed : int, optional
         Replaces the specification's seed.
     overrides : mapping, optional
@@ -472,6 +489,7 @@ def _metadata(workload: Workload, step: DecodeStep) -> dict[str, Any]:
         "mtp": {"tokens": serving.mtp_tokens, "acceptance": serving.mtp_acceptance},
         "n_dense_layers": model.dense_layers,
         "n_moe_layers_total": model.moe_layers,
+        "moe_layers_drawn": step.is_drawn,
         "n_moe_layers_simulated": sum(plan.label == "moe" for plan in step.plans),
         "layers": [
             {"layer": plan.layer, "label": plan.label, "tokens_per_microbatch": plan.tokens}
