@@ -40,10 +40,7 @@ class UbWindowedProcess
      * @return Whether ordinary events are spread over several operating system processes, which
      * this one keeps in step.
      */
-    virtual bool IsSpread() const
-    {
-        return false;
-    }
+    virtual bool IsSpread() const = 0;
 
     /**
      * Agree on the next window, if IsSpread(); each waits for the others. Ordinary events before
@@ -52,10 +49,7 @@ class UbWindowedProcess
      * @param [in] stops Whether somebody here wants to stop.
      * @return End of the window; UB_NEVER if all is over or anybody wants to stop.
      */
-    virtual int64_t Meet(int64_t ordinaryPs [[maybe_unused]], bool stops [[maybe_unused]])
-    {
-        return -1; // never asked
-    }
+    virtual int64_t Meet(int64_t ordinaryPs, bool stops) = 0;
 };
 
 /**

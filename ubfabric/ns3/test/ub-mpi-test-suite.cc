@@ -264,6 +264,10 @@ class UbMpiRankTestCase : public UbTestCase
         helper.SetFabricAttribute("CreditReturn", StringValue("Piggyback"));
         helper.SetFabricAttribute("Exchange", PointerValue(exchange));
         helper.SetFabricAttribute("KeepAccount", BooleanValue(true));
+        // in one scenario: many threads of many ranks on few cores are slow
+        const bool hasThreads = exchange && m_scenario.name == "faulty";
+        helper.SetFabricAttribute("Threads", UintegerValue(hasThreads ? 2 : 1));
+        helper.SetFabricAttribute("ThreadHops", UintegerValue(1));
         if (m_scenario.isWatched)
         {
             helper.SetFabricAttribute("SampleInterval", TimeValue(MicroSeconds(1)));
