@@ -71,7 +71,7 @@ UbEndpointProcess::UbEndpointProcess(const UbFabricArrays& arrays,
             group.fullPs = UbSerialisePs(group.fullBytes, group.engineBytesPerS);
         }
         m_engines.resize(m_engines.size() + endpoint.nCores + endpoint.nSdma);
-        m_lookaheadPs = std::min(m_lookaheadPs, endpoint.receiveLatencyPs);
+        endpoint.lookaheadPs = endpoint.receiveLatencyPs;
         for (uint32_t plane = 0; plane < arrays.nPlanes; ++plane)
         {
             if (m_planes[plane]->Reaches(node))
@@ -104,7 +104,7 @@ UbEndpointProcess::UbEndpointProcess(const UbFabricArrays& arrays,
         m_described |= transport.GetStyle() == UbTransport::DESCRIBE ? 1U << network : 0;
         for (uint32_t node = 0; node < arrays.nNodes; ++node)
         {
-            const Endpoint& endpoint = m_endpoints[node];
+            Endpoint& endpoint = m_endpoints[node];
             if (arrays.nodeIsEndpoint[node] == 0)
             {
                 continue;
@@ -118,7 +118,8 @@ UbEndpointProcess::UbEndpointProcess(const UbFabricArrays& arrays,
                                             << " ps; it must be above 0 and at most the receive "
                                                "latency of "
                                             << endpoint.receiveLatencyPs << " ps");
-                m_lookaheadPs = std::min(m_lookaheadPs, endpoint.acknowledgeLatencyPs);
+                endpoint.lookaheadPs =
+                    std::min(endpoint.lookaheadPs, endpoint.acknowledgeLatencyPs);
             }
             if (transport.CanRead())
             {
@@ -126,13 +127,20 @@ UbEndpointProcess::UbEndpointProcess(const UbFabricArrays& arrays,
                                 "endpoint " << node << " has a memory read latency of "
                                             << endpoint.memoryReadLatencyPs
                                             << " ps; it must be above 0");
-                m_lookaheadPs = std::min(m_lookaheadPs, endpoint.memoryReadLatencyPs);
+                endpoint.lookaheadPs = std::min(endpoint.lookaheadPs, endpoint.memoryReadLatencyPs);
             }
         }
     }
+    int64_t leastPs = UB_NEVER;
+    for (uint32_t node = 0; node < arrays.nNodes; ++node)
+    {
+        leastPs = arrays.nodeIsEndpoint[node] != 0
+                      ? std::min(leastPs, m_endpoints[node].lookaheadPs)
+                      : leastPs;
+    }
     for (const auto& transport : m_transports)
     {
-        NS_ABORT_MSG_IF(transport->GetTimeoutPs() < m_lookaheadPs,
+        NS_ABORT_MSG_IF(transport->GetTimeoutPs() < leastPs,
                         "a timeout of " << transport->GetTimeoutPs()
                                         << " ps is shorter than an endpoint needs to react");
     }
@@ -809,6 +817,8 @@ UbEndpointProcess::SendDevicePacket(uint32_t src,
                                     uint8_t lane,
                                     int64_t nowPs)
 {
+    Attend(src);
+    Attend(dst);
     UbInjection injection{};
     injection.flow = UB_DEVICE_FLOW | handle;
     injection.srcEndpoint = src;

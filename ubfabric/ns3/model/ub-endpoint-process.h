@@ -335,7 +335,17 @@ class UbEndpointProcess : public UbTransportHost
     }
 
     /**
-     * @return Smallest time between an arrival on a plane and what an endpoint does about it.
+     * Take into account how soon an endpoint acts on arrivals; before the first packet to it.
+     * @param [in] endpoint An endpoint.
+     */
+    void Attend(uint32_t endpoint)
+    {
+        m_lookaheadPs = std::min(m_lookaheadPs, m_endpoints[endpoint].lookaheadPs);
+    }
+
+    /**
+     * @return Smallest time between an arrival on a plane and what an endpoint with traffic does
+     * about it.
      */
     int64_t LookaheadPs() const
     {
@@ -447,6 +457,7 @@ class UbEndpointProcess : public UbTransportHost
     struct Endpoint
     {
         int64_t receiveLatencyPs{0};     //!< last byte in to seen
+        int64_t lookaheadPs{UB_NEVER};   //!< packet in to anything that it does, at least
         bool overlapsIssue{false};       //!< an engine prepares a message while it streams another
         int64_t memoryReadLatencyPs{0};  //!< read request in to data out
         int64_t acknowledgeLatencyPs{0}; //!< packet in to response out
@@ -707,7 +718,7 @@ class UbEndpointProcess : public UbTransportHost
     std::set<Timer> m_timers;              //!< timers by time
     UbEndpointError m_error;               //!< first packet in trouble
     bool m_hasFailed{false};               //!< a source gave up
-    int64_t m_lookaheadPs{UB_NEVER};       //!< smallest latency of an endpoint
+    int64_t m_lookaheadPs{UB_NEVER};       //!< smallest latency of an endpoint with traffic
     int64_t m_lastPs{0};                   //!< time of the last event
     uint64_t m_packetsSent{0};             //!< packets sent
     uint64_t m_bytesSent{0};               //!< payload bytes sent

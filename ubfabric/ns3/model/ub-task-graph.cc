@@ -57,6 +57,11 @@ UbTaskGraph::AddChunk(const UbChunkArrays& arrays, int64_t nowPs)
     chunk.isLive = true;
     m_isLast = arrays.isLast;
 
+    for (uint32_t i = 0; i < arrays.nFlows; ++i)
+    {
+        m_endpoints.Attend(arrays.flows[i].src);
+        m_endpoints.Attend(arrays.flows[i].dst);
+    }
     std::vector<uint32_t> touched;
     for (uint32_t i = 0; i < arrays.nTasks; ++i)
     {
