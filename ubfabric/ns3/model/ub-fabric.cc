@@ -505,6 +505,14 @@ UbFabric::Build(const UbFabricArrays& arrays)
 
     m_impl = DynamicCast<UbSimulatorImpl>(Simulator::GetImplementation());
     NS_ABORT_MSG_IF(IsSpread() && !m_impl, "SpreadNodes needs ns3::UbSimulatorImpl");
+    for (uint32_t node = 0; m_partition && (IsSpread() || !m_impl) && node < m_nNodes; ++node)
+    {
+        // ordinary events run ahead by a window, which traffic that they begin must not shorten
+        if (arrays.nodeIsEndpoint[node] != 0)
+        {
+            m_endpoints->Attend(node);
+        }
+    }
     if (m_impl)
     {
         m_impl->AddProcess(this);
