@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 
-import ubfabric
+from ubfabric import _bridge
 
 
 def test_the_installed_library_has_nothing_of_mpi():
-    folder = Path(ubfabric.__file__).parent / "_lib"
-    library = next(folder.glob("libubfabric.*"))
+    library = _bridge.library_path()
     assert b"UbPlaneExchange" in library.read_bytes()
     assert b"MPI_" not in library.read_bytes()
-    assert not list((folder / "include" / "ns3").glob("ub-mpi-*"))
+    assert not list((library.parent / "include" / "ns3").glob("ub-mpi-*"))
 
 
 @pytest.fixture
