@@ -1,13 +1,22 @@
 """One decode step of a mixture-of-experts model as a trace.
 
 The step follows CloudMatrix-Infer's microbatch pipeline (arXiv 2506.12708, decode section):
-every die has two streams, attention on stream 0 and the expert part (gate, dispatch, expert,
-combine) on stream 1, and two microbatches alternate on them. Attention of a layer waits for
-the microbatch's combine of the layer before; the expert part waits for its attention.
+every die has two streams, attention (prologue, attention over the cache, output projection) on
+stream 0 and the expert part (gate, dispatch, expert, combine) on stream 1, and two microbatches
+alternate on them. Attention of a layer waits for the microbatch's combine of the layer before;
+the expert part waits for its attention. With one microbatch every operator has all cores.
+
+Dispatch and combine are fused operators in stages, each a task: write the messages, then a flag
+with the count to every rank; receive, once all flags are there; copy what came to where the next
+operator wants it. Quantisation, address and checks are part of what a message costs a core. With
+one buffer in place of two, a round of flags goes before, when a rank has emptied its buffer.
+
+With tensor parallelism neighbouring ranks share the heads of attention: before it each gathers
+the states of the others' tokens, after it each gets the sums of its own.
 
 Layers in order: the dense ones, the MoE ones, then, once for each MTP token, an MTP layer
-(an MoE layer that begins with the LM head and sampling of the tokens before), and last the
-head. ``layers=k`` leaves out the MoE layers after the first ``k``; the rest stays, and the
+(an MoE layer that begins with the LM head, the sampling of the tokens before and the projection
+of both), and last the head, with the gap that the host leaves between two steps. ``layers=k`` leaves out the MoE layers after the first ``k``; the rest stays, and the
 metadata say how many were left out.
 """
 
@@ -23,14 +32,19 @@ import pyarrow as pa
 
 from ubfabric.errors import SpecError
 from ubfabric.gate import LayerPopularity, route_tokens
+from ubfabric.operators import ELEMENT_BYTES, OperatorTimes
 from ubfabric.placement import ExpertPlacement, place_experts
 from ubfabric.trace import FLOW_SCHEMA, TASK_SCHEMA, TRACE_SCHEMA, Trace, TraceChunk, empty_table
-from ubfabric.workload import ELEMENT_BYTES, RooflineTimeSpec, Workload, WorkloadSpec, load_workload
+from ubfabric.workload import Workload, WorkloadSpec, load_workload
 
 #: Streams of a die.
 ATTENTION_STREAM, EXPERT_STREAM = 0, 1
 PHASES = ("dispatch", "combine")
+#: Phases among the ranks that share heads: states before attention, partial sums after it.
+GATHER, REDUCE = "gather", "reduce"
 _PS_PER_S = 10**12
+#: Hidden states travel between ranks that share heads in BF16.
+_STATE_BYTES = 2
 # What a random generator is for; part of its seed.
 _FOR_POPULARITY, _FOR_ROUTING, _FOR_ORDER = 1, 2, 3
 _ALL_MICROBATCHES = -1
@@ -62,14 +76,34 @@ class LayerPlan:
     tokens: int
     head_tokens: int = 0
 
-    def operators(self, microbatches: int) -> list[tuple[str, int]]:
-        """Return ``(kind, microbatch)`` of the layer's tasks of one rank, in table order."""
-        head = [("head", _ALL_MICROBATCHES)] if self.head_tokens else []
-        if self.label == "head":
-            return head
-        parts = ("ffn",) if self.label == "dense" else ("gate", "dispatch", "expert", "combine")
-        both = range(microbatches)
-        return head + [("attention", m) for m in both] + [(kind, m) for m in both for kind in parts]
+
+@dataclass(frozen=True)
+class Stage:
+    """One task of each rank in a layer.
+
+    Attributes
+    ----------
+    kind : str
+        Operator, or operator and stage: ``dispatch-copy``.
+    microbatch : int
+        -1 when it concerns all.
+    sends, waits : str
+        Phases, as in the task table.
+    """
+
+    kind: str
+    microbatch: int
+    sends: str = ""
+    waits: str = ""
+
+    @property
+    def stream(self) -> int:
+        """Stream that runs it."""
+        on_attention = (*_HEAD, "prologue", "attention", "output", GATHER, REDUCE)
+        return ATTENTION_STREAM if self.kind.split("-")[0] in on_attention else EXPERT_STREAM
+
+
+_HEAD = ("head", "sampling", "projection", "host")
 
 
 class DecodeStep:
@@ -99,6 +133,10 @@ class DecodeStep:
         if seed < 0:
             raise SpecError(f"seed: found {seed}, allowed 0 or more")
         self.n_ranks = self.spec.deployment.ranks
+        self.tensor_parallel = self.spec.deployment.attention_tp
+        self.times = OperatorTimes(
+            model, self.spec.machine, self.spec.operators, workload.folder, self.tensor_parallel
+        )
         self.popularity: LayerPopularity = self.spec.gate.prepare(
             model.routed_experts, workload.folder
         )
@@ -122,8 +160,59 @@ class DecodeStep:
         for layer, label, layer_tokens, before in rows:
             plan = LayerPlan(layer, label, first_task, layer_tokens, before)
             plans.append(plan)
-            first_task += len(plan.operators(serving.microbatches)) * self.n_ranks
+            first_task += len(self.stages(plan)) * self.n_ranks
         return plans
+
+    def stages(self, plan: LayerPlan) -> list[Stage]:
+        """Return the tasks of one rank in a layer, in table order: both streams' order."""
+        stages = []
+        if plan.head_tokens:
+            stages += [Stage("head", _ALL_MICROBATCHES), Stage("sampling", _ALL_MICROBATCHES)]
+        if plan.label == "head":
+            return [*stages, Stage("host", _ALL_MICROBATCHES)]
+        if plan.label == "mtp":
+            stages.append(Stage("projection", _ALL_MICROBATCHES))
+        both = range(self.spec.serving.microbatches)
+        return stages + [
+            stage
+            for chain in (self._attention_chain, self._expert_chain)
+            for microbatch in both
+            for stage in chain(plan, microbatch)
+        ]
+
+    def _attention_chain(self, plan: LayerPlan, microbatch: int) -> list[Stage]:
+        stages = [Stage(kind, microbatch) for kind in ("prologue", "attention", "output")]
+        if self.tensor_parallel > 1:
+            stages.insert(0, Stage(GATHER, microbatch, GATHER, GATHER))
+            stages.append(Stage(REDUCE, microbatch, REDUCE, REDUCE))
+            stages.append(Stage(f"{REDUCE}-copy", microbatch))
+        return stages
+
+    def _expert_chain(self, plan: LayerPlan, microbatch: int) -> list[Stage]:
+        if plan.label == "dense":
+            return [Stage("ffn", microbatch)]
+        return [
+            Stage("gate", microbatch),
+            *self._fused("dispatch", microbatch),
+            Stage("expert", microbatch),
+            *self._fused("combine", microbatch),
+        ]
+
+    def _fused(self, phase: str, microbatch: int) -> list[Stage]:
+        """Return the stages of a fused dispatch or combine."""
+        messages = self.spec.messages
+        copy = Stage(f"{phase}-copy", microbatch)
+        if not messages.flag:
+            return [Stage(phase, microbatch, phase, phase), copy]
+        ready, flag = f"{phase}-ready", f"{phase}-flag"
+        before = [Stage(ready, microbatch, ready, ready)] if messages.buffers == 1 else []
+        return [
+            *before,
+            Stage(phase, microbatch, phase),
+            Stage(flag, microbatch, flag, flag),
+            Stage(f"{phase}-receive", microbatch, "", phase),
+            copy,
+        ]
 
     def chunks(self) -> Iterator[TraceChunk]:
         """Yield all chunks in order."""
@@ -134,7 +223,7 @@ class DecodeStep:
         """Build one chunk; the same whether or not others were built before."""
         plan = self.plans[position]
         serving, model = self.spec.serving, self.spec.model
-        expert_ps: list[np.ndarray] = []
+        durations: dict[tuple[str, int], np.ndarray | int] = {}
         blocks: list[tuple[int, str, np.ndarray]] = []
         if plan.label in ("moe", "mtp"):
             popularity = self.popularity(plan.layer, self._rng(plan.layer, _FOR_POPULARITY))
@@ -142,14 +231,41 @@ class DecodeStep:
             for microbatch in range(serving.microbatches):
                 slots = self.route(plan, microbatch, popularity, placement)
                 tokens_by_slot = _slot_tokens(slots, placement, plan.tokens)
-                expert_ps.append(self.expert_ps(placement, tokens_by_slot))
+                durations["expert", microbatch] = self.expert_ps(placement, tokens_by_slot)
                 messages = _count_messages(slots, placement, plan.tokens)
                 blocks += [
                     (microbatch, "dispatch", messages),
                     (microbatch, "combine", messages[[1, 0, 2]]),
                 ]
+        for microbatch, phase, (_, dst, messages) in blocks:
+            arrived = np.bincount(dst, messages, self.n_ranks)
+            durations[f"{phase}-copy", microbatch] = self.copy_ps(phase, arrived)
+        blocks += self._flag_blocks(plan) + self._head_blocks(plan)
         flows = self._flows(plan, blocks) if blocks else empty_table("flows")
-        return TraceChunk(plan.layer, plan.label, flows, self._tasks(position, expert_ps))
+        return TraceChunk(plan.layer, plan.label, flows, self._tasks(position, durations))
+
+    def _flag_blocks(self, plan: LayerPlan) -> list[tuple[int, str, np.ndarray]]:
+        """Return the flags of the fused operators: one of every rank to every rank."""
+        phases = [
+            (stage.microbatch, stage.sends)
+            for stage in self.stages(plan)
+            if stage.sends.endswith(("-flag", "-ready"))
+        ]
+        src, dst = (part.ravel() for part in np.indices((self.n_ranks, self.n_ranks)))
+        block = np.stack([src, dst, np.ones(len(src), np.int64)])
+        return [(microbatch, phase, block) for microbatch, phase in phases]
+
+    def _head_blocks(self, plan: LayerPlan) -> list[tuple[int, str, np.ndarray]]:
+        """Return the flows among ranks that share heads: one message to each of the others."""
+        tp = self.tensor_parallel
+        if tp == 1 or plan.label == "head":
+            return []
+        src = np.repeat(np.arange(self.n_ranks), tp)
+        dst = src // tp * tp + np.tile(np.arange(tp), self.n_ranks)
+        others = src != dst
+        block = np.stack([src, dst, np.ones(len(src), np.int64)])[:, others]
+        both = range(self.spec.serving.microbatches)
+        return [(m, phase, block) for m in both for phase in (GATHER, REDUCE)]
 
     def route(
         self, plan: LayerPlan, microbatch: int, popularity: np.ndarray, placement: ExpertPlacement
@@ -186,56 +302,88 @@ class DecodeStep:
         ndarray of int64, shape (n_ranks,), picoseconds
             Replicas of a rank run one after another; one without tokens costs nothing.
         """
-        model = self.spec.model
-        parameters = model.ffn_matrices * model.hidden_size * model.expert_ffn_size
-        operator = self.spec.operators.expert
-        times = self.roofline_ps(operator, parameters, tokens_by_slot)
-        times[tokens_by_slot == 0] = 0
+        cores = self.spec.stream_cores("expert")
+        times = self.times.time_ps("expert", tokens_by_slot, cores)
         total = np.bincount(placement.slot_rank, weights=times, minlength=self.n_ranks)
-        return operator.launch + np.rint(total).astype(np.int64)
+        return self.times.launches_ps("expert") + np.rint(total).astype(np.int64)
 
-    def roofline_ps(
-        self, operator: RooflineTimeSpec, parameters: int, tokens: np.ndarray | int
-    ) -> np.ndarray:
-        """Return the longer of reading weights once and of multiplying tokens with them.
+    def copy_ps(self, phase: str, messages: np.ndarray) -> np.ndarray:
+        """Return the time in which each rank copies what came from buffer to operator.
 
-        Two operations a token and parameter; activations are small beside weights and left
-        out. The two overlap on the machine, hence the maximum and not the sum.
+        Dispatch: each message is read and its token written; combine: each message is read, and
+        one token written for all of them that it gets.
+
+        Parameters
+        ----------
+        phase : {'dispatch', 'combine'}
+        messages : ndarray of float64, shape (n_ranks,)
+            Messages that each rank received.
 
         Returns
         -------
-        ndarray of float64, picoseconds
-            Without the operator's launch time.
+        ndarray of int64, shape (n_ranks,), picoseconds
         """
-        die = self.spec.die
-        read = parameters * ELEMENT_BYTES[operator.precision] * _PS_PER_S / die.hbm_bandwidth
-        peak = die.int8_rate if operator.precision == "int8" else die.bf16_rate
-        rate = peak * operator.cube_cores / die.cube_cores * operator.compute_efficiency
-        return np.maximum(
-            read, np.asarray(tokens, np.float64) * (2 * parameters * _PS_PER_S / rate)
-        )
+        model, size = self.spec.model, getattr(self.spec.messages, phase)
+        written = model.hidden_size * float(size.element)
+        if phase == "combine":
+            written /= model.top_k + model.shared_experts
+        a_message = size.message_bytes(model.hidden_size) + written
+        rate = self.spec.machine.memory_bytes_per_s
+        return np.rint(messages * (a_message / rate * _PS_PER_S)).astype(np.int64)
 
-    def duration_ps(self, plan: LayerPlan, kind: str) -> int:
-        """Return the time of an operator that does not depend on routing, in picoseconds."""
-        model, operators = self.spec.model, self.spec.operators
-        if kind == "attention":
-            timing = operators.attention
-            work = plan.tokens * self.spec.serving.kv_tokens * (timing.anchor_time - timing.fixed)
-            anchor = timing.anchor_query_tokens * timing.anchor_kv_tokens
-            return timing.fixed + (work + anchor // 2) // anchor
-        if kind == "ffn":
-            parameters = model.ffn_matrices * model.hidden_size * model.dense_ffn_size
-            time = self.roofline_ps(operators.ffn, parameters, plan.tokens)
-            return operators.ffn.launch + int(np.rint(time))
-        if kind == "head":
-            head = operators.head
-            time = self.roofline_ps(head, model.hidden_size * model.vocabulary, plan.head_tokens)
-            return head.launch + int(np.rint(time)) + head.sampling
-        return {
-            "gate": operators.gate.fixed,
-            "dispatch": operators.dispatch.fixed,
-            "combine": operators.combine.fixed,
-        }[kind]
+    def duration_ps(self, plan: LayerPlan, stage: Stage) -> int:
+        """Return the time of a stage that does not depend on routing, in picoseconds."""
+        spec, kind = self.spec, stage.kind
+        tp = self.tensor_parallel
+        if kind == "host":
+            return spec.machine.host_gap
+        if kind in ("head", "sampling", "projection"):
+            tokens = plan.head_tokens
+            if kind == "projection":
+                tokens = plan.tokens * spec.serving.microbatches
+            return int(np.rint(self.times.time_ps(kind, tokens)))
+        if kind == f"{REDUCE}-copy":  # as many partial sums as ranks share heads
+            read = plan.tokens * tp * spec.model.hidden_size * _STATE_BYTES
+            return round(read / spec.machine.memory_bytes_per_s * _PS_PER_S)
+        if kind in (GATHER, REDUCE, *PHASES):
+            return spec.machine.launch
+        if kind in ("prologue", "attention", "output"):
+            cores = spec.stream_cores("attention")
+            tokens = plan.tokens * tp  # of all ranks that share the heads
+            if kind == "attention":
+                requests = spec.requests_per_rank // spec.serving.microbatches * tp
+                kv_tokens = spec.serving.kv_tokens
+                time = self.times.time_ps(
+                    kind, tokens, cores, kv_tokens=kv_tokens, requests=requests
+                )
+            else:
+                time = self.times.time_ps(kind, tokens, cores)
+            if kind == "prologue":
+                time = time + self.times.time_ps("quantise", tokens, cores)
+            return int(np.rint(time))
+        if kind in ("gate", "ffn"):
+            # A dense layer has nothing else to run on the cores of the other stream.
+            cores = spec.stream_cores("expert") if kind == "gate" else None
+            return int(np.rint(self.times.time_ps(kind, plan.tokens, cores)))
+        return 0
+
+    def message_cost_ps(self, stage: Stage) -> int:
+        """Return what each message of a stage costs an engine of the topology."""
+        if not stage.sends or stage.sends in (GATHER, REDUCE):
+            return 0
+        communication = self.spec.machine.communication
+        cores = self.spec.stream_cores("expert").vector_cores
+        return communication.message_cost * communication.engines // cores
+
+    def message_bytes(self, plan: LayerPlan, phase: str) -> int:
+        """Return the size of one message of a phase."""
+        hidden = self.spec.model.hidden_size
+        if phase in PHASES:
+            size: int = getattr(self.spec.messages, phase).message_bytes(hidden)
+            return size
+        if phase in (GATHER, REDUCE):
+            return plan.tokens * hidden * _STATE_BYTES
+        return self.spec.messages.flag
 
     def _rng(self, layer: int, purpose: int, microbatch: int = 0) -> np.random.Generator:
         seed = np.random.SeedSequence([self.seed, layer, purpose, microbatch])
@@ -244,11 +392,12 @@ class DecodeStep:
     def _flows(self, plan: LayerPlan, blocks: list[tuple[int, str, np.ndarray]]) -> pa.Table:
         """Build the flow table of a layer from ``(microbatch, phase, [src, dst, messages])``."""
         messages = self.spec.messages
-        sizes = {p: getattr(messages, p).message_bytes(self.spec.model.hidden_size) for p in PHASES}
+        phases = tuple(dict.fromkeys(phase for _, phase, _ in blocks))
+        sizes = {phase: self.message_bytes(plan, phase) for phase in phases}
         ordered = []
-        for number, (_, _, block) in enumerate(blocks):
+        for number, (_, phase, block) in enumerate(blocks):
             src, dst, _ = block
-            if messages.send_order == "rotated":
+            if messages.send_order == "rotated" or phase not in PHASES:
                 turn = (dst - src - 1) % self.n_ranks
             else:
                 rng = self._rng(plan.layer, _FOR_ORDER, number)
@@ -257,9 +406,9 @@ class DecodeStep:
         counts = [block.shape[1] for block in ordered]
         src, dst, n_messages = np.concatenate(ordered, axis=1).astype(np.int32)
         total = len(src)
-        phase = np.repeat([PHASES.index(p) for _, p, _ in blocks], counts).astype(np.int32)
+        phase = np.repeat([phases.index(p) for _, p, _ in blocks], counts).astype(np.int32)
         columns = {
-            "phase": _dictionary(phase, PHASES),
+            "phase": _dictionary(phase, phases),
             "layer": np.full(total, plan.layer, np.int16),
             "microbatch": np.repeat(np.array([m for m, _, _ in blocks], np.int8), counts),
             "src": src,
@@ -276,46 +425,46 @@ class DecodeStep:
         arrays = [pa.array(columns[name]) for name in FLOW_SCHEMA.names]
         return pa.Table.from_arrays(arrays, schema=FLOW_SCHEMA)
 
-    def _tasks(self, position: int, expert_ps: list[np.ndarray]) -> pa.Table:
-        """Build the task table of a layer: one block of all ranks an operator."""
+    def _tasks(
+        self, position: int, durations: dict[tuple[str, int], np.ndarray | int]
+    ) -> pa.Table:
+        """Build the task table of a layer: one block of all ranks a stage.
+
+        ``durations`` has the times that depend on routing, by kind and microbatch.
+        """
         plan = self.plans[position]
-        microbatches = self.spec.serving.microbatches
-        operators = plan.operators(microbatches)
+        stages = self.stages(plan)
         ranks = np.arange(self.n_ranks)
-        first = {
-            operator: plan.first_task + index * self.n_ranks
-            for index, operator in enumerate(operators)
-        }
-        durations, offsets, depends_on = [], [0], []
-        for kind, microbatch in operators:
-            if kind == "expert":
-                durations.append(expert_ps[microbatch])
-            else:
-                durations.append(np.full(self.n_ranks, self.duration_ps(plan, kind), np.int64))
-            needed = self._needs(position, kind, microbatch, first)
+        times, offsets, depends_on = [], [0], []
+        for index, stage in enumerate(stages):
+            time = durations.get((stage.kind, stage.microbatch))
+            if time is None:
+                time = self.duration_ps(plan, stage)
+            times.append(np.broadcast_to(np.asarray(time, np.int64), self.n_ranks))
+            needed = self._needs(position, stages, index)
             depends_on.append((np.array(needed, np.int64)[None, :] + ranks[:, None]).ravel())
             offsets.append(offsets[-1] + len(needed) * self.n_ranks)
         per_rank = np.diff(offsets) // self.n_ranks
         ends = np.cumsum(np.repeat(per_rank, self.n_ranks))
-        n_operators = len(operators)
-        kinds = [kind for kind, _ in operators]
-        sends = [kind if kind in PHASES else "" for kind in kinds]
-        streams = [ATTENTION_STREAM if k in ("attention", "head") else EXPERT_STREAM for k in kinds]
+        n_tasks = len(stages) * self.n_ranks
+
+        def repeat(values: list[Any], dtype: Any) -> np.ndarray:
+            return np.repeat(np.array(values, dtype), self.n_ranks)
 
         def repeat_text(values: list[str]) -> pa.Array:
-            return pa.array(np.repeat(np.array(values, object), self.n_ranks), pa.string())
+            return pa.array(repeat(values, object), pa.string())
 
         columns = {
-            "task": plan.first_task + np.arange(n_operators * self.n_ranks, dtype=np.int64),
-            "rank": np.tile(ranks.astype(np.int32), n_operators),
-            "stream": np.repeat(np.array(streams, np.int8), self.n_ranks),
-            "kind": repeat_text(kinds),
-            "layer": np.full(n_operators * self.n_ranks, plan.layer, np.int16),
-            "microbatch": np.repeat(np.array([m for _, m in operators], np.int8), self.n_ranks),
-            "duration_ps": np.concatenate(durations),
-            "sends": repeat_text(sends),
-            "waits": repeat_text(sends),
-            "message_cost_ps": np.zeros(n_operators * self.n_ranks, np.int64),
+            "task": plan.first_task + np.arange(n_tasks, dtype=np.int64),
+            "rank": np.tile(ranks.astype(np.int32), len(stages)),
+            "stream": repeat([stage.stream for stage in stages], np.int8),
+            "kind": repeat_text([stage.kind for stage in stages]),
+            "layer": np.full(n_tasks, plan.layer, np.int16),
+            "microbatch": repeat([stage.microbatch for stage in stages], np.int8),
+            "duration_ps": np.concatenate(times),
+            "sends": repeat_text([stage.sends for stage in stages]),
+            "waits": repeat_text([stage.waits for stage in stages]),
+            "message_cost_ps": repeat([self.message_cost_ps(s) for s in stages], np.int64),
             "depends_on": pa.ListArray.from_arrays(
                 pa.array(np.concatenate([[0], ends]), pa.int32()),
                 pa.array(np.concatenate(depends_on)),
@@ -324,30 +473,33 @@ class DecodeStep:
         arrays = [pa.array(columns[name]) for name in TASK_SCHEMA.names]
         return pa.Table.from_arrays(arrays, schema=TASK_SCHEMA)
 
-    def _needs(
-        self, position: int, kind: str, microbatch: int, first: dict[tuple[str, int], int]
-    ) -> list[int]:
-        """Return the first task id of each operator that this one needs the result of."""
-        if kind == "head":
+    def _needs(self, position: int, stages: list[Stage], index: int) -> list[int]:
+        """Return the first task id of each stage that this one needs the result of.
+
+        The stage before it in the chain of its microbatch; the first of a chain needs the head of
+        its layer, or the last of the layer before.
+        """
+        plan, stage = self.plans[position], stages[index]
+        if stage.microbatch == _ALL_MICROBATCHES:
+            if index:
+                return [plan.first_task + (index - 1) * self.n_ranks]
             return self._results(position - 1)
-        if kind == "attention":
-            if ("head", _ALL_MICROBATCHES) in first:
-                return [first["head", _ALL_MICROBATCHES]]
-            return self._results(position - 1)[microbatch : microbatch + 1]
-        before = {"ffn": "attention", "gate": "attention", "dispatch": "gate", "expert": "dispatch"}
-        return [first[before.get(kind, "expert"), microbatch]]
+        before = [i for i in range(index) if stages[i].microbatch == stage.microbatch]
+        of_all = [i for i in range(index) if stages[i].microbatch == _ALL_MICROBATCHES]
+        if before or of_all:
+            return [plan.first_task + (before or of_all)[-1] * self.n_ranks]
+        return self._results(position - 1)[stage.microbatch : stage.microbatch + 1]
 
     def _results(self, position: int) -> list[int]:
-        """Return the first task ids of a layer's last operators, one a microbatch."""
+        """Return the first task ids of a layer's last stages, one a microbatch."""
         if position < 0:
             return []
         plan = self.plans[position]
-        operators = plan.operators(self.spec.serving.microbatches)
-        last = "ffn" if plan.label == "dense" else "combine"
+        last = {stage.microbatch: index for index, stage in enumerate(self.stages(plan))}
         return [
             plan.first_task + index * self.n_ranks
-            for index, (kind, _) in enumerate(operators)
-            if kind == last
+            for microbatch, index in sorted(last.items())
+            if microbatch != _ALL_MICROBATCHES
         ]
 
 

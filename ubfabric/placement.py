@@ -90,6 +90,17 @@ class DeploymentSpec(Spec):
     redundancy: RedundancySpec = RedundancySpec()
     expert_layout: LayoutSpec = LayoutSpec()
     rank_placement: RankPlacementSpec = RankPlacementSpec()
+    #: Neighbouring ranks that share the heads of attention, and each other's requests.
+    attention_tp: Annotated[Count, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> DeploymentSpec:
+        if self.ranks % self.attention_tp:
+            raise ValueError(
+                f"attention_tp: found {self.attention_tp}, "
+                f"allowed a divisor of ranks = {self.ranks}"
+            )
+        return self
 
     def check_experts(self, n_routed: int, n_shared: int) -> None:
         """Check that the slots of all ranks hold every expert.
