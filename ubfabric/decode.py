@@ -16,8 +16,9 @@ the states of the others' tokens, after it each gets the sums of its own.
 
 Layers in order: the dense ones, the MoE ones, then, once for each MTP token, an MTP layer
 (an MoE layer that begins with the LM head, the sampling of the tokens before and the projection
-of both), and last the head, with the gap that the host leaves between two steps. ``layers=k`` leaves out the MoE layers after the first ``k``; the rest stays, and the
-metadata say how many were left out.
+of both), and last the head, with the gap that the host leaves between two steps. ``layers=k``
+leaves out the MoE layers after the first ``k``; the rest stays, and the metadata say how many
+were left out.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import pyarrow as pa
 
 from ubfabric.errors import SpecError
 from ubfabric.gate import LayerPopularity, route_tokens
-from ubfabric.operators import ELEMENT_BYTES, OperatorTimes
+from ubfabric.operators import OperatorTimes
 from ubfabric.placement import ExpertPlacement, place_experts
 from ubfabric.trace import FLOW_SCHEMA, TASK_SCHEMA, TRACE_SCHEMA, Trace, TraceChunk, empty_table
 from ubfabric.workload import Workload, WorkloadSpec, load_workload
@@ -329,7 +330,8 @@ class DecodeStep:
             written /= model.top_k + model.shared_experts
         a_message = size.message_bytes(model.hidden_size) + written
         rate = self.spec.machine.memory_bytes_per_s
-        return np.rint(messages * (a_message / rate * _PS_PER_S)).astype(np.int64)
+        times: np.ndarray = np.rint(messages * (a_message / rate * _PS_PER_S)).astype(np.int64)
+        return times
 
     def duration_ps(self, plan: LayerPlan, stage: Stage) -> int:
         """Return the time of a stage that does not depend on routing, in picoseconds."""
@@ -363,8 +365,8 @@ class DecodeStep:
             return int(np.rint(time))
         if kind in ("gate", "ffn"):
             # A dense layer has nothing else to run on the cores of the other stream.
-            cores = spec.stream_cores("expert") if kind == "gate" else None
-            return int(np.rint(self.times.time_ps(kind, plan.tokens, cores)))
+            of_gate = spec.stream_cores("expert") if kind == "gate" else None
+            return int(np.rint(self.times.time_ps(kind, plan.tokens, of_gate)))
         return 0
 
     def message_cost_ps(self, stage: Stage) -> int:
@@ -406,9 +408,9 @@ class DecodeStep:
         counts = [block.shape[1] for block in ordered]
         src, dst, n_messages = np.concatenate(ordered, axis=1).astype(np.int32)
         total = len(src)
-        phase = np.repeat([phases.index(p) for _, p, _ in blocks], counts).astype(np.int32)
+        codes = np.repeat([phases.index(p) for _, p, _ in blocks], counts).astype(np.int32)
         columns = {
-            "phase": _dictionary(phase, phases),
+            "phase": _dictionary(codes, phases),
             "layer": np.full(total, plan.layer, np.int16),
             "microbatch": np.repeat(np.array([m for m, _, _ in blocks], np.int8), counts),
             "src": src,
@@ -425,9 +427,7 @@ class DecodeStep:
         arrays = [pa.array(columns[name]) for name in FLOW_SCHEMA.names]
         return pa.Table.from_arrays(arrays, schema=FLOW_SCHEMA)
 
-    def _tasks(
-        self, position: int, durations: dict[tuple[str, int], np.ndarray | int]
-    ) -> pa.Table:
+    def _tasks(self, position: int, durations: dict[tuple[str, int], np.ndarray | int]) -> pa.Table:
         """Build the task table of a layer: one block of all ranks a stage.
 
         ``durations`` has the times that depend on routing, by kind and microbatch.

@@ -280,9 +280,7 @@ class OperatorsSpec(Spec):
 
 
 #: Operators that a table of measured times may hold; those of attention also depend on KV length.
-OPERATORS = tuple(
-    name for name in OperatorsSpec.model_fields if name not in ("table", "streams")
-)
+OPERATORS = tuple(name for name in OperatorsSpec.model_fields if name not in ("table", "streams"))
 _TABLE_COLUMNS = ("operator", "tokens", "kv_tokens", "time")
 
 

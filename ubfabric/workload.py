@@ -169,7 +169,9 @@ class WorkloadSpec(Spec):
             * ELEMENT_BYTES[operators.attention.cache]
             * (model.layers + mtp)
         )
-        messages = [getattr(self.messages, p).message_bytes(hidden) for p in ("dispatch", "combine")]
+        messages = [
+            getattr(self.messages, p).message_bytes(hidden) for p in ("dispatch", "combine")
+        ]
         of_both = sum(messages) if self.messages.buffers == 2 else max(messages)
         buffers = deployment.ranks * self.tokens_per_rank * of_both
         return {"weights": weights, "KV cache": cache, "message buffers": buffers}
@@ -181,9 +183,9 @@ class WorkloadSpec(Spec):
             shown = ", ".join(f"{name} {size / _GB:.1f} GB" for name, size in parts.items())
             raise ValueError(
                 f"machine.die.hbm_capacity: found {capacity / _GB:.1f} GB a die, which "
-                f"{self.model.name} exceeds by {(needed - capacity) / _GB:.1f} GB: {shown}; allowed "
-                f"{needed / _GB:.1f} GB or more, or more ranks, fewer experts_per_rank or a smaller "
-                "batch"
+                f"{self.model.name} exceeds by {(needed - capacity) / _GB:.1f} GB: {shown}; "
+                f"allowed {needed / _GB:.1f} GB or more; or more ranks, fewer experts_per_rank, a "
+                "smaller batch"
             )
 
     @model_validator(mode="after")
@@ -228,13 +230,13 @@ class WorkloadSpec(Spec):
                     f"operators.streams: found {both} {name} of both streams together, "
                     f"allowed up to machine.die.{name} = {all_cores}"
                 )
-        self._check_memory()
         for name in ("dispatch", "combine"):
             size = getattr(self.messages, name).message_bytes(self.model.hidden_size)
             if not 1 <= size < 2**31:
                 raise ValueError(
                     f"messages.{name}: found a message of {size} B, allowed 1 to 2**31 - 1"
                 )
+        self._check_memory()
         return self
 
 
@@ -314,7 +316,10 @@ def _resolve_base(
             raise SpecError(f"{label}: base: found {base!r}, allowed a shipped name or a YAML file")
         if base.endswith((".yaml", ".yml")):
             base = str(folder / base)
-        base_label, base_raw = load_yaml(base, shipped_in)
+        try:
+            base_label, base_raw = load_yaml(base, shipped_in)
+        except SpecError as error:
+            raise SpecError(f"{label}: base: {error}") from None
         if base_label in bases:
             raise SpecError(f"{label}: base: found {base_label}, which is based on itself")
         bases.append(base_label)

@@ -13,7 +13,9 @@ from synthetic_run import Synthetic, write_run
 FOLDER = Path(__file__).parents[2] / "analysis"
 #: Scripts that simulate a topology; all others read a run folder.
 MACHINE_SCRIPTS = ["fit_fabric.py", "validate_fabric.py"]
-SCRIPTS = sorted({path.name for path in FOLDER.glob("*.py")} - {*MACHINE_SCRIPTS})
+#: The script that simulates whole decode steps; it has no input to be wrong.
+STEP_SCRIPTS = ["fit_decode.py"]
+SCRIPTS = sorted({path.name for path in FOLDER.glob("*.py")} - {*MACHINE_SCRIPTS} - {*STEP_SCRIPTS})
 PAPER_ROW = {"batch_per_npu": 96, "tpot_ps": 49_400_000_000, "strength": "secondary"}
 
 
@@ -74,6 +76,24 @@ def test_every_script_is_in_the_readme():
         assert f"`{name} RUN" in readme
     for name in MACHINE_SCRIPTS:
         assert f"`{name} TOPOLOGY`" in readme
+    for name in STEP_SCRIPTS:
+        assert f"`{name}`" in readme
+
+
+def test_fit_of_the_decode_row_finds_where_a_line_meets_it(script, monkeypatch):
+    def generate(workload, *, layers, seed, overrides):
+        return int(overrides["machine.communication.message_cost"].removesuffix(" ps"))
+
+    class Tokens:
+        def __init__(self, cost):
+            self.summary = {"tpot_ms": 30 + 5 * cost / 1e6}  # 49.4 ms at 3.88 us
+
+    monkeypatch.setattr("ubfabric.generate_trace", generate)
+    monkeypatch.setattr("ubfabric.replay", lambda fabric, cost, run, progress: cost)
+    monkeypatch.setattr("ubfabric.rebuild_tokens", Tokens)
+    code, out, err = script("fit_decode.py")
+    assert (code, err) == (0, "")
+    assert "message cost 3.880 us: TPOT 49.40 ms" in out and "paper: 49.40 ms" in out
 
 
 @pytest.mark.parametrize("name", MACHINE_SCRIPTS)
