@@ -32,7 +32,7 @@ import numpy as np
 import pyarrow as pa
 
 from ubfabric.errors import SpecError
-from ubfabric.gate import LayerPopularity, route_tokens
+from ubfabric.gate import RoutedModel, route_tokens
 from ubfabric.operators import OperatorTimes
 from ubfabric.placement import ExpertPlacement, place_experts
 from ubfabric.trace import FLOW_SCHEMA, TASK_SCHEMA, TRACE_SCHEMA, Trace, TraceChunk, empty_table
@@ -47,7 +47,7 @@ _PS_PER_S = 10**12
 #: Hidden states travel between ranks that share heads in BF16.
 _STATE_BYTES = 2
 # What a random generator is for; part of its seed.
-_FOR_POPULARITY, _FOR_ROUTING, _FOR_ORDER = 1, 2, 3
+_FOR_POPULARITY, _FOR_ROUTING, _FOR_ORDER, _FOR_COUNTING = 1, 2, 3, 4
 _ALL_MICROBATCHES = -1
 # Counting every pair of ranks is faster than sorting messages up to about this ratio.
 _PAIRS_COUNTED_PER_MESSAGE = 16
@@ -138,9 +138,15 @@ class DecodeStep:
         self.times = OperatorTimes(
             model, self.spec.machine, self.spec.operators, workload.folder, self.tensor_parallel
         )
-        self.popularity: LayerPopularity = self.spec.gate.prepare(
-            model.routed_experts, workload.folder
-        )
+        deployment, step = self.spec.deployment, self.spec.serving.step
+        routed = RoutedModel(model.layers, model.dense_layers, model.routed_experts, model.top_k)
+        self.recorded = self.spec.gate.recorded(routed, workload.folder)
+        if self.recorded is None:
+            planned = step // deployment.plan.interval_steps * deployment.plan.interval_steps
+            self.popularity, self.planned = (
+                self.spec.gate.prepare(model.routed_experts, workload.folder, at)
+                for at in (step, planned)
+            )
         self.plans = self._plan(layers)
 
     def _plan(self, moe_layers: int) -> list[LayerPlan]:
@@ -227,10 +233,11 @@ class DecodeStep:
         durations: dict[tuple[str, int], np.ndarray | int] = {}
         blocks: list[tuple[int, str, np.ndarray]] = []
         if plan.label in ("moe", "mtp"):
-            popularity = self.popularity(plan.layer, self._rng(plan.layer, _FOR_POPULARITY))
-            placement = place_experts(self.spec.deployment, popularity, model.top_k)
+            placement = place_experts(
+                self.spec.deployment, self.planned_load(plan.layer), model.top_k
+            )
             for microbatch in range(serving.microbatches):
-                slots = self.route(plan, microbatch, popularity, placement)
+                slots = placement.assign_replicas(self.route(plan, microbatch))
                 tokens_by_slot = _slot_tokens(slots, placement, plan.tokens)
                 durations["expert", microbatch] = self.expert_ps(placement, tokens_by_slot)
                 messages = _count_messages(slots, placement, plan.tokens)
@@ -268,27 +275,57 @@ class DecodeStep:
         both = range(self.spec.serving.microbatches)
         return [(m, phase, block) for m in both for phase in (GATHER, REDUCE)]
 
-    def route(
-        self, plan: LayerPlan, microbatch: int, popularity: np.ndarray, placement: ExpertPlacement
-    ) -> np.ndarray:
-        """Route one microbatch of all ranks.
+    def route(self, plan: LayerPlan, microbatch: int) -> np.ndarray:
+        """Choose the experts of one microbatch of all ranks.
+
+        Recorded tokens are taken in their order, from a place that the seed gives, the same in
+        all layers; after the last comes the first again.
 
         Returns
         -------
-        ndarray of int32, shape (n_ranks * tokens, top_k)
-            Slot of each (token, routed expert) pair; tokens in order of source rank.
+        ndarray of int, shape (n_ranks * tokens, top_k)
+            Experts of each token; tokens in order of source rank.
         """
+        count = self.n_ranks * plan.tokens
+        if self.recorded is not None:
+            record = self.recorded(plan.layer)
+            first = int(self._rng(0, _FOR_ROUTING).integers(len(record))) + microbatch * count
+            return record[(first + np.arange(count)) % len(record)]
+        popularity = self.popularity(plan.layer, self._rng(plan.layer, _FOR_POPULARITY))
+        return self._draw(popularity, count, self._rng(plan.layer, _FOR_ROUTING, microbatch))
+
+    def planned_load(self, layer: int) -> np.ndarray:
+        """Return the load of each routed expert that replicas and layout are planned from.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_experts,), summing to one
+        """
+        counted = self.spec.deployment.plan.counted_tokens
+        n_experts = self.spec.model.routed_experts
+        if self.recorded is not None:
+            experts = self.recorded(layer)
+            experts = experts[:counted] if counted else experts
+        else:
+            popularity = self.planned(layer, self._rng(layer, _FOR_POPULARITY))
+            if not counted:
+                return popularity
+            experts = self._draw(popularity, counted, self._rng(layer, _FOR_COUNTING))
+        counts = np.bincount(experts.ravel().astype(np.int64), minlength=n_experts)
+        load: np.ndarray = counts / counts.sum()
+        return load
+
+    def _draw(self, popularity: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
         model = self.spec.model
-        experts = route_tokens(
+        return route_tokens(
             popularity,
-            self.n_ranks * plan.tokens,
+            count,
             top_k=model.top_k,
             n_groups=model.expert_groups,
             kept_groups=model.kept_groups,
             group_score_experts=model.group_score_experts,
-            rng=self._rng(plan.layer, _FOR_ROUTING, microbatch),
+            rng=rng,
         )
-        return placement.assign_replicas(experts)
 
     def expert_ps(self, placement: ExpertPlacement, tokens_by_slot: np.ndarray) -> np.ndarray:
         """Return the time of the expert operator of each rank.

@@ -43,6 +43,7 @@ class ServingSpec(Spec):
     microbatches: Annotated[Count, Field(ge=1, le=2)]
     mtp_tokens: Annotated[Count, Field(ge=0, le=8)]
     mtp_acceptance: Annotated[Fraction, Field(ge=0, le=1)]
+    step: Annotated[Count, Field(ge=0, le=100_000)] = 0
 
 
 class MessageSpec(Spec):

@@ -221,7 +221,7 @@ def test_bad_base_is_refused(tmp_path, text, message):
         ("messages__network", "ib", "messages.network: found 'ib'"),
         ("messages__dispatch__pad", "9 GB", "messages.dispatch: found a message of 9000007168 B"),
         ("gate", {"policy": "zipf"}, "gate: exponent: .*required"),
-        ("gate__policy", "pareto", "gate: policy: found 'pareto', allowed: dirichlet, file"),
+        ("gate__policy", "pareto", "gate: policy: found 'pareto', allowed: dirichlet, drift"),
         ("schema", 2, "schema: found 2"),
         ("seed", -1, "seed: found -1"),
         ("reference__rows", [{"ranks": 3}], "reference.rows.0.batch_per_npu: required key"),
