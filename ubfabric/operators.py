@@ -494,7 +494,7 @@ class OperatorTimes:
             times = np.zeros(tokens.shape)
             times[tokens > 0] = self.measured.time_ps(name, tokens[tokens > 0])
             return times
-        time = self._roofline_ps(self.work(name, tokens, kv_tokens, requests), cores)
+        time = self.roofline_ps(self.work(name, tokens, kv_tokens, requests), cores)
         if name == "expert":
             return np.where(tokens > 0, time, 0.0)
         return time + self.launches_ps(name)
@@ -505,7 +505,8 @@ class OperatorTimes:
             return 0
         return int(getattr(self.operators, name).kernels) * self.machine.launch
 
-    def _roofline_ps(self, work: Work, cores: CoresSpec | None) -> np.ndarray:
+    def roofline_ps(self, work: Work, cores: CoresSpec | None = None) -> np.ndarray:
+        """Return the time of some work, in picoseconds, without launches; cores as in time_ps."""
         die, efficiency = self.machine.die, self.machine.efficiency
         cores = cores or self.all_cores
         share = cores.cube_cores / die.cube_cores

@@ -31,7 +31,11 @@ from ubfabric.quantities import Bytes, Count, Fraction, Picoseconds
 from ubfabric.specs import Spec, load_yaml, override, shipped, validate_spec
 
 #: Sections that are files of their own, and the folder of the shipped ones.
-PARTS = {"model": "traffic/models", "machine": "traffic/machines"}
+PARTS = {
+    "model": "traffic/models",
+    "machine": "traffic/machines",
+    "operators": "traffic/operators",
+}
 _GB = 1e9
 
 
@@ -65,22 +69,35 @@ class MessagesSpec(Spec):
     flag: Bytes = 0
     buffers: Annotated[Count, Field(ge=1, le=2)] = 2
     network: Literal["ub", "rdma", "vpc"] = "ub"
+    operation: Literal["write", "sdma-write"] = "write"
     service_level: Annotated[Count, Field(ge=0, le=15)] = 0
     send_order: Literal["shuffled", "rotated"] = "shuffled"
 
 
-class ReferenceRow(Spec):
-    """A published result that a run of the same point is shown beside."""
+class SourcedRow(Spec):
+    """A published throughput."""
 
     ranks: PositiveCount
-    batch_per_npu: PositiveCount
-    kv_tokens: PositiveCount
-    tpot: Picoseconds
     tokens_per_s_per_npu: PositiveCount
-    slo: Picoseconds | None = None
     source: str
     strength: Literal["read", "secondary", "recalled", "derived", "assumed", "fitted"]
     note: str = ""
+
+
+class ReferenceRow(SourcedRow):
+    """A published result of decode that a run of the same point is shown beside."""
+
+    batch_per_npu: PositiveCount
+    kv_tokens: PositiveCount
+    tpot: Picoseconds
+    slo: Picoseconds | None = None
+
+
+class PrefillRow(SourcedRow):
+    """A published result of prefill that a run of the same point is shown beside."""
+
+    tokens_per_npu: PositiveCount
+    gate: str
 
 
 class ReferenceSpec(Spec):
@@ -89,8 +106,34 @@ class ReferenceSpec(Spec):
     rows: list[ReferenceRow] = Field(default_factory=list)
 
 
-class WorkloadSpec(Spec):
-    """A traffic specification."""
+class PromptsSpec(Spec):
+    """Prompts of one length in the batch of an instance."""
+
+    tokens: PositiveCount
+    count: PositiveCount
+
+
+class PrefillServingSpec(Spec):
+    """The point of operation: the prompts that all ranks of an instance fill at once."""
+
+    prompts: Annotated[list[PromptsSpec], Field(min_length=1)]
+    microbatches: Annotated[Count, Field(ge=1, le=2)]
+    step: Annotated[Count, Field(ge=0, le=100_000)] = 0
+
+    @property
+    def tokens(self) -> int:
+        """Prompt tokens of the batch."""
+        return sum(prompts.tokens * prompts.count for prompts in self.prompts)
+
+
+class PrefillReferenceSpec(Spec):
+    """Published results."""
+
+    rows: list[PrefillRow] = Field(default_factory=list)
+
+
+class CommonSpec(Spec):
+    """What specifications of decode and prefill have in common."""
 
     name: str
     schema_version: Annotated[Count, Field(alias="schema", ge=1, le=1)]
@@ -99,11 +142,99 @@ class WorkloadSpec(Spec):
     simulate_moe_layers: PositiveCount | None = None
     model: ModelSpec
     deployment: DeploymentSpec
-    serving: ServingSpec
     messages: MessagesSpec
     gate: Annotated[SerializeAsAny[GatePolicy], BeforeValidator(parse_gate)]
     machine: MachineSpec
     operators: OperatorsSpec
+
+    @property
+    def npus(self) -> int:
+        """NPUs of the deployment."""
+        return self.deployment.ranks // self.deployment.dies_per_npu
+
+    def check_deployment(self) -> None:
+        """Check that experts and layers fit the deployment.
+
+        Raises
+        ------
+        ValueError
+            Names the key, what was found and what is allowed.
+        """
+        deployment = self.deployment
+        if deployment.ranks % deployment.dies_per_npu:
+            raise ValueError(
+                f"deployment.ranks: found {deployment.ranks}, "
+                f"allowed a multiple of dies_per_npu = {deployment.dies_per_npu}"
+            )
+        try:
+            deployment.check_experts(self.model.routed_experts, self.model.shared_experts)
+        except ValueError as error:
+            raise ValueError(f"deployment: {error}") from None
+        if (self.simulate_moe_layers or 1) > self.model.moe_layers:
+            raise ValueError(
+                f"simulate_moe_layers: found {self.simulate_moe_layers}, "
+                f"allowed 1 to {self.model.moe_layers}"
+            )
+        for name in ("dispatch", "combine"):
+            size = getattr(self.messages, name).message_bytes(self.model.hidden_size)
+            if not 1 <= size < 2**31:
+                raise ValueError(
+                    f"messages.{name}: found a message of {size} B, allowed 1 to 2**31 - 1"
+                )
+
+
+class PrefillSpec(CommonSpec):
+    """A traffic specification of prefill: attention of all ranks by tokens, heads, tokens."""
+
+    kind: Literal["prefill"]
+    serving: PrefillServingSpec
+    reference: PrefillReferenceSpec = PrefillReferenceSpec()
+
+    @property
+    def tokens_per_npu(self) -> int:
+        """Prompt tokens of the batch for each NPU, rounded down."""
+        return self.serving.tokens // self.npus
+
+    @model_validator(mode="after")
+    def _check(self) -> PrefillSpec:
+        self.check_deployment()
+        attention, ranks = self.model.attention, self.deployment.ranks
+        if self.messages.flag or self.messages.buffers != 2:
+            raise ValueError(
+                "messages.flag: found flags or one buffer, allowed flag 0 B and 2 buffers: bulk "
+                "transfers of prefill tell their end themselves"
+            )
+        if not isinstance(attention, MlaSpec):
+            raise ValueError(f"model.attention.kind: found {attention.kind!r}, allowed 'mla'")
+        if attention.heads % ranks:
+            raise ValueError(
+                f"deployment.ranks: found {ranks}, allowed a divisor of model.attention.heads = "
+                f"{attention.heads}, which ranks divide among them"
+            )
+        if self.deployment.attention_tp != 1:
+            raise ValueError(
+                f"deployment.attention_tp: found {self.deployment.attention_tp}, allowed 1: "
+                "in prefill all ranks share the heads"
+            )
+        if sum(prompts.count for prompts in self.serving.prompts) < self.serving.microbatches:
+            raise ValueError("serving.prompts: found 1 prompt, allowed one a microbatch or more")
+        largest = self.serving.tokens * (
+            self.messages.dispatch.message_bytes(self.model.hidden_size)
+            + self.messages.combine.message_bytes(self.model.hidden_size)
+        )
+        if largest // ranks >= 2**31:
+            raise ValueError(
+                f"serving.prompts: found {self.serving.tokens} tokens, of which one rank may send "
+                f"another {largest // ranks} B, allowed below 2**31 B"
+            )
+        return self
+
+
+class WorkloadSpec(CommonSpec):
+    """A traffic specification of decode."""
+
+    kind: Literal["decode"] = "decode"
+    serving: ServingSpec
     reference: ReferenceSpec = ReferenceSpec()
 
     @property
@@ -120,11 +251,6 @@ class WorkloadSpec(Spec):
     def tokens_per_rank(self) -> int:
         """Tokens that one die runs through the model each step."""
         return self.requests_per_rank * self.query_tokens_per_request
-
-    @property
-    def npus(self) -> int:
-        """NPUs of the deployment."""
-        return self.deployment.ranks // self.deployment.dies_per_npu
 
     def stream_cores(self, stream: Literal["attention", "expert"]) -> CoresSpec:
         """Return the cores that a stream has: all of the die unless microbatches share it."""
@@ -191,26 +317,13 @@ class WorkloadSpec(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> WorkloadSpec:
+        self.check_deployment()
         deployment, serving, die = self.deployment, self.serving, self.machine.die
-        if deployment.ranks % deployment.dies_per_npu:
-            raise ValueError(
-                f"deployment.ranks: found {deployment.ranks}, "
-                f"allowed a multiple of dies_per_npu = {deployment.dies_per_npu}"
-            )
         parts = deployment.dies_per_npu * serving.microbatches
         if serving.batch_per_npu % parts:
             raise ValueError(
                 f"serving.batch_per_npu: found {serving.batch_per_npu}, allowed a multiple of "
                 f"dies_per_npu x microbatches = {parts}"
-            )
-        try:
-            deployment.check_experts(self.model.routed_experts, self.model.shared_experts)
-        except ValueError as error:
-            raise ValueError(f"deployment: {error}") from None
-        if (self.simulate_moe_layers or 1) > self.model.moe_layers:
-            raise ValueError(
-                f"simulate_moe_layers: found {self.simulate_moe_layers}, "
-                f"allowed 1 to {self.model.moe_layers}"
             )
         tp = deployment.attention_tp
         for name in ("heads", "kv_heads"):
@@ -231,12 +344,6 @@ class WorkloadSpec(Spec):
                     f"operators.streams: found {both} {name} of both streams together, "
                     f"allowed up to machine.die.{name} = {all_cores}"
                 )
-        for name in ("dispatch", "combine"):
-            size = getattr(self.messages, name).message_bytes(self.model.hidden_size)
-            if not 1 <= size < 2**31:
-                raise ValueError(
-                    f"messages.{name}: found a message of {size} B, allowed 1 to 2**31 - 1"
-                )
         self._check_memory()
         return self
 
@@ -247,7 +354,7 @@ class Workload:
 
     Attributes
     ----------
-    spec : WorkloadSpec
+    spec : WorkloadSpec or PrefillSpec
         Checked; quantities are integers in ps, bytes, bytes/s and operations/s.
     raw : dict
         The mapping as written, bases and parts put in, overrides applied: what a trace carries.
@@ -257,7 +364,7 @@ class Workload:
         Where relative file names in the specification start.
     """
 
-    spec: WorkloadSpec
+    spec: WorkloadSpec | PrefillSpec
     raw: dict[str, Any]
     label: str
     folder: Path
@@ -297,6 +404,11 @@ def load_workload(
     for key, value in (overrides or {}).items():
         override(raw, key, value, label)
     raw = _resolve_parts(raw, label, folder)  # an override may name another model or machine
+    kind = raw.get("kind", "decode")
+    if kind not in ("decode", "prefill"):
+        raise SpecError(f"{label}: kind: found {kind!r}, allowed: decode, prefill")
+    if kind == "prefill":
+        return Workload(validate_spec(PrefillSpec, raw, label), raw, label, folder)
     return Workload(validate_spec(WorkloadSpec, raw, label), raw, label, folder)
 
 
@@ -329,7 +441,7 @@ def _resolve_base(
 
 
 def _resolve_parts(raw: dict[str, Any], label: str, folder: Path) -> dict[str, Any]:
-    """Put in the model and the machine that a specification names."""
+    """Put in the parts that a specification names, such as its model."""
     for key, shipped_in in PARTS.items():
         part = raw.get(key)
         if isinstance(part, str):
@@ -342,7 +454,7 @@ def _resolve_parts(raw: dict[str, Any], label: str, folder: Path) -> dict[str, A
 def _lay_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Merge mappings key by key; a sourced number, a policy and a part are replaced whole.
 
-    A part (model, machine) is written as the name of its file or as a mapping with ``base``.
+    A part, such as the model, is written as the name of its file or as a mapping with ``base``.
     """
     result = dict(below)
     for key, value in above.items():

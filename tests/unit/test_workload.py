@@ -47,7 +47,7 @@ def test_every_number_of_the_reference_has_a_source():
     assert plain == ["schema", "seed", "messages.service_level"]
 
 
-@pytest.mark.parametrize("folder", ["models", "machines"])
+@pytest.mark.parametrize("folder", ["models", "machines", "operators"])
 def test_every_number_of_a_shipped_part_has_a_source(folder):
     for name in shipped(f"traffic/{folder}"):
         _, raw = load_yaml(name, f"traffic/{folder}")
@@ -224,7 +224,7 @@ def test_bad_base_is_refused(tmp_path, text, message):
         ("gate__policy", "pareto", "gate: policy: found 'pareto', allowed: dirichlet, drift"),
         ("schema", 2, "schema: found 2"),
         ("seed", -1, "seed: found -1"),
-        ("reference__rows", [{"ranks": 3}], "reference.rows.0.batch_per_npu: required key"),
+        ("reference__rows", [{"ranks": 3}], "reference.rows.0.tokens_per_s_per_npu: required"),
         ("name__x", 1, "override 'name.x': 'name' is not a mapping"),
     ],
 )
