@@ -185,12 +185,16 @@ class DieSpec(Spec):
 
 
 class EfficiencySpec(Spec):
-    """Shares of the peaks that operators reach, and the rate of the prologue's vector part."""
+    """Shares of the peaks that operators reach, and the rate of the prologue's vector part.
+
+    ``prefill`` is what is left of all that in the compute stages of prefill.
+    """
 
     memory: PositiveFraction
     int8_gemm: PositiveFraction
     bf16_gemm: PositiveFraction
     attention: PositiveFraction
+    prefill: PositiveFraction
     prologue_vector_bandwidth: Annotated[BytesPerSecond, Field(gt=0)]
 
 

@@ -1,18 +1,21 @@
 """One batch of prefill of a mixture-of-experts model as a trace.
 
-All ranks of an instance fill a batch of prompts together, with the staged hybrid parallelism of
-CloudMatrix-Infer (arXiv 2506.12708, prefill section): each rank has an equal share of the packed
-tokens for the down-projections; an all-gather of the latents gives every rank all tokens, of which
-it does its share of the heads; an all-to-all brings the heads of its own tokens back for the output
-projection. Then gate, dispatch, experts and combine as in decode, in bulk: one transfer to each
-rank, by SDMA where ``messages.operation`` says so.
+Attention is ``staged``, the hybrid parallelism of CloudMatrix-Infer (arXiv 2506.12708, prefill
+section): all ranks of an instance fill a batch of prompts together. Each has an equal share of the
+packed tokens for the down-projections; an all-gather of the latents gives every rank all tokens, of
+which it does its share of the heads; an all-to-all brings the heads of its own tokens back for the
+output projection. Or it is ``data`` parallel: each rank has prompts of its own and all heads; every
+rank is taken to be as loaded as the most loaded one, since all meet in the dispatch.
 
-A die has two streams, products and attention on stream 0, transfers with the packing and copying
-around them on stream 1. Two microbatches alternate on both, stage by stage, so that one computes
-while the other's data move; a layer of a microbatch waits for its layer before.
+Then gate, dispatch, experts and combine as in decode, in bulk: one transfer to each rank, by SDMA
+where ``messages.operation`` says so.
+
+A die has one stream of products and attention, and one of transfers for each microbatch, with what
+goes with them: packing, copying and the down-projections, 3 % of the products. With two
+microbatches one computes while the other's data move.
 
 Not modelled: the MTP layer's pass over the prompt, chunks of prompts, reuse of a cached prefix,
-and contention of the two streams for HBM.
+and contention of the streams for HBM.
 """
 
 from __future__ import annotations
@@ -38,8 +41,8 @@ from ubfabric.steps import (
 from ubfabric.trace import TraceChunk, empty_table
 from ubfabric.workload import PrefillSpec, Workload
 
-#: Streams of a die.
-COMPUTE_STREAM, TRANSFER_STREAM = 0, 1
+#: Streams of a die: products, and transfers of the first microbatch; the second's come after.
+COMPUTE_STREAM, FIRST_TRANSFER_STREAM = 0, 1
 #: All-gather of latents before the heads, all-to-all of the heads' results after them.
 GATHER, SCATTER = "gather", "scatter"
 _BF16, _INT8 = ELEMENT_BYTES["bf16"], ELEMENT_BYTES["int8"]
@@ -56,14 +59,22 @@ class PrefillStep(Step):
         if not isinstance(workload.spec, PrefillSpec) or not isinstance(attention, MlaSpec):
             raise SpecError(f"{workload.label}: kind: found 'decode', allowed: prefill")
         self.spec, self.attention = workload.spec, attention
-        self.heads = attention.heads // self.n_ranks
-        self.prompts = split_prompts(self.spec)
-        #: Tokens of a rank in a microbatch; the last ranks of the smaller one are padded.
-        self.tokens = max(-(-int(sum(lengths)) // self.n_ranks) for lengths in self.prompts)
+        self.is_staged = self.spec.serving.attention == "staged"
+        #: Ranks that share a microbatch's prompts and its heads.
+        self.sharing = self.n_ranks if self.is_staged else 1
+        self.heads = attention.heads // self.sharing
+        parts = deal(self.spec.prompt_lengths, self.microbatches)
+        if not self.is_staged:
+            by_rank = [deal(part, self.n_ranks) for part in parts]
+            parts = [max(ranks, key=sum) for ranks in by_rank]
+        #: Lengths of the prompts of each microbatch that a rank has its part in.
+        self.prompts = parts
+        #: Tokens of a rank in a microbatch, padded to the same number everywhere.
+        self.tokens = max(-(-sum(lengths) // self.sharing) for lengths in parts)
         model = self.model
         rows = [(layer, "dense", self.tokens, 0) for layer in range(model.dense_layers)]
         rows += [(model.dense_layers + i, "moe", self.tokens, 0) for i in range(layers)]
-        last_tokens = -(-sum(map(len, self.prompts)) // self.n_ranks)
+        last_tokens = -(-len(self.spec.prompt_lengths) // self.n_ranks)
         rows.append((model.layers, "head", 0, last_tokens))
         self.plans = self.number(rows)
 
@@ -78,6 +89,8 @@ class PrefillStep(Step):
                 "ranks": row.ranks,
                 "tokens_per_npu": row.tokens_per_npu,
                 "gate": row.gate,
+                "attention": row.attention,
+                "microbatches": row.microbatches,
                 "tokens_per_s_per_npu": row.tokens_per_s_per_npu,
                 "source": row.source,
                 "strength": row.strength,
@@ -89,6 +102,8 @@ class PrefillStep(Step):
             "ranks": self.n_ranks,
             "tokens_per_npu": self.spec.tokens_per_npu,
             "gate": self.spec.gate.policy,
+            "attention": self.spec.serving.attention,
+            "microbatches": self.microbatches,
         }
         same_point = [row for row in rows if point.items() <= row.items()]
         return {
@@ -96,34 +111,33 @@ class PrefillStep(Step):
             "batch_per_npu": self.spec.tokens_per_npu,
             "tokens_per_npu": self.spec.tokens_per_npu,
             "gate": self.spec.gate.policy,
+            "attention": self.spec.serving.attention,
             "paper_row": same_point[0] if same_point else None,
             "paper_rows": rows,
         }
 
     def stages(self, plan: LayerPlan) -> list[Stage]:
-        """Return the tasks of one rank in a layer: the microbatches alternate stage by stage."""
+        """Return the tasks of one rank in a layer, the microbatches interleaved."""
         if plan.label == "head":
             return [Stage(kind, ALL_MICROBATCHES) for kind in ("head", "sampling", "host")]
-        both = range(self.microbatches)
-        stages = []
-        for kind in ("down", GATHER, "heads", SCATTER, "output"):
-            stages += [self._stage(kind, microbatch) for microbatch in both]
-        groups = [["ffn"]]
+        groups = [["down", "heads", "output", "ffn"]]
+        if self.is_staged:
+            groups = [["down", GATHER, "heads", SCATTER, "output", "ffn"]]
         if plan.label == "moe":
-            sent, back = (["dispatch", "dispatch-copy"], ["combine", "combine-copy"])
-            groups = [["gate"], sent, ["expert"], back]
-        return stages + [
+            groups[0][-1:] = ["gate", "dispatch", "dispatch-copy"]
+            groups.append(["expert", "combine", "combine-copy"])
+        return [
             self._stage(kind, microbatch)
             for group in groups
-            for microbatch in both
+            for microbatch in range(self.microbatches)
             for kind in group
         ]
 
-    @staticmethod
-    def _stage(kind: str, microbatch: int) -> Stage:
+    def _stage(self, kind: str, microbatch: int) -> Stage:
         moves = kind in (GATHER, SCATTER, *PHASES)
         phase = kind if moves else ""
-        stream = TRANSFER_STREAM if moves or kind.endswith("-copy") else COMPUTE_STREAM
+        is_light = kind.endswith("-copy") or (kind == "down" and self.is_staged)
+        stream = FIRST_TRANSFER_STREAM + microbatch if moves or is_light else COMPUTE_STREAM
         return Stage(kind, microbatch, phase, phase, stream)
 
     def chunk(self, position: int) -> TraceChunk:
@@ -131,7 +145,7 @@ class PrefillStep(Step):
         plan = self.plans[position]
         durations: dict[tuple[str, int], np.ndarray | int] = {}
         blocks: list[Block] = []
-        if plan.label != "head":
+        if plan.label != "head" and self.sharing > 1:
             blocks = self._head_blocks(plan)
         if plan.label == "moe":
             placement = self.place(plan.layer)
@@ -153,7 +167,7 @@ class PrefillStep(Step):
         operation = self.messages.operation
         if operation == "write":
             return Block(microbatch, phase, messages, size)
-        src, dst, count = messages
+        src, dst, count = messages[:, messages[0] != messages[1]]  # what stays is only copied
         one_each = np.stack([src, dst, np.ones(len(src), np.int64)])
         return Block(microbatch, phase, one_each, count * size, operation)
 
@@ -163,14 +177,15 @@ class PrefillStep(Step):
         src, dst = (part.ravel() for part in np.indices((n, n)))
         pairs = np.stack([src, dst, np.ones(len(src), np.int64)])[:, src != dst]
         sizes = {
-            GATHER: plan.tokens * (attention.q_lora_rank + attention.cache_elements) * _BF16,
+            # Queries are quantised for the next product; the rest is as the cache holds it.
+            GATHER: plan.tokens
+            * (attention.q_lora_rank * _INT8 + attention.cache_elements * _BF16),
             SCATTER: plan.tokens * self.heads * attention.v_head_dim * _BF16,
         }
         return [
             Block(microbatch, phase, pairs, size, self.messages.operation)
             for microbatch in range(self.microbatches)
             for phase, size in sizes.items()
-            if n > 1
         ]
 
     def message_cost_ps(self, stage: Stage) -> int:
@@ -183,14 +198,14 @@ class PrefillStep(Step):
     def _expert_ps(self, placement: ExpertPlacement, tokens_by_slot: np.ndarray) -> np.ndarray:
         """Return the time of the expert operator of each rank, its activation function included."""
         times = self.expert_ps(placement, tokens_by_slot, None)
-        if self.times.launches_ps("expert") == 0:  # measured
+        launches = self.times.launches_ps("expert")
+        if launches == 0:  # measured
             return times
         arrived = np.bincount(placement.slot_rank, tokens_by_slot, self.n_ranks)
         gated = (self.model.ffn_matrices - 1) * _BF16 + _INT8  # read, and written in INT8
-        moved = arrived * self.model.expert_ffn_size * gated
-        whole: np.ndarray = times + np.rint(moved / self.memory_bytes_per_s * PS_PER_S).astype(
-            np.int64
-        )
+        moved = arrived * self.model.expert_ffn_size * gated / self.memory_bytes_per_s * PS_PER_S
+        longer = (times - launches + moved) / self.spec.machine.efficiency.prefill
+        whole: np.ndarray = launches + np.rint(longer).astype(np.int64)
         return whole
 
     def duration_ps(self, plan: LayerPlan, stage: Stage) -> int:
@@ -209,7 +224,7 @@ class PrefillStep(Step):
             return machine.launch
         kernels = self._kernels(kind, plan.tokens, stage.microbatch)
         time = sum(float(self.times.roofline_ps(work)) for work in kernels)
-        return round(time) + len(kernels) * machine.launch
+        return round(time / machine.efficiency.prefill) + len(kernels) * machine.launch
 
     def _moved_ps(self, n_bytes: float) -> int:
         return round(n_bytes / self.memory_bytes_per_s * PS_PER_S)
@@ -223,12 +238,13 @@ class PrefillStep(Step):
         qk = attention.qk_nope_head_dim + attention.qk_rope_head_dim
         if kind == "down":
             down = rank + attention.cache_elements
-            return [norm, _product(tokens, hidden, down, operators.prologue.precision)]
+            latents = Work({}, tokens * (rank * _QUANTISED + attention.cache_elements * 2 * _BF16))
+            return [norm, _product(tokens, hidden, down, operators.prologue.precision), latents]
         if kind == "heads":
-            every = tokens * self.n_ranks
+            every = tokens * self.sharing
             lengths = np.array(self.prompts[microbatch], np.int64)
             pairs = int((lengths * (lengths + 1) // 2).sum())  # of a query and a key before it
-            latents = Work({}, every * (rank + attention.kv_lora_rank) * _QUANTISED)
+            latents = Work({}, every * attention.kv_lora_rank * _QUANTISED)
             queries = _product(every, rank, self.heads * qk, operators.prologue.precision)
             keys = self.heads * (attention.qk_nope_head_dim + attention.v_head_dim)
             values = _product(every, attention.kv_lora_rank, keys, operators.prologue.precision)
@@ -258,20 +274,11 @@ def _product(tokens: int, inner: int, outer: int, precision: Precision) -> Work:
     return Work({precision: 2 * tokens * inner * outer}, moved)
 
 
-def split_prompts(spec: PrefillSpec) -> list[list[int]]:
-    """Deal the prompts of a batch out to its microbatches.
-
-    The longest first, each to the microbatch with the fewest tokens so far.
-
-    Returns
-    -------
-    list of list of int
-        Lengths of the prompts of each microbatch.
-    """
-    lengths = sorted((p.tokens for p in spec.serving.prompts for _ in range(p.count)), reverse=True)
-    parts: list[list[int]] = [[] for _ in range(spec.serving.microbatches)]
-    sums = [0] * len(parts)
-    for length in lengths:
+def deal(lengths: list[int], n_parts: int) -> list[list[int]]:
+    """Deal prompts out: the longest first, each to the part with the fewest tokens so far."""
+    parts: list[list[int]] = [[] for _ in range(n_parts)]
+    sums = [0] * n_parts
+    for length in sorted(lengths, reverse=True):
         fewest = sums.index(min(sums))
         parts[fewest].append(length)
         sums[fewest] += length

@@ -98,6 +98,8 @@ class PrefillRow(SourcedRow):
 
     tokens_per_npu: PositiveCount
     gate: str
+    attention: Literal["staged", "data"]
+    microbatches: PositiveCount
 
 
 class ReferenceSpec(Spec):
@@ -117,6 +119,7 @@ class PrefillServingSpec(Spec):
     """The point of operation: the prompts that all ranks of an instance fill at once."""
 
     prompts: Annotated[list[PromptsSpec], Field(min_length=1)]
+    attention: Literal["staged", "data"]
     microbatches: Annotated[Count, Field(ge=1, le=2)]
     step: Annotated[Count, Field(ge=0, le=100_000)] = 0
 
@@ -191,6 +194,11 @@ class PrefillSpec(CommonSpec):
     reference: PrefillReferenceSpec = PrefillReferenceSpec()
 
     @property
+    def prompt_lengths(self) -> list[int]:
+        """Tokens of each prompt of the batch."""
+        return [part.tokens for part in self.serving.prompts for _ in range(part.count)]
+
+    @property
     def tokens_per_npu(self) -> int:
         """Prompt tokens of the batch for each NPU, rounded down."""
         return self.serving.tokens // self.npus
@@ -206,7 +214,7 @@ class PrefillSpec(CommonSpec):
             )
         if not isinstance(attention, MlaSpec):
             raise ValueError(f"model.attention.kind: found {attention.kind!r}, allowed 'mla'")
-        if attention.heads % ranks:
+        if self.serving.attention == "staged" and attention.heads % ranks:
             raise ValueError(
                 f"deployment.ranks: found {ranks}, allowed a divisor of model.attention.heads = "
                 f"{attention.heads}, which ranks divide among them"
@@ -216,8 +224,12 @@ class PrefillSpec(CommonSpec):
                 f"deployment.attention_tp: found {self.deployment.attention_tp}, allowed 1: "
                 "in prefill all ranks share the heads"
             )
-        if sum(prompts.count for prompts in self.serving.prompts) < self.serving.microbatches:
-            raise ValueError("serving.prompts: found 1 prompt, allowed one a microbatch or more")
+        fewest = self.serving.microbatches * (1 if self.serving.attention == "staged" else ranks)
+        if len(self.prompt_lengths) < fewest:
+            raise ValueError(
+                f"serving.prompts: found {len(self.prompt_lengths)} prompts, allowed {fewest} or "
+                "more: one a microbatch, and a rank with attention 'data'"
+            )
         largest = self.serving.tokens * (
             self.messages.dispatch.message_bytes(self.model.hidden_size)
             + self.messages.combine.message_bytes(self.model.hidden_size)

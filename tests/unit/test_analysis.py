@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parents[2] / "analysis"
 #: Scripts that simulate a topology; all others read a run folder.
 MACHINE_SCRIPTS = ["fit_fabric.py", "validate_fabric.py"]
 #: The script that simulates whole decode steps; it has no input to be wrong.
-STEP_SCRIPTS = ["fit_decode.py"]
+STEP_SCRIPTS = ["fit_step.py"]
 SCRIPTS = sorted({path.name for path in FOLDER.glob("*.py")} - {*MACHINE_SCRIPTS} - {*STEP_SCRIPTS})
 PAPER_ROW = {"batch_per_npu": 96, "tpot_ps": 49_400_000_000, "strength": "secondary"}
 
@@ -80,20 +80,29 @@ def test_every_script_is_in_the_readme():
         assert f"`{name}`" in readme
 
 
-def test_fit_of_the_decode_row_finds_where_a_line_meets_it(script, monkeypatch):
+@pytest.mark.parametrize(
+    ("row", "slope", "expected"),
+    [
+        ("decode", 5.0, "communication.message_cost 6.796: step 84.0 ms\npaper: step 84.0 ms"),
+        ("prefill", -500.0, "efficiency.prefill 0.200: step 2449.8 ms\npaper: step 2449.8 ms"),
+    ],
+)
+def test_fit_of_a_step_finds_where_a_line_meets_the_row(script, monkeypatch, row, slope, expected):
     def generate(workload, *, layers, seed, overrides):
-        return int(overrides["machine.communication.message_cost"].removesuffix(" ps"))
+        ((key, value),) = overrides.items()
+        assert key in ("machine.communication.message_cost", "machine.efficiency.prefill")
+        return float(str(value).removesuffix(" us"))
 
     class Tokens:
-        def __init__(self, cost):
-            self.summary = {"tpot_ms": 30 + 5 * cost / 1e6}  # 49.4 ms at 3.88 us
+        def __init__(self, value):
+            self.summary = {"step_ms": (50 if slope > 0 else 2549.761) + slope * value}
 
     monkeypatch.setattr("ubfabric.generate_trace", generate)
-    monkeypatch.setattr("ubfabric.replay", lambda fabric, cost, run, progress: cost)
+    monkeypatch.setattr("ubfabric.replay", lambda fabric, value, run, **options: value)
     monkeypatch.setattr("ubfabric.rebuild_tokens", Tokens)
-    code, out, err = script("fit_decode.py")
+    code, out, err = script("fit_step.py", row)
     assert (code, err) == (0, "")
-    assert "message cost 3.880 us: TPOT 49.40 ms" in out and "paper: 49.40 ms" in out
+    assert expected in out
 
 
 @pytest.mark.parametrize("name", MACHINE_SCRIPTS)
