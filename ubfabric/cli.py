@@ -103,6 +103,10 @@ Sample = Annotated[
     str | None,
     typer.Option("--sample", help="Look at all links so often, such as 1us.", metavar="TIME"),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", help="Threads that run the planes; all usable cores if not given."),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace a complete run folder of that name.")
 ]
@@ -246,6 +250,7 @@ def replay(
     faults: Faults = None,
     account: Account = False,
     sample: Sample = None,
+    threads: Threads = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Move every packet of a trace through a fabric.
@@ -267,6 +272,7 @@ def replay(
         faults=faults,
         account=account,
         sample_interval_ps=_interval(sample),
+        threads=threads,
         overwrite=overwrite,
     )
     for line in [*_fault_lines(result), _replay_line(result.summary)]:
@@ -336,6 +342,7 @@ def run(
     faults: Faults = None,
     account: Account = False,
     sample: Sample = None,
+    threads: Threads = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Go from a topology and a workload to the latency of a token, and draw it.
@@ -363,6 +370,7 @@ def run(
         faults=faults,
         account=account,
         sample_interval_ps=_interval(sample),
+        threads=threads,
         overwrite=overwrite,
     )
     rebuilt = rebuild_tokens(result)

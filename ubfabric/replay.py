@@ -8,6 +8,7 @@ result is the one of loading everything at once.
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 import time
@@ -105,6 +106,8 @@ class ReplayConfig:
         Time between looks at all links, 0 for none.
     watchdog_ps : int
         Time without any packet moving after which the run ends.
+    threads : int
+        Threads that run the planes.
     """
 
     payload_bytes: int
@@ -115,6 +118,7 @@ class ReplayConfig:
     account: bool
     sample_interval_ps: int
     watchdog_ps: int
+    threads: int
 
 
 def replay(
@@ -131,6 +135,7 @@ def replay(
     account: bool = False,
     sample_interval_ps: int | None = None,
     watchdog_ps: int = 100_000_000_000,
+    threads: int | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
     attach: Callable[[_bridge.Engine, FabricArrays], None] | None = None,
@@ -167,6 +172,10 @@ def replay(
         Look at load and queue of all links so often: ``RunResult.samples()``.
     watchdog_ps : int
         End the run with an error if packets are under way and none moves for so long.
+    threads : int, optional
+        Threads that run the planes, 1 to 256; as many as the process may use cores if not given.
+        The tables do not depend on it. What couples the planes (``adaptive`` choice of plane,
+        trace sinks) runs on one thread all the same.
     overwrite : bool
         Whether a complete run folder of that name may be replaced.
     progress : bool, optional
@@ -214,6 +223,7 @@ def replay(
         if sample_interval_ps is None
         else _in_range("sample_interval_ps", sample_interval_ps, 1, 1 << 60),
         watchdog_ps=_in_range("watchdog_ps", watchdog_ps, 1, 1 << 60),
+        threads=_in_range("threads", _usable_cores() if threads is None else threads, 1, 256),
     )
     rank_nodes = _rank_nodes(graph, trace)
     _check_limits(arrays)
@@ -242,6 +252,7 @@ def replay(
                 "KeepAccount": str(config.account).lower(),
                 "SampleInterval": f"{config.sample_interval_ps}ps",
                 "Watchdog": f"{config.watchdog_ps}ps",
+                "Threads": config.threads,
             },
         ) as engine,
     ):
@@ -287,6 +298,11 @@ def _in_range(key: str, value: int, lowest: int, highest: int) -> int:
         limit = "2**64 - 1" if highest == (1 << 64) - 1 else str(highest)
         raise SpecError(f"{key}: found {value}, allowed {lowest} to {limit}")
     return value
+
+
+def _usable_cores() -> int:
+    """Return how many cores the process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _payload(graph: nx.Graph, payload_bytes: int | None) -> int:

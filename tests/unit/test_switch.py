@@ -228,6 +228,24 @@ def test_samples_add_up_and_change_nothing():
     assert waiting[-1].sum() < waiting.sum(axis=1).max()
 
 
+def test_an_input_feeds_the_outputs_that_want_it_by_turns():
+    """Two ports of a star stand still until both have a long queue from the same input."""
+    graph = star(3, rate=RATE, switch={"buffer_bytes": 1 << 20})
+
+    def prepare(engine, arrays):
+        for port in ("die-1", "die-2"):
+            link = link_number(arrays, "hub-0", port)
+            engine.schedule_link(0, link, 0)
+            engine.schedule_link(100 * US, link, RATE)
+
+    flows = [{"src": 0, "dst": dst, "messages": 40} for dst in (1, 2)]
+    result = drive(graph, flows, {"Allocator": "Islip", "Speedup": "1.0"}, prepare=prepare)
+    assert result.leftover == ""
+    # the crossbar reads the input at the rate of a port, so 80 packets take 80 turns
+    assert result.flows["finish_ps"].max() > 100 * US + 79 * SER
+    assert abs(int(np.diff(result.flows["finish_ps"])[0])) <= SER
+
+
 def test_watchdog_names_the_ports_of_a_stall():
     graph = star(3, rate=RATE)
 
@@ -286,6 +304,16 @@ def test_congestion_control_shortens_the_queue_of_a_hot_port(control, marks, cos
     held, makespan = settled_queue(marks | {"UbCongestion": control})
     assert held < 0.5 * free
     assert makespan < cost * plain
+
+
+def test_caqm_brings_the_queue_from_the_first_windows_down_to_its_target():
+    """Eight first windows of ten packets are a queue of 330 kB; switches aim at ten packets.
+
+    While much more waits a port has less than nothing to grant, and only marks shrink windows.
+    """
+    target = 10 * 4_096
+    held, _ = settled_queue({"UbCongestion": "ns3::UbCaqm"})
+    assert 0.2 * target < held < 2 * target
 
 
 def test_marks_are_what_congestion_control_goes_by():

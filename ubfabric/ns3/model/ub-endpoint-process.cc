@@ -19,6 +19,7 @@ UbEndpointProcess::UbEndpointProcess(const UbFabricArrays& arrays,
     : m_settings(settings),
       m_planes(planes),
       m_policy(policy),
+      m_outgoing(arrays.nPlanes),
       m_endpoints(arrays.nNodes),
       m_transports(settings.transports)
 {
@@ -255,15 +256,9 @@ UbEndpointProcess::Parked::operator<(const Parked& other) const
 bool
 UbEndpointProcess::PopSame(const UbEventQueue::Event& first, uint32_t& payload)
 {
-    uint32_t key;
-    UbEventQueue::Event event;
-    if (m_queue.NextTime() != first.timePs || !m_queue.Peek(0, key, payload) || key != first.key ||
-        !m_queue.PopBefore(first.timePs + 1, event))
-    {
-        return false;
-    }
-    ++m_eventCount;
-    return true;
+    const bool isSame = m_queue.PopSame(first, payload);
+    m_eventCount += isSame ? 1 : 0;
+    return isSame;
 }
 
 void
@@ -601,7 +596,7 @@ UbEndpointProcess::SendPacket(UbInjection& injection, uint32_t network, int64_t 
     if (direct != nullptr)
     {
         injection.directLink = direct->link;
-        m_planes[direct->plane]->Inject(injection);
+        m_outgoing[direct->plane].push_back(injection);
         return true;
     }
     injection.directLink = UB_NONE;
@@ -614,6 +609,7 @@ UbEndpointProcess::SendPacket(UbInjection& injection, uint32_t network, int64_t 
         for (uint64_t left = looksAtPorts ? planes : 0; left != 0; left &= left - 1)
         {
             const auto plane = static_cast<uint32_t>(__builtin_ctzll(left));
+            m_planes[plane]->Accept(m_outgoing[plane]); // they wait there too
             backlogPs[at++] = m_planes[plane]->BacklogPs(injection.srcEndpoint, nowPs);
         }
         const uint32_t choice = injection.ordered
@@ -628,7 +624,7 @@ UbEndpointProcess::SendPacket(UbInjection& injection, uint32_t network, int64_t 
             planes &= planes - 1;
         }
     }
-    m_planes[__builtin_ctzll(planes)]->Inject(injection);
+    m_outgoing[__builtin_ctzll(planes)].push_back(injection);
     return true;
 }
 

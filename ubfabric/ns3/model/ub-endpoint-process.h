@@ -145,6 +145,15 @@ class UbEndpointProcess : public UbTransportHost
     int64_t RunBefore(int64_t limitPs);
 
     /**
+     * @param [in] plane A plane.
+     * @return Packets for it that were sent since the caller last emptied this.
+     */
+    std::vector<UbInjection>& Outgoing(uint32_t plane)
+    {
+        return m_outgoing[plane];
+    }
+
+    /**
      * @return Time of the next event, UB_NEVER if none.
      */
     int64_t NextTime()
@@ -672,6 +681,7 @@ class UbEndpointProcess : public UbTransportHost
     Ptr<UbPlanePolicy> m_policy;                     //!< picks the plane of a packet
     UbTaskGraph* m_tasks{nullptr};                   //!< the tasks
     UbEventQueue m_queue;                            //!< events
+    std::vector<std::vector<UbInjection>> m_outgoing; //!< packets sent, by plane
     std::vector<Endpoint> m_endpoints;               //!< by node number
     std::vector<Engine> m_engines;                   //!< all engines
     std::vector<Job> m_jobs;                         //!< pool of jobs

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <memory_resource>
 #include <queue>
 #include <vector>
 
@@ -40,11 +41,12 @@ class UbEventQueue
     };
 
     /**
-     * @param [in] widthShift log2 of the width of a bucket in picoseconds.
+     * @param [in] memory Memory for what the queue touches all over.
      */
-    explicit UbEventQueue(uint32_t widthShift = 10)
-        : m_shift(widthShift),
-          m_heads(N_BUCKETS, NIL),
+    explicit UbEventQueue(
+        std::pmr::memory_resource* memory = std::pmr::get_default_resource())
+        : m_nodes(memory),
+          m_heads(N_BUCKETS, NIL, memory),
           m_bits(N_BUCKETS / 64, 0)
     {
     }
@@ -120,6 +122,26 @@ class UbEventQueue
         event.key = static_cast<uint32_t>(first.sortable);
         event.payload = first.payload;
         m_base = m_openBucket;
+        ++m_head;
+        --m_size;
+        return true;
+    }
+
+    /**
+     * Take the next event if it has the time and the key of one that has left just now.
+     * @param [in] event The event that has left.
+     * @param [out] payload What the next one is about.
+     * @return Whether there was one.
+     */
+    bool PopSame(const Event& event, uint32_t& payload)
+    {
+        // in the same bucket, which is open unless something came since
+        if ((m_head == m_open.size() && !OpenNext()) || event.timePs >> m_shift != m_openBucket ||
+            m_open[m_head].sortable != Sortable(event.timePs, event.key))
+        {
+            return false;
+        }
+        payload = m_open[m_head].payload;
         ++m_head;
         --m_size;
         return true;
@@ -348,15 +370,15 @@ class UbEventQueue
         return true;
     }
 
-    uint32_t m_shift;                       //!< log2 of the width of a bucket
+    uint32_t m_shift{10};                   //!< log2 of the width of a bucket
     int64_t m_base{0};                      //!< bucket of the event popped last
     int64_t m_openBucket{NONE_OPEN};        //!< the bucket in m_open
     size_t m_head{0};                       //!< next event of m_open
     uint64_t m_size{0};                     //!< events held
     uint32_t m_free{NIL};                   //!< free nodes
     std::vector<Open> m_open;               //!< events of the open bucket, sorted
-    std::vector<Node> m_nodes;              //!< pool of nodes
-    std::vector<uint32_t> m_heads;          //!< list of each bucket
+    std::pmr::vector<Node> m_nodes;              //!< pool of nodes
+    std::pmr::vector<uint32_t> m_heads;          //!< list of each bucket
     std::vector<uint64_t> m_bits;           //!< which buckets hold events
     uint64_t m_summary[N_BUCKETS / 4096]{}; //!< which words of m_bits are not zero
     std::priority_queue<Event, std::vector<Event>, Later> m_far; //!< beyond the ring

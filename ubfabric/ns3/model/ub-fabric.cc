@@ -4,6 +4,7 @@
 #include "ub-fabric.h"
 
 #include "ub-net-device.h"
+#include "ub-workers.h"
 
 #include "ns3/abort.h"
 #include "ns3/boolean.h"
@@ -160,6 +161,16 @@ UbFabric::GetTypeId()
                           StringValue(""),
                           MakeStringAccessor(&UbFabric::m_vpcCongestion),
                           MakeStringChecker())
+            .AddAttribute("Threads",
+                          "Threads that run the planes; the results do not depend on it.",
+                          UintegerValue(1),
+                          MakeUintegerAccessor(&UbFabric::m_nThreads),
+                          MakeUintegerChecker<uint32_t>(1, 256))
+            .AddAttribute("ThreadHops",
+                          "Packet-hops of a window that make it worth while to wake them.",
+                          UintegerValue(500),
+                          MakeUintegerAccessor(&UbFabric::m_threadHops),
+                          MakeUintegerChecker<uint64_t>(1))
             .AddAttribute("NumVirtualLanes",
                           "Virtual lanes of each port, each with a buffer and credits of its own.",
                           UintegerValue(1),
@@ -374,6 +385,7 @@ UbFabric::DoDispose()
         m_impl = nullptr;
     }
     m_step.Cancel();
+    m_workers.reset();
     m_devicePackets.clear();
     m_tasks.reset();
     m_endpoints.reset();
@@ -459,6 +471,12 @@ UbFabric::Build(const UbFabricArrays& arrays)
     const auto planePolicy = planeFactory.Create<UbPlanePolicy>();
     m_sendsByBacklog = planePolicy->LooksAtPorts();
     m_endpoints = std::make_unique<UbEndpointProcess>(arrays, settings, m_planes, planePolicy);
+    m_incoming.resize(m_planes.size());
+    m_arrived.resize(m_planes.size());
+    if (m_nThreads > 1)
+    {
+        m_workers = std::make_unique<UbWorkers>(m_nThreads, 1 + arrays.nPlanes);
+    }
     m_tasks = std::make_unique<UbTaskGraph>(*m_endpoints);
     m_endpoints->SetTaskGraph(m_tasks.get());
     m_observer = std::make_unique<Observer>(*this);
@@ -746,14 +764,23 @@ UbFabric::RunWindow(int64_t limitPs)
         endPs = std::min(endPs, m_routeTimes.front());
     }
     // endpoints first: what they send within the window reaches the planes in time
+    const uint64_t hops = GetPacketHops();
     const int64_t reachedPs = m_endpoints->RunBefore(endPs);
-    int64_t lastPs = std::max(firstPs, m_endpoints->LastPs());
-    for (auto& plane : m_planes)
+    RunPlanes(reachedPs);
+    TakeDeliveries(firstPs);
+    m_isBusy = GetPacketHops() - hops >= m_threadHops;
+    if (m_isBusy && reachedPs == endPs && CanRunAhead())
     {
-        plane->RunBefore(reachedPs);
+        int64_t barrierPs = std::min(limitPs, m_nextSamplePs);
+        barrierPs =
+            m_routeTimes.empty() ? barrierPs : std::min(barrierPs, m_routeTimes.front());
+        RunAhead(reachedPs, barrierPs);
+    }
+    int64_t lastPs = std::max(firstPs, m_endpoints->LastPs());
+    for (const auto& plane : m_planes)
+    {
         lastPs = std::max(lastPs, plane->LastPs());
     }
-    TakeDeliveries(firstPs);
     bool isBroken = false;
     for (auto& plane : m_planes)
     {
@@ -777,52 +804,149 @@ UbFabric::RunWindow(int64_t limitPs)
 }
 
 void
+UbFabric::RunPlanes(int64_t untilPs)
+{
+    for (uint32_t plane = 0; plane < m_planes.size(); ++plane)
+    {
+        m_incoming[plane].swap(m_endpoints->Outgoing(plane));
+    }
+    if (m_workers && m_isBusy && !m_isObserved)
+    {
+        m_workers->Run([this, untilPs](uint32_t task) {
+            if (task > 0)
+            {
+                RunPlane(task - 1, untilPs);
+            }
+        });
+        return;
+    }
+    for (uint32_t plane = 0; plane < m_planes.size(); ++plane)
+    {
+        RunPlane(plane, untilPs);
+    }
+}
+
+void
+UbFabric::RunPlane(uint32_t plane, int64_t untilPs)
+{
+    m_planes[plane]->Accept(m_incoming[plane]);
+    m_planes[plane]->RunBefore(untilPs);
+}
+
+bool
+UbFabric::CanRunAhead() const
+{
+    // what a broken link does to routes, and what ordinary ns-3 models make of packets, depends
+    // on how far the fabric has come when they hear of it
+    return m_workers && !m_isObserved && !m_sendsByBacklog && m_devicePacketsInside == 0 &&
+           m_endpoints->LookaheadPs() > 1 && !m_tasks->NeedsChunk() &&
+           std::none_of(m_planes.begin(), m_planes.end(), [](const auto& plane) {
+               return plane->MayBreak();
+           });
+}
+
+void
+UbFabric::RunAhead(int64_t planesPs, int64_t barrierPs)
+{
+    const int64_t lookaheadPs = m_endpoints->LookaheadPs();
+    const auto within = [barrierPs](int64_t fromPs, int64_t widthPs) {
+        return fromPs > barrierPs - widthPs ? barrierPs : fromPs + widthPs;
+    };
+    int64_t endpointsPs = m_endpoints->RunBefore(within(planesPs, lookaheadPs / 2));
+    bool goesOn = endpointsPs < barrierPs && !m_tasks->NeedsChunk() && !m_endpoints->HasFailed();
+    while (goesOn)
+    {
+        // What arrives from planesPs on moves no endpoint before planesPs + lookaheadPs: so the
+        // endpoints go there while the planes catch up, and what has arrived up to planesPs is
+        // theirs already.
+        const int64_t targetPs = within(planesPs, lookaheadPs);
+        const uint64_t hops = GetPacketHops();
+        int64_t reachedPs = endpointsPs;
+        for (uint32_t plane = 0; plane < m_planes.size(); ++plane)
+        {
+            m_incoming[plane].swap(m_endpoints->Outgoing(plane));
+            m_arrived[plane].packets.swap(m_planes[plane]->Outbox());
+            m_arrived[plane].accounts.swap(m_planes[plane]->AccountOutbox());
+        }
+        m_workers->Run([&](uint32_t task) {
+            if (task > 0)
+            {
+                RunPlane(task - 1, endpointsPs);
+                return;
+            }
+            for (Arrived& arrived : m_arrived)
+            {
+                TakeArrived(arrived, 0);
+            }
+            reachedPs = m_endpoints->RunBefore(targetPs);
+        });
+        planesPs = endpointsPs;
+        endpointsPs = reachedPs;
+        goesOn = endpointsPs == targetPs && endpointsPs < barrierPs && !m_endpoints->HasFailed() &&
+                 !m_tasks->NeedsChunk() && GetPacketHops() - hops >= m_threadHops &&
+                 (m_stopAtHops == 0 || GetPacketHops() < m_stopAtHops);
+    }
+    TakeDeliveries(0);
+    RunPlanes(endpointsPs);
+    TakeDeliveries(0);
+}
+
+void
 UbFabric::TakeDeliveries(int64_t nowPs)
 {
-    for (auto& plane : m_planes)
+    for (uint32_t plane = 0; plane < m_planes.size(); ++plane)
     {
-        auto& outbox = plane->Outbox();
-        for (size_t i = 0; i < outbox.size(); ++i)
-        {
-            const UbDelivery& delivery = outbox[i];
-            if ((delivery.flow & UB_DEVICE_FLOW) == 0)
-            {
-                if (const size_t soon = i + 8; soon < outbox.size())
-                {
-                    m_endpoints->PrefetchFlow(outbox[soon].flow);
-                }
-                m_endpoints->Account(delivery);
-                if (m_keepsAccount && !delivery.isLost && delivery.payloadBytes > 0)
-                {
-                    const UbPacketAccount& account = plane->AccountOutbox()[i];
-                    m_endpoints->AddAccount(delivery.flow,
-                                            account.waitedPs,
-                                            account.serialisePs,
-                                            account.propagatePs,
-                                            account.switchPs);
-                }
-                continue;
-            }
-            const uint32_t handle = delivery.flow & ~UB_DEVICE_FLOW;
-            if (delivery.isLost)
-            {
-                // a datagram: whoever wants it to arrive has a protocol that sends it again
-                m_devicePackets[handle] = {};
-                m_freeHandles.push_back(handle);
-                continue;
-            }
-            const auto& device = m_devicePackets[handle].to;
-            const int64_t seenPs =
-                delivery.tailPs + m_endpoints->ReceiveLatencyPs(device->GetEndpoint());
-            Simulator::ScheduleWithContext(device->GetNode()->GetId(),
-                                           TimeStep(seenPs - nowPs),
-                                           &UbFabric::ReceiveAtDevice,
-                                           this,
-                                           handle);
-        }
-        outbox.clear();
-        plane->AccountOutbox().clear();
+        m_arrived[plane].packets.swap(m_planes[plane]->Outbox());
+        m_arrived[plane].accounts.swap(m_planes[plane]->AccountOutbox());
+        TakeArrived(m_arrived[plane], nowPs);
     }
+}
+
+void
+UbFabric::TakeArrived(Arrived& arrived, int64_t nowPs)
+{
+    auto& outbox = arrived.packets;
+    for (size_t i = 0; i < outbox.size(); ++i)
+    {
+        const UbDelivery& delivery = outbox[i];
+        if ((delivery.flow & UB_DEVICE_FLOW) == 0)
+        {
+            if (const size_t soon = i + 8; soon < outbox.size())
+            {
+                m_endpoints->PrefetchFlow(outbox[soon].flow);
+            }
+            m_endpoints->Account(delivery);
+            if (m_keepsAccount && !delivery.isLost && delivery.payloadBytes > 0)
+            {
+                const UbPacketAccount& account = arrived.accounts[i];
+                m_endpoints->AddAccount(delivery.flow,
+                                        account.waitedPs,
+                                        account.serialisePs,
+                                        account.propagatePs,
+                                        account.switchPs);
+            }
+            continue;
+        }
+        const uint32_t handle = delivery.flow & ~UB_DEVICE_FLOW;
+        --m_devicePacketsInside;
+        if (delivery.isLost)
+        {
+            // a datagram: whoever wants it to arrive has a protocol that sends it again
+            m_devicePackets[handle] = {};
+            m_freeHandles.push_back(handle);
+            continue;
+        }
+        const auto& device = m_devicePackets[handle].to;
+        const int64_t seenPs =
+            delivery.tailPs + m_endpoints->ReceiveLatencyPs(device->GetEndpoint());
+        Simulator::ScheduleWithContext(device->GetNode()->GetId(),
+                                       TimeStep(seenPs - nowPs),
+                                       &UbFabric::ReceiveAtDevice,
+                                       this,
+                                       handle);
+    }
+    outbox.clear();
+    arrived.accounts.clear();
 }
 
 void
@@ -879,6 +1003,7 @@ UbFabric::SendFromDevice(Ptr<UbNetDevice> device,
         m_freeHandles.pop_back();
     }
     m_devicePackets[handle] = {device, destination, packet, protocol};
+    ++m_devicePacketsInside;
     m_endpoints->SendDevicePacket(device->GetEndpoint(),
                                   destination->GetEndpoint(),
                                   handle,
@@ -886,6 +1011,10 @@ UbFabric::SendFromDevice(Ptr<UbNetDevice> device,
                                   device->GetNetwork(),
                                   device->GetLane(),
                                   Simulator::Now().GetTimeStep());
+    for (uint32_t plane = 0; plane < m_planes.size(); ++plane)
+    {
+        m_planes[plane]->Accept(m_endpoints->Outgoing(plane));
+    }
     Arm();
 }
 

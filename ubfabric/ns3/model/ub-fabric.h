@@ -25,6 +25,7 @@ namespace ns3
 {
 
 class UbNetDevice;
+class UbWorkers;
 class Packet;
 
 /**
@@ -269,6 +270,46 @@ class UbFabric : public Object, public UbWindowedProcess
     /// Take notice of listeners that came or went.
     void UpdateObservers();
 
+    /// What arrived in a plane.
+    struct Arrived
+    {
+        std::vector<UbDelivery> packets;       //!< the packets
+        std::vector<UbPacketAccount> accounts; //!< where their time went, if that is kept
+    };
+
+    /**
+     * Let the planes catch up with the endpoints.
+     * @param [in] untilPs The time up to which.
+     */
+    void RunPlanes(int64_t untilPs);
+
+    /**
+     * Let a plane catch up with the endpoints.
+     * @param [in] plane The plane.
+     * @param [in] untilPs The time up to which.
+     */
+    void RunPlane(uint32_t plane, int64_t untilPs);
+
+    /**
+     * @return Whether several windows may pass before anybody else is asked.
+     */
+    bool CanRunAhead() const;
+
+    /**
+     * Run window after window, endpoints and planes at the same time on several threads, while
+     * there is much to do.
+     * @param [in] planesPs How far endpoints and planes have come.
+     * @param [in] barrierPs How far they may go.
+     */
+    void RunAhead(int64_t planesPs, int64_t barrierPs);
+
+    /**
+     * Hand what arrived in a plane to the endpoints and devices.
+     * @param [in,out] arrived What arrived; nothing is left.
+     * @param [in] nowPs The simulator's time.
+     */
+    void TakeArrived(Arrived& arrived, int64_t nowPs);
+
     /**
      * Hand what arrived in the planes to the endpoints and devices.
      * @param [in] nowPs The simulator's time.
@@ -301,6 +342,8 @@ class UbFabric : public Object, public UbWindowedProcess
     bool Watch(int64_t nowPs);
 
     uint32_t m_payloadBytes{0};        //!< attribute
+    uint32_t m_nThreads{1};            //!< attribute
+    uint64_t m_threadHops{1};          //!< attribute
     uint32_t m_nLanes{0};              //!< attribute
     uint64_t m_seed{0};                //!< attribute
     uint32_t m_cellBytes{1};           //!< attribute
@@ -345,6 +388,11 @@ class UbFabric : public Object, public UbWindowedProcess
     std::vector<std::unique_ptr<UbPlane>> m_planes; //!< the planes
     std::unique_ptr<UbEndpointProcess> m_endpoints; //!< the endpoints
     std::unique_ptr<UbTaskGraph> m_tasks;           //!< the tasks
+    std::unique_ptr<UbWorkers> m_workers;           //!< threads, if there are several
+    std::vector<std::vector<UbInjection>> m_incoming; //!< packets on their way into planes
+    std::vector<Arrived> m_arrived;                 //!< packets on their way out of planes
+    bool m_isBusy{false};                           //!< much was done in the last window
+    uint64_t m_devicePacketsInside{0};              //!< packets of devices under way
     std::unique_ptr<Observer> m_observer;           //!< for trace sources
     bool m_isObserved{false};                       //!< whether somebody listens
     std::vector<DevicePacket> m_devicePackets;      //!< packets of devices by handle

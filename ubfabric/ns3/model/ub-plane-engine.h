@@ -14,8 +14,9 @@ namespace ns3
  * @ingroup ub-fabric
  * @brief The event loop of a plane, compiled for one path policy.
  * @tparam Policy See UbPathPolicy for the members it must have.
+ * @tparam F Which mechanisms are compiled in.
  */
-template <class Policy>
+template <class Policy, UbFeatures F>
 class UbPlaneEngine final : public UbPlane
 {
   public:
@@ -28,6 +29,11 @@ class UbPlaneEngine final : public UbPlane
         : UbPlane(arrays, plane, settings),
           m_policy(static_cast<uint32_t>(m_routes.groupStart.size() - 1))
     {
+    }
+
+    void Inject(const UbInjection& injection) override
+    {
+        InjectAs<F>(injection);
     }
 
     void RunBefore(int64_t limitPs) override
@@ -53,12 +59,13 @@ class UbPlaneEngine final : public UbPlane
                     m_links[link].wakePs = UB_NEVER;
                     if (m_links[link].nWaiting > 0)
                     {
-                        Serve(link, event.timePs);
+                        Serve<F>(link, event.timePs);
                     }
                 }
                 break;
-            case ALLOCATE:
-                Allocate(link, event.timePs);
+            case MATCH:
+                GatherDue(event);
+                Match<F>(link, event.timePs);
                 break;
             case DELIVER:
                 Deliver(link, event.payload, event.timePs);
@@ -77,12 +84,42 @@ class UbPlaneEngine final : public UbPlane
     /// The part of a policy that lives in a plane.
     using PlanePart = typename Policy::InPlane;
 
-    /// Bring what the next events need into the cache while this one is at work.
+    /**
+     * Find the outputs of a switch that can take a packet at an instant; each has an event.
+     * @param [in] first The first of these events.
+     */
+    void GatherDue(const UbEventQueue::Event& first)
+    {
+        m_matching.clear();
+        uint32_t index = first.payload;
+        do
+        {
+            Link& link = m_links[index];
+            if (link.wakePs != first.timePs)
+            {
+                continue; // an earlier look replaced this one
+            }
+            link.wakePs = UB_NEVER;
+            if (link.busyUntilPs > first.timePs)
+            {
+                Wake<F>(index, link.busyUntilPs);
+            }
+            else if (link.nWaiting > 0)
+            {
+                m_matching.push_back({index, {}});
+            }
+        } while (m_queue.PopSame(first, index) && ++m_eventCount != 0);
+    }
+
+    /**
+     * Bring what events to come need into the cache while others are at work, from afar what the
+     * event names, and from near what hangs on that.
+     */
     void Prefetch() const
     {
         uint32_t key;
         uint32_t payload;
-        if (m_queue.Peek(1, key, payload))
+        if (m_queue.Peek(FAR, key, payload))
         {
             if (key >> KIND_SHIFT == HEAD)
             {
@@ -90,12 +127,38 @@ class UbPlaneEngine final : public UbPlane
             }
             else
             {
-                const uint32_t link = key & ((1U << KIND_SHIFT) - 1);
+                const uint32_t link = LinkOf(key, payload);
                 __builtin_prefetch(&m_links[link], 1);
-                __builtin_prefetch(&m_lanes[uint64_t{link} * m_nLanes], 1);
+                __builtin_prefetch(&m_lanes[uint64_t{link} * NLanes<F>()], 1);
+            }
+        }
+        if (m_queue.Peek(NEAR, key, payload) && key >> KIND_SHIFT != HEAD)
+        {
+            const uint32_t index = LinkOf(key, payload);
+            const Link& link = m_links[index];
+            const Lane& lane = m_lanes[uint64_t{index} * NLanes<F>()];
+            if (lane.nWaiting > 0)
+            {
+                const uint32_t next = lane.lastInput + 1U < link.nInputs ? lane.lastInput + 1U : 0;
+                const uint32_t input =
+                    NextInput(&m_words[lane.firstWord], (link.nInputs + 63) / 64, next);
+                __builtin_prefetch(&m_queues[lane.firstQueue + input], 1);
             }
         }
     }
+
+    /**
+     * @param [in] key The key of an event of a port.
+     * @param [in] payload The payload of the event.
+     * @return The link.
+     */
+    static uint32_t LinkOf(uint32_t key, uint32_t payload)
+    {
+        return key >> KIND_SHIFT == MATCH ? payload : key & ((1U << KIND_SHIFT) - 1);
+    }
+
+    static constexpr uint32_t NEAR = 1; //!< events ahead
+    static constexpr uint32_t FAR = 3;  //!< events ahead
 
     /**
      * A packet's head is ready to leave a switch.
@@ -105,15 +168,15 @@ class UbPlaneEngine final : public UbPlane
     void Head(uint32_t index, int64_t nowPs)
     {
         Packet& packet = At(index);
-        if (m_settings.isFifo && !IsFirstInLine(index, nowPs))
+        if (IsFifo<F>() && !IsFirstInLine(index, nowPs))
         {
             return;
         }
-        if (m_settings.allocator == UB_ALLOCATOR_OUTPUT_QUEUED &&
+        if (Allocator<F>() == UB_ALLOCATOR_OUTPUT_QUEUED &&
             (packet.bits & REROUTED) == 0) // else it was out of its input's buffer before
         {
-            ReturnCredit(packet.inLink,
-                         LaneOf(packet.inLink, packet.lane),
+            ReturnCredit<F>(packet.inLink,
+                         LaneOf<F>(packet.inLink, packet.lane),
                          packet.cells,
                          nowPs,
                          nowPs);
@@ -131,7 +194,7 @@ class UbPlaneEngine final : public UbPlane
         }
         const uint32_t out = Choose(static_cast<uint32_t>(group), packet, nowPs);
         Link& link = m_links[out];
-        if (m_settings.grantsWindows && (packet.bits & UB_CONGESTION_CAPABLE) != 0)
+        if (GrantsWindows<F>() && (packet.bits & UB_CONGESTION_CAPABLE) != 0)
         {
             Grant(out, packet, nowPs);
         }
@@ -146,28 +209,28 @@ class UbPlaneEngine final : public UbPlane
             const int64_t inPs = packet.serialisePs;
             packet.readyPs += std::max<int64_t>(0, inPs - SerialisePs(link, packet));
         }
-        Lane& lane = LaneOf(out, packet.lane);
+        Lane& lane = LaneOf<F>(out, packet.lane);
         if (link.nWaiting == 0 && link.busyUntilPs <= nowPs && packet.readyPs <= nowPs &&
             (link.flags & (WATCHED | KEEPS_LITTLE)) == 0 &&
-            (m_settings.allocator != UB_ALLOCATOR_ISLIP ||
-             m_links[packet.inLink].inputFreePs <= nowPs) &&
-            HasCredit(out, lane, packet.cells, nowPs))
+            (Allocator<F>() != UB_ALLOCATOR_ISLIP ||
+             m_inputs[link.firstInput + packet.atInput].freePs <= nowPs) &&
+            HasCredit<F>(out, lane, packet.cells, nowPs))
         {
             lane.lastInput = packet.atInput;
             link.lastLane = packet.lane;
-            if (m_settings.arbitration == UB_LANES_DEFICIT)
+            if (Arbitration<F>() == UB_LANES_DEFICIT)
             {
-                m_deficit[uint64_t{out} * m_nLanes + packet.lane] = 0; // the lane is empty
+                m_deficit[uint64_t{out} * NLanes<F>() + packet.lane] = 0; // the lane is empty
             }
-            Transmit(out, index, nowPs);
+            Transmit<F>(out, index, nowPs);
             return;
         }
         const bool first = lane.nWaiting == 0;
-        Enqueue(out, packet.atInput, index);
+        Enqueue<F>(out, packet.atInput, index);
         // whoever waits for credit is woken by the credit, whoever waits in line by the line
         if (first || !lane.needsCredit)
         {
-            Wake(out, std::max({nowPs, packet.readyPs, link.busyUntilPs}));
+            Wake<F>(out, std::max({nowPs, packet.readyPs, link.busyUntilPs}));
         }
     }
 
@@ -240,7 +303,16 @@ class UbPathPolicyOf : public UbPathPolicy
                                        uint32_t plane,
                                        const UbPlaneSettings& settings) const override
     {
-        return std::make_unique<UbPlaneEngine<Self>>(arrays, plane, settings);
+        switch (settings.Features())
+        {
+        case UB_PLAIN:
+            return std::make_unique<UbPlaneEngine<Self, UB_PLAIN>>(arrays, plane, settings);
+        case UB_USUAL:
+            return std::make_unique<UbPlaneEngine<Self, UB_USUAL>>(arrays, plane, settings);
+        case UB_ANY:
+            break;
+        }
+        return std::make_unique<UbPlaneEngine<Self, UB_ANY>>(arrays, plane, settings);
     }
 };
 

@@ -19,8 +19,14 @@ constexpr uint16_t NO_RATE = 0xffff;
 /// Length of a ring of credits at first: one cache line holds it.
 constexpr uint32_t FIRST_RING = 4;
 
+/// Length of a ring of departures at first, likewise.
+constexpr uint32_t FIRST_TIMES = 8;
+
 /// Events that a bucket should hold: few enough to sort in a moment.
-constexpr double EVENTS_PER_BUCKET = 8.0;
+constexpr double EVENTS_PER_BUCKET = 16.0;
+
+/// What the arrays need for a link, all in all.
+constexpr size_t BYTES_PER_LINK = 512;
 
 /// Parts per million in one.
 constexpr double PPM = 1e6;
@@ -28,7 +34,9 @@ constexpr double PPM = 1e6;
 } // namespace
 
 UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSettings& settings)
-    : m_settings(settings),
+    : m_memory(uint64_t{arrays.nLinks} / std::max(1U, arrays.nPlanes) * BYTES_PER_LINK),
+      m_queue(&m_memory),
+      m_settings(settings),
       m_nLanes(settings.nLanes),
       m_seed(UbMix(settings.seed ^ (uint64_t{plane} << 32))),
       m_localLink(arrays.nLinks, UB_NONE),
@@ -73,6 +81,7 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
             link.dstSwitch = m_switchOf[dst];
             link.dstInput = static_cast<uint16_t>(nIn[dst]++);
         }
+        link.srcSwitch = m_switchOf[src];
         m_sinkShare.push_back(1.0);
         if (link.dstSwitch == UB_NONE && arrays.nodeMemoryWritePpm != nullptr &&
             arrays.nodeMemoryWritePpm[dst] < PPM)
@@ -83,7 +92,6 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
         m_outputNumber.push_back(0);
         if (m_switchOf[src] != UB_NONE)
         {
-            link.flags |= OF_SWITCH;
             auto& outputs = m_switches[m_switchOf[src]].outputs;
             m_outputNumber.back() = static_cast<uint32_t>(outputs.size());
             outputs.push_back(m_localLink[number]);
@@ -99,7 +107,18 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
     m_owed.assign(nLinks, 0);
     m_allowances.resize(settings.grantsWindows ? nLinks : 0);
     m_departures.resize(settings.creditReturn == UB_CREDIT_PIGGYBACK ? nLinks : 0);
-    m_acceptTurn.assign(nLinks, 0);
+    m_firstTimes.resize(m_departures.size() * FIRST_TIMES);
+    for (uint32_t i = 0; i < m_departures.size(); ++i)
+    {
+        m_departures[i].times = &m_firstTimes[uint64_t{i} * FIRST_TIMES];
+    }
+    uint32_t nInputs = 0;
+    for (Switch& chip : m_switches)
+    {
+        chip.firstInput = nInputs;
+        nInputs += nIn[chip.node];
+    }
+    m_inputs.resize(nInputs);
     m_inLine.resize(settings.isFifo ? m_lanes.size() : 0);
     m_lineBusy.assign(m_inLine.size(), 0);
     m_sinkFreePs.assign(nLinks, 0);
@@ -110,6 +129,7 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
         if (arrays.linkBitErrorRate != nullptr && arrays.linkBitErrorRate[m_linkNumber[i]] > 0)
         {
             WatchLink(i).states[0].bitErrorRate = arrays.linkBitErrorRate[m_linkNumber[i]];
+            m_mayBreak = true;
         }
     }
 
@@ -137,6 +157,7 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
         const uint32_t src = m_srcNode[i];
         const uint32_t nInputs = m_switchOf[src] == UB_NONE || isQueuedAtOutput ? 1 : nIn[src];
         link.nInputs = static_cast<uint16_t>(nInputs);
+        link.firstInput = link.srcSwitch == UB_NONE ? 0 : m_switches[link.srcSwitch].firstInput;
         int64_t returnPs = link.delayPs;
         if (settings.creditReturn != UB_CREDIT_IDEAL)
         {
@@ -147,7 +168,7 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
         m_shared.push_back(m_capacity[i] - int64_t{m_nLanes} * settings.laneFloorCells);
         for (uint32_t l = 0; l < m_nLanes; ++l)
         {
-            Lane& lane = LaneOf(i, l);
+            Lane& lane = LaneOf<UB_ANY>(i, l);
             lane.credit = settings.isShared ? settings.laneFloorCells : m_capacity[i];
             lane.returnPs = static_cast<uint32_t>(returnPs);
             lane.ring = &m_firstRings[(uint64_t{i} * m_nLanes + l) * FIRST_RING];
@@ -349,8 +370,9 @@ UbPlane::Sent(uint32_t link, uint32_t record, int64_t nowPs, bool isRetry)
     }
 }
 
+template <UbFeatures F>
 void
-UbPlane::Inject(const UbInjection& injection)
+UbPlane::InjectAs(const UbInjection& injection)
 {
     const uint32_t index = Allocate();
     Packet& packet = m_packets[index];
@@ -376,7 +398,7 @@ UbPlane::Inject(const UbInjection& injection)
     packet.hops = 0;
     packet.bits = static_cast<uint8_t>(injection.congestion | (injection.ordered ? ORDERED : 0));
     packet.hint = injection.hint;
-    if (m_settings.keepsAccount)
+    if (KeepsAccount<F>())
     {
         m_accounts[index] = {};
         m_accounts[index].serialisePs = -injection.readyPs; // the rest comes at the end
@@ -391,26 +413,26 @@ UbPlane::Inject(const UbInjection& injection)
     }
     // Nothing but this call puts packets into a source's port, and they leave in order: with one
     // lane and enough credit it is known now when the packet will go, without an event.
-    Lane& lane = LaneOf(link, packet.lane);
+    Lane& lane = LaneOf<F>(link, packet.lane);
     const int64_t startPs = std::max(injection.readyPs, m_links[link].busyUntilPs);
     if (m_sendsAhead && m_links[link].nWaiting == 0 &&
         (m_links[link].flags & (WATCHED | KEEPS_LITTLE)) == 0 &&
-        (m_nLanes == 1 || startPs == injection.readyPs) &&
-        HasCredit(link, lane, packet.cells, startPs))
+        (NLanes<F>() == 1 || startPs == injection.readyPs) &&
+        HasCredit<F>(link, lane, packet.cells, startPs))
     {
         m_links[link].lastLane = packet.lane;
-        if (m_settings.arbitration == UB_LANES_DEFICIT)
+        if (Arbitration<F>() == UB_LANES_DEFICIT)
         {
-            m_deficit[uint64_t{link} * m_nLanes + packet.lane] = 0; // the lane is empty
+            m_deficit[uint64_t{link} * NLanes<F>() + packet.lane] = 0; // the lane is empty
         }
-        Transmit(link, index, startPs);
+        Transmit<F>(link, index, startPs);
         return;
     }
     const bool first = lane.nWaiting == 0;
-    Enqueue(link, 0, index);
+    Enqueue<F>(link, 0, index);
     if (first)
     {
-        Wake(link, startPs);
+        Wake<F>(link, startPs);
     }
 }
 
@@ -502,12 +524,13 @@ UbPlane::BacklogPs(uint32_t src, int64_t nowPs) const
     return least;
 }
 
+template <UbFeatures F>
 void
 UbPlane::Enqueue(uint32_t linkIndex, uint32_t input, uint32_t index)
 {
     Link& link = m_links[linkIndex];
     Packet& packet = m_packets[index];
-    Lane& lane = LaneOf(linkIndex, packet.lane);
+    Lane& lane = LaneOf<F>(linkIndex, packet.lane);
     if (link.nInputs == 1)
     {
         input = 0; // also where packets of all inputs wait at their output
@@ -517,6 +540,7 @@ UbPlane::Enqueue(uint32_t linkIndex, uint32_t input, uint32_t index)
     if (queue.head == UB_NONE)
     {
         queue.head = index;
+        queue.readyPs = packet.readyPs;
         m_words[lane.firstWord + input / 64] |= uint64_t{1} << (input % 64);
     }
     else
@@ -530,7 +554,7 @@ UbPlane::Enqueue(uint32_t linkIndex, uint32_t input, uint32_t index)
     if (packet.inLink != UB_NONE)
     {
         lane.maxWaitingBytes = std::max(lane.maxWaitingBytes, lane.waitingBytes);
-        if (m_settings.markBytes != 0 && (packet.bits & UB_CONGESTION_CAPABLE) != 0 &&
+        if (Marks<F>() && (packet.bits & UB_CONGESTION_CAPABLE) != 0 &&
             lane.waitingBytes > m_settings.markBytes)
         {
             Mark(packet, lane.waitingBytes);
@@ -592,7 +616,7 @@ UbPlane::Grant(uint32_t linkIndex, Packet& packet, int64_t nowPs)
         uint64_t waitingBytes = 0;
         for (uint32_t l = 0; l < m_nLanes; ++l)
         {
-            waitingBytes += LaneOf(linkIndex, l).waitingBytes;
+            waitingBytes += LaneOf<UB_ANY>(linkIndex, l).waitingBytes;
         }
         const double possible = static_cast<double>(m_settings.grantPeriodPs) * 1e-12 *
                                 static_cast<double>(m_rates[link.rateClass]);
@@ -666,77 +690,97 @@ UbPlane::RetryRoomPs(uint32_t link, uint32_t bytes, int64_t nowPs)
     return roomPs;
 }
 
+template <UbFeatures F>
 void
 UbPlane::NoteDeparture(uint32_t link, int64_t nowPs)
 {
     Departures& departures = m_departures[link];
-    const int64_t oldPs = m_lastPs - LaneOf(m_reverse[link], 0).returnPs;
-    while (departures.first < departures.times.size() && departures.times[departures.first] < oldPs)
+    if (departures.count > departures.mask)
     {
-        ++departures.first; // credits from before that are back by now in any case
+        // credits from before that are back by now in any case
+        const int64_t oldPs = m_lastPs - LaneOf<F>(m_reverse[link], 0).returnPs;
+        while (departures.count > 0 && departures.At(0) < oldPs)
+        {
+            departures.first = (departures.first + 1) & departures.mask;
+            --departures.count;
+        }
+        if (departures.count > departures.mask)
+        {
+            GrowTimes(departures);
+        }
     }
-    if (departures.first >= 16 && 2 * departures.first >= departures.times.size())
-    {
-        departures.times.erase(departures.times.begin(),
-                               departures.times.begin() +
-                                   static_cast<std::ptrdiff_t>(departures.first));
-        departures.first = 0;
-    }
-    departures.times.push_back(nowPs);
+    departures.times[(departures.first + departures.count++) & departures.mask] = nowPs;
 }
 
+void
+UbPlane::GrowTimes(Departures& departures)
+{
+    auto times = std::make_unique<int64_t[]>(2 * departures.count);
+    for (uint32_t i = 0; i < departures.count; ++i)
+    {
+        times[i] = departures.At(i);
+    }
+    departures.times = times.get();
+    departures.first = 0;
+    departures.mask = 2 * departures.count - 1;
+    m_moreTimes.push_back(std::move(times));
+}
+
+template <UbFeatures F>
 int64_t
 UbPlane::NextCreditPs(uint32_t link, const Lane& lane) const
 {
-    if (lane.ringCount == 0)
-    {
-        return lane.rest > 0 ? lane.restPs : UB_NEVER;
-    }
+    const int64_t restPs = lane.rest > 0 ? lane.restPs : UB_NEVER;
+    return lane.ringCount > 0 ? std::min(restPs, FirstCreditPs<F>(link, lane)) : restPs;
+}
+
+template <UbFeatures F>
+int64_t
+UbPlane::FirstCreditPs(uint32_t link, const Lane& lane) const
+{
     const int64_t latestPs = lane.ring[lane.ringHead].timePs;
-    if (m_settings.creditReturn != UB_CREDIT_PIGGYBACK)
+    if (CreditReturn<F>() != UB_CREDIT_PIGGYBACK)
     {
         return latestPs;
     }
     // it rides on the first packet that leaves after the buffer was free
     const Departures& departures = m_departures[m_reverse[link]];
     const int64_t freePs = latestPs - lane.returnPs;
-    const auto first =
-        std::lower_bound(departures.times.begin() + static_cast<std::ptrdiff_t>(departures.first),
-                         departures.times.end(),
-                         freePs);
-    return first == departures.times.end()
+    uint32_t first = departures.count;
+    while (first > 0 && departures.At(first - 1) >= freePs)
+    {
+        --first; // few have left since
+    }
+    return first == departures.count
                ? latestPs
-               : std::min(latestPs, *first + lane.returnPs - m_settings.creditTimeoutPs);
+               : std::min(latestPs,
+                          departures.At(first) + lane.returnPs - m_settings.creditTimeoutPs);
 }
 
+template <UbFeatures F>
 void
 UbPlane::CollectCredits(uint32_t link, Lane& lane, int64_t nowPs)
 {
     const int64_t before = lane.credit;
     while (lane.ringCount > 0 &&
-           (lane.ring[lane.ringHead].timePs <= nowPs || NextCreditPs(link, lane) <= nowPs))
+           (lane.ring[lane.ringHead].timePs <= nowPs || FirstCreditPs<F>(link, lane) <= nowPs))
     {
-        lane.credit += lane.ring[lane.ringHead].cells;
-        lane.ringHead = (lane.ringHead + 1) & lane.ringMask;
-        --lane.ringCount;
+        PopCredit(lane);
     }
-    if (lane.rest > 0 && lane.ringCount == 0 && lane.restPs <= nowPs)
-    {
-        lane.credit += lane.rest;
-        lane.rest = 0;
-    }
-    if (m_settings.isShared)
+    TakeRest(lane, nowPs);
+    if (IsShared<F>())
     {
         m_shared[link] += std::max<int64_t>(0, -before) - std::max<int64_t>(0, -lane.credit);
     }
 }
 
+template <UbFeatures F>
 bool
 UbPlane::HasShared(uint32_t link, const Lane& lane, uint32_t cells, int64_t nowPs)
 {
-    for (uint32_t l = 0; l < m_nLanes; ++l)
+    for (uint32_t l = 0; l < NLanes<F>(); ++l)
     {
-        CollectCredits(link, LaneOf(link, l), nowPs);
+        CollectCredits<F>(link, LaneOf<F>(link, l), nowPs);
     }
     return std::max<int64_t>(0, lane.credit) + m_shared[link] >= cells;
 }
@@ -756,21 +800,27 @@ UbPlane::GrowRing(Lane& lane)
     m_moreRings.push_back(std::move(ring));
 }
 
+template <UbFeatures F>
 void
 UbPlane::ReturnCredit(uint32_t linkIndex, Lane& lane, uint32_t cells, int64_t freePs, int64_t nowPs)
 {
     // take in what has come by now: the ring stays as short as the cable. Whether credits came
     // earlier, on a packet, is found out when somebody needs to know.
-    if (lane.ringCount > 0 && lane.ring[lane.ringHead].timePs <= nowPs)
+    if (IsShared<F>())
     {
-        CollectCredits(linkIndex, lane, nowPs);
+        CollectCredits<F>(linkIndex, lane, nowPs);
     }
+    while (lane.ringCount > 0 && lane.ring[lane.ringHead].timePs <= nowPs)
+    {
+        PopCredit(lane);
+    }
+    TakeRest(lane, nowPs);
     const int64_t arrivalPs = freePs + lane.returnPs;
-    if (m_settings.creditReturn == UB_CREDIT_CONTROL)
+    if (CreditReturn<F>() == UB_CREDIT_CONTROL)
     {
         ++m_owed[m_reverse[linkIndex]];
     }
-    else if (m_settings.creditReturn == UB_CREDIT_PIGGYBACK && m_settings.creditGrain > 1)
+    else if (CreditReturn<F>() == UB_CREDIT_PIGGYBACK && m_settings.creditGrain > 1)
     {
         // a header counts in whole grains; the rest waits for more, or for a control block
         const uint32_t total = cells + lane.rest;
@@ -794,14 +844,14 @@ UbPlane::ReturnCredit(uint32_t linkIndex, Lane& lane, uint32_t cells, int64_t fr
         lane.ring[at & lane.ringMask] = {arrivalPs, cells};
     }
     if (__builtin_expect(lane.needsCredit ||
-                             (m_settings.isShared && m_links[linkIndex].stalledSincePs >= 0),
+                             (IsShared<F>() && m_links[linkIndex].stalledSincePs >= 0),
                          false))
     {
         // what has come by now has woken the link before
-        const int64_t nextPs = NextCreditPs(linkIndex, lane);
+        const int64_t nextPs = NextCreditPs<F>(linkIndex, lane);
         if (nextPs > nowPs && nextPs != UB_NEVER)
         {
-            Wake(linkIndex, std::max(nextPs, m_links[linkIndex].busyUntilPs));
+            Wake<F>(linkIndex, std::max(nextPs, m_links[linkIndex].busyUntilPs));
         }
     }
 }
@@ -819,22 +869,22 @@ UbPlane::NextInput(const uint64_t* bits, uint32_t words, uint32_t from)
     return word * 64 + static_cast<uint32_t>(__builtin_ctzll(candidates));
 }
 
+template <UbFeatures F>
 inline UbPlane::Candidate
 UbPlane::Find(uint32_t linkIndex, int64_t nowPs)
 {
     Candidate found;
     const Link& link = m_links[linkIndex];
     const uint32_t words = (link.nInputs + 63) / 64;
-    const bool isMatched =
-        m_settings.allocator == UB_ALLOCATOR_ISLIP && (link.flags & OF_SWITCH) != 0;
+    const bool isMatched = IsMatched<F>(link);
     // with deficit round robin the lane served last goes on while its deficit lasts
-    const uint32_t firstStep = m_settings.arbitration == UB_LANES_DEFICIT ? 0 : 1;
-    for (uint32_t step = firstStep; step <= m_nLanes; ++step)
+    const uint32_t firstStep = Arbitration<F>() == UB_LANES_DEFICIT ? 0 : 1;
+    for (uint32_t step = firstStep; step <= NLanes<F>(); ++step)
     {
-        const uint32_t laneIndex = m_settings.arbitration == UB_LANES_STRICT
-                                       ? m_nLanes - step
-                                       : (link.lastLane + step) % m_nLanes;
-        Lane& lane = LaneOf(linkIndex, laneIndex);
+        const uint32_t laneIndex = Arbitration<F>() == UB_LANES_STRICT
+                                       ? NLanes<F>() - step
+                                       : (link.lastLane + step) % NLanes<F>();
+        Lane& lane = LaneOf<F>(linkIndex, laneIndex);
         if (lane.nWaiting == 0)
         {
             continue;
@@ -848,21 +898,21 @@ UbPlane::Find(uint32_t linkIndex, int64_t nowPs)
         uint32_t index = UB_NONE;
         do
         {
-            const uint32_t head = m_queues[lane.firstQueue + input].head;
-            Packet& packet = m_packets[head];
+            const Queue& queue = m_queues[lane.firstQueue + input];
             // its tail may still come in on a slower link, or its input feed another output
-            int64_t openPs = packet.readyPs;
+            int64_t openPs = queue.readyPs;
             if (isMatched)
             {
-                openPs = std::max(openPs, m_links[packet.inLink].inputFreePs);
+                openPs = std::max(openPs, m_inputs[link.firstInput + input].freePs);
             }
             if (openPs > nowPs)
             {
                 found.wakePs = std::min(found.wakePs, openPs);
             }
-            else if ((link.flags & WATCHED) == 0 || CanCross(linkIndex, packet, nowPs))
+            else if ((link.flags & WATCHED) == 0 ||
+                     CanCross(linkIndex, m_packets[queue.head], nowPs))
             {
-                index = head;
+                index = queue.head;
                 break;
             }
             input = NextInput(bits, words, input + 1 < link.nInputs ? input + 1 : 0);
@@ -882,19 +932,19 @@ UbPlane::Find(uint32_t linkIndex, int64_t nowPs)
             }
         }
         if (step == 0 &&
-            m_deficit[uint64_t{linkIndex} * m_nLanes + laneIndex] < int64_t{packet.wireBytes})
+            m_deficit[uint64_t{linkIndex} * NLanes<F>() + laneIndex] < int64_t{packet.wireBytes})
         {
             continue;
         }
-        if (!HasCredit(linkIndex, lane, packet.cells, nowPs))
+        if (!HasCredit<F>(linkIndex, lane, packet.cells, nowPs))
         {
             found.isStalled = true;
             lane.needsCredit = true;
-            found.wakePs = std::min(found.wakePs, NextCreditPs(linkIndex, lane));
-            for (uint32_t l = 0; l < (m_settings.isShared ? m_nLanes : 0); ++l)
+            found.wakePs = std::min(found.wakePs, NextCreditPs<F>(linkIndex, lane));
+            for (uint32_t l = 0; l < (IsShared<F>() ? NLanes<F>() : 0); ++l)
             {
                 found.wakePs =
-                    std::min(found.wakePs, NextCreditPs(linkIndex, LaneOf(linkIndex, l)));
+                    std::min(found.wakePs, NextCreditPs<F>(linkIndex, LaneOf<F>(linkIndex, l)));
             }
             continue;
         }
@@ -906,11 +956,12 @@ UbPlane::Find(uint32_t linkIndex, int64_t nowPs)
     return found;
 }
 
+template <UbFeatures F>
 void
 UbPlane::Send(uint32_t linkIndex, const Candidate& candidate, int64_t nowPs, bool movesTurn)
 {
     Link& link = m_links[linkIndex];
-    Lane& lane = LaneOf(linkIndex, candidate.lane);
+    Lane& lane = LaneOf<F>(linkIndex, candidate.lane);
     Queue& queue = m_queues[lane.firstQueue + candidate.input];
     Packet& packet = m_packets[candidate.packet];
     lane.needsCredit = false;
@@ -919,12 +970,16 @@ UbPlane::Send(uint32_t linkIndex, const Candidate& candidate, int64_t nowPs, boo
     {
         m_words[lane.firstWord + candidate.input / 64] &= ~(uint64_t{1} << (candidate.input % 64));
     }
+    else
+    {
+        queue.readyPs = m_packets[queue.head].readyPs;
+    }
     --link.nWaiting;
     --lane.nWaiting;
     lane.waitingBytes -= packet.wireBytes;
-    if (m_settings.arbitration == UB_LANES_DEFICIT)
+    if (Arbitration<F>() == UB_LANES_DEFICIT)
     {
-        int64_t& deficit = m_deficit[uint64_t{linkIndex} * m_nLanes + candidate.lane];
+        int64_t& deficit = m_deficit[uint64_t{linkIndex} * NLanes<F>() + candidate.lane];
         if (candidate.lane != link.lastLane || deficit < int64_t{packet.wireBytes})
         {
             deficit += int64_t{m_settings.laneWeights[candidate.lane]} * m_settings.quantumBytes;
@@ -939,13 +994,14 @@ UbPlane::Send(uint32_t linkIndex, const Candidate& candidate, int64_t nowPs, boo
         lane.lastInput = static_cast<uint16_t>(candidate.input);
     }
     link.lastLane = static_cast<uint8_t>(candidate.lane);
-    Transmit(linkIndex, candidate.packet, nowPs);
+    Transmit<F>(linkIndex, candidate.packet, nowPs);
     if (link.nWaiting > 0)
     {
-        Wake(linkIndex, link.busyUntilPs);
+        Wake<F>(linkIndex, link.busyUntilPs);
     }
 }
 
+template <UbFeatures F>
 void
 UbPlane::Stall(uint32_t linkIndex, const Candidate& candidate, int64_t nowPs)
 {
@@ -964,66 +1020,55 @@ UbPlane::Stall(uint32_t linkIndex, const Candidate& candidate, int64_t nowPs)
     }
     if (candidate.wakePs != UB_NEVER)
     {
-        Wake(linkIndex, candidate.wakePs);
+        Wake<F>(linkIndex, candidate.wakePs);
     }
 }
 
+template <UbFeatures F>
 void
 UbPlane::Serve(uint32_t linkIndex, int64_t nowPs)
 {
     Link& link = m_links[linkIndex];
     if (link.busyUntilPs > nowPs)
     {
-        Wake(linkIndex, link.busyUntilPs);
+        Wake<F>(linkIndex, link.busyUntilPs);
         return;
     }
-    if (m_settings.allocator == UB_ALLOCATOR_ISLIP && (link.flags & OF_SWITCH) != 0)
-    {
-        // all outputs of the switch that are free at this instant choose together
-        const uint32_t index = m_switchOf[m_srcNode[linkIndex]];
-        Switch& chip = m_switches[index];
-        if (std::find(chip.due.begin(), chip.due.end(), linkIndex) == chip.due.end())
-        {
-            chip.due.push_back(linkIndex);
-        }
-        if (chip.allocatePs != nowPs)
-        {
-            chip.allocatePs = nowPs;
-            m_queue.Push(nowPs, (ALLOCATE << KIND_SHIFT) | index, 0);
-        }
-        return;
-    }
-    const Candidate candidate = Find(linkIndex, nowPs);
+    const Candidate candidate = Find<F>(linkIndex, nowPs);
     if (candidate.packet == UB_NONE)
     {
-        Stall(linkIndex, candidate, nowPs);
+        Stall<F>(linkIndex, candidate, nowPs);
         return;
     }
-    Send(linkIndex, candidate, nowPs, true);
+    Send<F>(linkIndex, candidate, nowPs, true);
 }
 
+template <UbFeatures F>
 void
-UbPlane::Allocate(uint32_t index, int64_t nowPs)
+UbPlane::Match(uint32_t index, int64_t nowPs)
 {
-    Switch& chip = m_switches[index];
-    chip.allocatePs = -1;
     auto& outputs = m_matching;
-    outputs.clear();
-    for (const uint32_t link : chip.due)
+    if (outputs.size() == 1)
     {
-        if (m_links[link].nWaiting > 0 && m_links[link].busyUntilPs <= nowPs)
+        // nobody to compete with: what is granted is accepted
+        const uint32_t link = outputs[0].first;
+        const Candidate candidate = Find<F>(link, nowPs);
+        if (candidate.packet == UB_NONE)
         {
-            outputs.push_back({link, {}});
+            Stall<F>(link, candidate, nowPs);
+            return;
         }
+        m_inputs[m_links[link].firstInput + candidate.input].turn = m_outputNumber[link];
+        Send<F>(link, candidate, nowPs, true);
+        return;
     }
-    chip.due.clear();
-    const auto nOutputs = static_cast<uint32_t>(chip.outputs.size());
+    const auto nOutputs = static_cast<uint32_t>(m_switches[index].outputs.size());
     for (uint32_t iteration = 0; iteration < m_settings.iterations && !outputs.empty(); ++iteration)
     {
         // grant: each output picks one of the inputs that ask for it
         for (auto& [link, candidate] : outputs)
         {
-            candidate = Find(link, nowPs);
+            candidate = Find<F>(link, nowPs);
         }
         // accept: each input takes the granting output that comes first after its last one
         size_t left = 0;
@@ -1033,18 +1078,18 @@ UbPlane::Allocate(uint32_t index, int64_t nowPs)
             const auto [link, candidate] = outputs[i];
             if (candidate.packet == UB_NONE)
             {
-                Stall(link, candidate, nowPs);
+                Stall<F>(link, candidate, nowPs);
                 continue;
             }
-            const uint32_t input = m_packets[candidate.packet].inLink;
+            const uint32_t turn = m_inputs[m_links[link].firstInput + candidate.input].turn;
             auto rank = [&](uint32_t output) {
-                return (m_outputNumber[output] + nOutputs - m_acceptTurn[input] - 1) % nOutputs;
+                return (m_outputNumber[output] + nOutputs - turn - 1) % nOutputs;
             };
             bool isAccepted = true;
             for (size_t j = 0; j < outputs.size() && isAccepted; ++j)
             {
                 isAccepted = outputs[j].second.packet == UB_NONE ||
-                             m_packets[outputs[j].second.packet].inLink != input ||
+                             outputs[j].second.input != candidate.input ||
                              rank(outputs[j].first) >= rank(link);
             }
             if (isAccepted)
@@ -1058,10 +1103,10 @@ UbPlane::Allocate(uint32_t index, int64_t nowPs)
             const auto [link, candidate] = outputs[i];
             if (iteration == 0)
             {
-                m_acceptTurn[m_packets[candidate.packet].inLink] = m_outputNumber[link];
+                m_inputs[m_links[link].firstInput + candidate.input].turn = m_outputNumber[link];
             }
             outputs[i].first = UB_NONE;
-            Send(link, candidate, nowPs, iteration == 0);
+            Send<F>(link, candidate, nowPs, iteration == 0);
         }
         m_accepted.clear();
         for (const auto& output : outputs)
@@ -1080,16 +1125,18 @@ UbPlane::Allocate(uint32_t index, int64_t nowPs)
     for (const auto& [link, candidate] : outputs)
     {
         // out of iterations: the next try is when the input that went elsewhere is free
-        Wake(link, std::max(nowPs + 1, m_links[m_packets[candidate.packet].inLink].inputFreePs));
+        Wake<F>(link,
+                std::max(nowPs + 1, m_inputs[m_links[link].firstInput + candidate.input].freePs));
     }
 }
 
+template <UbFeatures F>
 void
 UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
 {
     Link& link = m_links[linkIndex];
     Packet& packet = m_packets[index];
-    Lane& lane = LaneOf(linkIndex, packet.lane);
+    Lane& lane = LaneOf<F>(linkIndex, packet.lane);
     const int64_t startPs =
         (link.flags & WATCHED) == 0 ? nowPs : StartWatched(linkIndex, packet, nowPs);
     const int64_t serialisePs = SerialisePs(link, packet);
@@ -1100,7 +1147,7 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
     }
     const int64_t waitedPs = startPs - packet.readyPs;
     packet.waitedPs += waitedPs;
-    if (m_settings.creditReturn == UB_CREDIT_CONTROL && m_owed[linkIndex] > 0)
+    if (CreditReturn<F>() == UB_CREDIT_CONTROL && m_owed[linkIndex] > 0)
     {
         // control blocks that went since the last packet, as far as the link was not idle
         const int64_t controlPs =
@@ -1114,7 +1161,7 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
     {
         link.busyUntilPs = endPs;
     }
-    if (m_settings.isShared)
+    if (IsShared<F>())
     {
         m_shared[linkIndex] -=
             std::max<int64_t>(0, packet.cells - lane.credit) - std::max<int64_t>(0, -lane.credit);
@@ -1136,16 +1183,16 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
         m_noCreditPs[linkIndex] += nowPs - link.stalledSincePs;
         link.stalledSincePs = -1;
     }
-    if (m_settings.creditReturn == UB_CREDIT_PIGGYBACK)
+    if (CreditReturn<F>() == UB_CREDIT_PIGGYBACK)
     {
-        NoteDeparture(linkIndex, startPs);
+        NoteDeparture<F>(linkIndex, startPs);
         if ((link.flags & AWAITED) != 0)
         {
-            WakeAwaiting(linkIndex);
+            WakeAwaiting<F>(linkIndex);
         }
     }
     ++m_packetHops;
-    if (m_settings.keepsAccount)
+    if (KeepsAccount<F>())
     {
         UbPacketAccount& account = m_accounts[index];
         account.waitedPs[std::min<uint32_t>(packet.hops, 3)] += waitedPs;
@@ -1161,26 +1208,27 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
     const uint32_t inLink = packet.inLink;
     if (inLink == UB_NONE)
     {
-        CountAtSource(m_sourceQueues[uint64_t{linkIndex} * m_nLanes + packet.lane],
+        CountAtSource(m_sourceQueues[uint64_t{linkIndex} * NLanes<F>() + packet.lane],
                       packet.readyPs,
                       startPs,
                       packet.wireBytes);
     }
     else
     {
-        if (m_settings.allocator == UB_ALLOCATOR_ISLIP)
+        if (Allocator<F>() == UB_ALLOCATOR_ISLIP)
         {
-            m_links[inLink].inputFreePs = nowPs + ((serialisePs * m_inverseSpeedup + 0xffff) >> 16);
+            m_inputs[link.firstInput + packet.atInput].freePs =
+                nowPs + ((serialisePs * m_inverseSpeedup + 0xffff) >> 16);
         }
-        if (m_settings.isFifo)
+        if (IsFifo<F>())
         {
             NextInLine(inLink, packet.lane, nowPs);
         }
-        if (m_settings.allocator != UB_ALLOCATOR_OUTPUT_QUEUED)
+        if (Allocator<F>() != UB_ALLOCATOR_OUTPUT_QUEUED)
         {
             // the buffer is free when the tail has left; a copy for retries is kept elsewhere
-            ReturnCredit(inLink,
-                         LaneOf(inLink, packet.lane),
+            ReturnCredit<F>(inLink,
+                         LaneOf<F>(inLink, packet.lane),
                          packet.cells,
                          nowPs + serialisePs,
                          nowPs);
@@ -1191,7 +1239,7 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
         packet.inLink = linkIndex;
         packet.atSwitch = link.dstSwitch;
         packet.atInput = link.dstInput;
-        if (m_settings.keepsAccount)
+        if (KeepsAccount<F>())
         {
             m_accounts[index].switchPs += m_switches[link.dstSwitch].forwardLatencyPs;
         }
@@ -1210,7 +1258,7 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
                  std::llround(static_cast<double>(serialisePs) / m_sinkShare[linkIndex]);
         tailPs = std::max(tailPs, freePs);
     }
-    ReturnCredit(linkIndex, lane, packet.cells, tailPs, nowPs);
+    ReturnCredit<F>(linkIndex, lane, packet.cells, tailPs, nowPs);
     HandOver(index, tailPs, headPs, false);
     if (m_observer != nullptr)
     {
@@ -1253,22 +1301,23 @@ UbPlane::CloseAccount(uint32_t index, int64_t tailPs)
     m_accountOutbox.push_back(account);
 }
 
+template <UbFeatures F>
 void
 UbPlane::WakeAwaiting(uint32_t link)
 {
     const uint32_t other = m_reverse[link];
     bool isAwaited = false;
-    for (uint32_t l = 0; l < m_nLanes; ++l)
+    for (uint32_t l = 0; l < NLanes<F>(); ++l)
     {
-        const Lane& lane = LaneOf(other, l);
-        if (lane.needsCredit || (m_settings.isShared && m_links[other].stalledSincePs >= 0))
+        const Lane& lane = LaneOf<F>(other, l);
+        if (lane.needsCredit || (IsShared<F>() && m_links[other].stalledSincePs >= 0))
         {
             isAwaited = true;
             // what has arrived by now has woken the link before
-            const int64_t nextPs = NextCreditPs(other, lane);
+            const int64_t nextPs = NextCreditPs<F>(other, lane);
             if (nextPs > m_lastPs && nextPs != UB_NEVER)
             {
-                Wake(other, std::max(nextPs, m_links[other].busyUntilPs));
+                Wake<F>(other, std::max(nextPs, m_links[other].busyUntilPs));
             }
         }
     }
@@ -1340,6 +1389,7 @@ UbPlane::ScheduleLink(int64_t timePs, uint32_t fabricLink, uint64_t bytesPerS, d
 {
     const uint32_t link = m_localLink[fabricLink];
     WatchLink(link).states.push_back({timePs, bytesPerS, bitErrorRate});
+    m_mayBreak = m_mayBreak || bitErrorRate > 0;
     Change change;
     change.timePs = timePs;
     change.link = link;
@@ -1437,7 +1487,7 @@ UbPlane::Apply(uint32_t index, int64_t nowPs)
         }
         if (link.nWaiting > 0)
         {
-            Wake(change.link, std::max(nowPs, link.busyUntilPs));
+            Wake<UB_ANY>(change.link, std::max(nowPs, link.busyUntilPs));
         }
     }
     if (change.chip != UB_NONE)
@@ -1464,7 +1514,7 @@ UbPlane::Drain(uint32_t linkIndex)
     Link& link = m_links[linkIndex];
     for (uint32_t l = 0; l < m_nLanes; ++l)
     {
-        Lane& lane = LaneOf(linkIndex, l);
+        Lane& lane = LaneOf<UB_ANY>(linkIndex, l);
         for (uint32_t input = 0; input < link.nInputs; ++input)
         {
             Queue& queue = m_queues[lane.firstQueue + input];
@@ -1521,8 +1571,8 @@ UbPlane::Reroute(int64_t nowPs)
                 Lose(index, nowPs);
                 continue;
             }
-            Enqueue(out, 0, index);
-            Wake(out, std::max(nowPs, m_links[out].busyUntilPs));
+            Enqueue<UB_ANY>(out, 0, index);
+            Wake<UB_ANY>(out, std::max(nowPs, m_links[out].busyUntilPs));
         }
     }
 }
@@ -1535,8 +1585,8 @@ UbPlane::Lose(uint32_t index, int64_t nowPs)
     {
         if (m_settings.allocator != UB_ALLOCATOR_OUTPUT_QUEUED)
         {
-            ReturnCredit(packet.inLink,
-                         LaneOf(packet.inLink, packet.lane),
+            ReturnCredit<UB_ANY>(packet.inLink,
+                         LaneOf<UB_ANY>(packet.inLink, packet.lane),
                          packet.cells,
                          nowPs,
                          nowPs);
@@ -1753,5 +1803,22 @@ UbPlane::Leftover() const
     }
     return "";
 }
+
+// What the loop calls, compiled for each set of mechanisms.
+#define UB_INSTANTIATE(F)                                                                          \
+    template void UbPlane::InjectAs<F>(const UbInjection&);                                        \
+    template void UbPlane::ReturnCredit<F>(uint32_t, Lane&, uint32_t, int64_t, int64_t);           \
+    template void UbPlane::CollectCredits<F>(uint32_t, Lane&, int64_t);                            \
+    template bool UbPlane::HasShared<F>(uint32_t, const Lane&, uint32_t, int64_t);                 \
+    template void UbPlane::Enqueue<F>(uint32_t, uint32_t, uint32_t);                               \
+    template void UbPlane::Serve<F>(uint32_t, int64_t);                                            \
+    template void UbPlane::Match<F>(uint32_t, int64_t);                                            \
+    template void UbPlane::Transmit<F>(uint32_t, uint32_t, int64_t)
+
+UB_INSTANTIATE(UB_PLAIN);
+UB_INSTANTIATE(UB_USUAL);
+UB_INSTANTIATE(UB_ANY);
+
+#undef UB_INSTANTIATE
 
 } // namespace ns3

@@ -6,6 +6,7 @@
 
 #include "ub-event-queue.h"
 #include "ub-fabric-arrays.h"
+#include "ub-huge-pages.h"
 
 #include <deque>
 #include <memory>
@@ -103,6 +104,17 @@ enum UbAllocator : uint8_t
     UB_ALLOCATOR_OUTPUT_QUEUED = 2, //!< ideal: packets wait at their output, without limit
 };
 
+/**
+ * Which mechanisms are compiled into the loop of a plane. What is not compiled in costs nothing;
+ * what is compiled in and switched off costs a branch a packet and hop, and there are many.
+ */
+enum UbFeatures : uint8_t
+{
+    UB_PLAIN, //!< ideal credits, unlimited crossbars, one lane, and none of the rest
+    UB_USUAL, //!< as UB_PLAIN, with credits on packets and iSLIP
+    UB_ANY,   //!< all of them, as the settings say
+};
+
 /// How a plane's links and switches work; the same for all planes of a network.
 struct UbPlaneSettings
 {
@@ -137,6 +149,24 @@ struct UbPlaneSettings
     uint32_t grantMarkBytes{2048};   //!< window that a marked packet gives up (beta)
     double grantMarkShare{0.1};      //!< share of packets marked when little is left to grant
     bool keepsAccount{false};        //!< time spent by packets is kept by cause
+
+    /**
+     * @return What is enough to run planes with these settings.
+     */
+    UbFeatures Features() const
+    {
+        if (nLanes > 1 || isShared || arbitration != UB_LANES_ROUND_ROBIN || isFifo ||
+            markBytes != 0 || grantsWindows || keepsAccount)
+        {
+            return UB_ANY;
+        }
+        if (allocator == UB_ALLOCATOR_UNLIMITED && creditReturn == UB_CREDIT_IDEAL)
+        {
+            return UB_PLAIN;
+        }
+        return allocator == UB_ALLOCATOR_ISLIP && creditReturn == UB_CREDIT_PIGGYBACK ? UB_USUAL
+                                                                                     : UB_ANY;
+    }
 };
 
 /// What an endpoint hands to a plane for one packet.
@@ -283,7 +313,20 @@ class UbPlane
      * Put a packet into the port of its source endpoint.
      * @param [in] injection The packet.
      */
-    void Inject(const UbInjection& injection);
+    virtual void Inject(const UbInjection& injection) = 0;
+
+    /**
+     * Put packets into the ports of their sources.
+     * @param [in,out] injections The packets; none are left.
+     */
+    void Accept(std::vector<UbInjection>& injections)
+    {
+        for (const UbInjection& injection : injections)
+        {
+            Inject(injection);
+        }
+        injections.clear();
+    }
 
     /**
      * Process all events before a time.
@@ -340,6 +383,14 @@ class UbPlane
     std::vector<std::pair<uint32_t, int64_t>>& Broken()
     {
         return m_broken;
+    }
+
+    /**
+     * @return Whether links may give up for bit errors.
+     */
+    bool MayBreak() const
+    {
+        return m_mayBreak;
     }
 
     /**
@@ -464,8 +515,8 @@ class UbPlane
     {
         CHANGE = 0,   //!< links or switches change
         HEAD = 1,     //!< a packet may leave the switch that its link enters
-        PORT = 2,     //!< look at a link's waiting packets
-        ALLOCATE = 3, //!< match inputs and outputs of a switch
+        PORT = 2,     //!< look at the waiting packets of a link
+        MATCH = 3,    //!< match inputs and outputs of a switch, one event an output
         DELIVER = 4,  //!< last byte at the endpoint; only while somebody listens
         SENT = 5,     //!< a packet begins to leave; only while somebody listens
         RETRIED = 6,  //!< a packet was spoilt; only while somebody listens
@@ -510,12 +561,13 @@ class UbPlane
         int64_t busyUntilPs{0};      //!< end of the transmission under way
         int64_t wakePs{UB_NEVER};    //!< time of the pending PORT event
         int64_t stalledSincePs{-1};  //!< start of a wait for credit, -1 if none
-        int64_t inputFreePs{0};      //!< when the crossbar has read the last packet of the input
         uint64_t bytes{0};           //!< bytes sent
         uint32_t packets{0};         //!< packets sent
         uint32_t delayPs{0};         //!< propagation, either way
         uint32_t nWaiting{0};        //!< packets waiting, all lanes
+        uint32_t srcSwitch{UB_NONE}; //!< switch at the start, UB_NONE for an endpoint
         uint32_t dstSwitch{UB_NONE}; //!< switch at the end, UB_NONE for an endpoint
+        uint32_t firstInput{0};      //!< first input of the switch at the start
         uint16_t dstInput{0};        //!< number among the inputs of that switch
         uint16_t nInputs{1};         //!< inputs of the node that it leaves
         uint16_t rateClass{0};       //!< which rate
@@ -531,9 +583,8 @@ class UbPlane
         WATCHED = 1,       //!< it has bit errors, or it changes in the course of the run
         DOWN = 2,          //!< it carries nothing now
         AWAITED = 4,       //!< the reverse link is out of credit and waits for packets to leave
-        OF_SWITCH = 8,     //!< it leaves a switch
-        IS_SLOW_SINK = 16, //!< it enters an endpoint that takes writes more slowly
-        KEEPS_LITTLE = 32, //!< its retry buffer does not cover the round trip
+        IS_SLOW_SINK = 8,  //!< it enters an endpoint that takes writes more slowly
+        KEEPS_LITTLE = 16, //!< its retry buffer does not cover the round trip
     };
 
     /// A credit on its way back.
@@ -570,6 +621,24 @@ class UbPlane
     {
         uint32_t head{UB_NONE}; //!< first packet
         uint32_t tail{UB_NONE}; //!< last packet
+        int64_t readyPs{0};     //!< when the first packet is ready
+    };
+
+    /// What an output may send.
+    struct Candidate
+    {
+        uint32_t lane{0};         //!< virtual lane
+        uint32_t input{0};        //!< input
+        uint32_t packet{UB_NONE}; //!< first packet of its queue, UB_NONE if nothing may go
+        int64_t wakePs{UB_NEVER}; //!< when to look again, if nothing may go
+        bool isStalled{false};    //!< packets wait for credit
+    };
+
+    /// An input of a switch, as the crossbar knows it.
+    struct Input
+    {
+        int64_t freePs{0}; //!< when the last packet has been read
+        uint32_t turn{0};  //!< output that it accepted last
     };
 
     /// A packet that waited at its source.
@@ -591,8 +660,19 @@ class UbPlane
     /// Times at which packets left on a link, for credits that ride on them.
     struct Departures
     {
-        std::vector<int64_t> times; //!< times, rising
-        size_t first{0};            //!< first that may still matter
+        int64_t* times{nullptr}; //!< ring of times, rising
+        uint32_t mask{7};        //!< its length, a power of two, less one
+        uint32_t first{0};       //!< first that may still matter
+        uint32_t count{0};       //!< how many
+
+        /**
+         * @param [in] i Which.
+         * @return The time.
+         */
+        int64_t At(uint32_t i) const
+        {
+            return times[(first + i) & mask];
+        }
     };
 
     /// A switch; what a packet needs of it is in one cache line.
@@ -600,10 +680,9 @@ class UbPlane
     {
         uint64_t row{0};               //!< start of its row of the table
         int64_t forwardLatencyPs{0};   //!< head in to head out
-        int64_t allocatePs{-1};        //!< time of the pending ALLOCATE event, -1 if none
         uint32_t node{UB_NONE};        //!< its number in the fabric
+        uint32_t firstInput{0};        //!< first of its inputs
         bool isDead{false};            //!< loses all that it holds
-        std::vector<uint32_t> due;     //!< outputs that want a packet at that time
         std::vector<uint32_t> outputs; //!< links that leave it
     };
 
@@ -710,13 +789,15 @@ class UbPlane
     }
 
     /**
+     * @tparam F Which mechanisms are compiled in.
      * @param [in] link A link of the plane.
      * @param [in] lane A virtual lane.
      * @return The lane of the link.
      */
+    template <UbFeatures F>
     Lane& LaneOf(uint32_t link, uint32_t lane)
     {
-        return m_lanes[uint64_t{link} * m_nLanes + lane];
+        return m_lanes[F == UB_ANY ? uint64_t{link} * m_nLanes + lane : link];
     }
 
     /**
@@ -728,67 +809,233 @@ class UbPlane
     int64_t RetryRoomPs(uint32_t link, uint32_t bytes, int64_t nowPs);
 
     /**
+     * @tparam F Which mechanisms are compiled in.
+     * @return Virtual lanes of each port.
+     */
+    template <UbFeatures F>
+    uint32_t NLanes() const
+    {
+        return F == UB_ANY ? m_nLanes : 1;
+    }
+
+    /**
+     * @tparam F Which mechanisms are compiled in.
+     * @return How credits come back.
+     */
+    template <UbFeatures F>
+    UbCreditReturn CreditReturn() const
+    {
+        return F == UB_ANY     ? m_settings.creditReturn
+               : F == UB_PLAIN ? UB_CREDIT_IDEAL
+                               : UB_CREDIT_PIGGYBACK;
+    }
+
+    /**
+     * @tparam F Which mechanisms are compiled in.
+     * @return How switches match inputs and outputs.
+     */
+    template <UbFeatures F>
+    UbAllocator Allocator() const
+    {
+        return F == UB_ANY     ? m_settings.allocator
+               : F == UB_PLAIN ? UB_ALLOCATOR_UNLIMITED
+                               : UB_ALLOCATOR_ISLIP;
+    }
+
+    /**
+     * @tparam F Which mechanisms are compiled in.
+     * @return How lanes take turns.
+     */
+    template <UbFeatures F>
+    UbLaneArbitration Arbitration() const
+    {
+        return F == UB_ANY ? m_settings.arbitration : UB_LANES_ROUND_ROBIN;
+    }
+
+    /**
+     * @tparam F Which mechanisms are compiled in.
+     * @return Whether lanes share the buffer of a port.
+     */
+    template <UbFeatures F>
+    bool IsShared() const
+    {
+        return F == UB_ANY && m_settings.isShared;
+    }
+
+    /**
+     * @tparam F Which mechanisms are compiled in.
+     * @return Whether an input has one queue for all outputs.
+     */
+    template <UbFeatures F>
+    bool IsFifo() const
+    {
+        return F == UB_ANY && m_settings.isFifo;
+    }
+
+    /**
+     * @tparam F Which mechanisms are compiled in.
+     * @return Whether time is kept by cause.
+     */
+    template <UbFeatures F>
+    bool KeepsAccount() const
+    {
+        return F == UB_ANY && m_settings.keepsAccount;
+    }
+
+    /**
+     * @tparam F Which mechanisms are compiled in.
+     * @return Whether ports mark packets.
+     */
+    template <UbFeatures F>
+    bool Marks() const
+    {
+        return F == UB_ANY && m_settings.markBytes != 0;
+    }
+
+    /**
+     * @tparam F Which mechanisms are compiled in.
+     * @return Whether switches decide on window growth.
+     */
+    template <UbFeatures F>
+    bool GrantsWindows() const
+    {
+        return F == UB_ANY && m_settings.grantsWindows;
+    }
+
+    /**
+     * @tparam F Which mechanisms are compiled in.
+     * @param [in] link A link.
+     * @return Whether its switch matches it with inputs.
+     */
+    template <UbFeatures F>
+    bool IsMatched(const Link& link) const
+    {
+        return Allocator<F>() == UB_ALLOCATOR_ISLIP && link.srcSwitch != UB_NONE;
+    }
+
+    /**
      * Make sure that a link is looked at, at a time or before.
-     * @param [in] link The link.
+     * @tparam F Which mechanisms are compiled in.
+     * @param [in] linkIndex The link.
      * @param [in] timePs The time.
      */
-    void Wake(uint32_t link, int64_t timePs)
+    template <UbFeatures F>
+    void Wake(uint32_t linkIndex, int64_t timePs)
     {
-        if (timePs < m_links[link].wakePs)
+        Link& link = m_links[linkIndex];
+        if (timePs < link.wakePs)
         {
-            m_links[link].wakePs = timePs;
-            m_queue.Push(timePs, (PORT << KIND_SHIFT) | link, 0);
+            link.wakePs = timePs;
+            if (IsMatched<F>(link))
+            {
+                // all outputs of a switch that are free at an instant choose together
+                m_queue.Push(timePs, (MATCH << KIND_SHIFT) | link.srcSwitch, linkIndex);
+                return;
+            }
+            m_queue.Push(timePs, (PORT << KIND_SHIFT) | linkIndex, 0);
         }
     }
 
     /**
      * Send a packet's worth of credit back to the start of a link.
+     * @tparam F Which mechanisms are compiled in.
      * @param [in] link The link.
      * @param [in,out] lane The lane.
      * @param [in] cells The cells.
      * @param [in] freePs When the buffer is free.
      * @param [in] nowPs The time.
      */
+    template <UbFeatures F>
     void ReturnCredit(uint32_t link, Lane& lane, uint32_t cells, int64_t freePs, int64_t nowPs);
 
     /**
      * Take in the credits that have arrived.
+     * @tparam F Which mechanisms are compiled in.
      * @param [in] link The link.
      * @param [in,out] lane The lane.
      * @param [in] nowPs The time.
      */
+    template <UbFeatures F>
     void CollectCredits(uint32_t link, Lane& lane, int64_t nowPs);
 
     /**
+     * Take in the first credit on its way back.
+     * @param [in,out] lane The lane.
+     */
+    static void PopCredit(Lane& lane)
+    {
+        lane.credit += lane.ring[lane.ringHead].cells;
+        lane.ringHead = (lane.ringHead + 1) & lane.ringMask;
+        --lane.ringCount;
+    }
+
+    /**
+     * Take in the cells that no packet header could count, when their time has come.
+     * @param [in,out] lane The lane.
+     * @param [in] nowPs The time.
+     */
+    static void TakeRest(Lane& lane, int64_t nowPs)
+    {
+        if (lane.rest > 0 && lane.restPs <= nowPs)
+        {
+            lane.credit += lane.rest;
+            lane.rest = 0;
+        }
+    }
+
+    /**
+     * @tparam F Which mechanisms are compiled in.
      * @param [in] link A link.
      * @param [in] lane A lane of it that has credits on their way back.
      * @return When the first of them is known, as far as is known now.
      */
+    template <UbFeatures F>
     int64_t NextCreditPs(uint32_t link, const Lane& lane) const;
 
     /**
+     * @tparam F Which mechanisms are compiled in.
+     * @param [in] link A link.
+     * @param [in] lane A lane of it with a credit in its ring.
+     * @return When the first credit of the ring is known, as far as is known now.
+     */
+    template <UbFeatures F>
+    int64_t FirstCreditPs(uint32_t link, const Lane& lane) const;
+
+    /**
+     * @tparam F Which mechanisms are compiled in.
      * @param [in] link The link.
      * @param [in,out] lane The lane.
      * @param [in] cells Cells wanted.
      * @param [in] nowPs The time.
      * @return Whether the lane has credit for them.
      */
+    template <UbFeatures F>
     bool HasCredit(uint32_t link, Lane& lane, uint32_t cells, int64_t nowPs)
     {
         if (lane.credit >= cells)
         {
             return true;
         }
-        CollectCredits(link, lane, nowPs);
-        return lane.credit >= cells || (m_settings.isShared && HasShared(link, lane, cells, nowPs));
+        CollectCredits<F>(link, lane, nowPs);
+        return lane.credit >= cells || (IsShared<F>() && HasShared<F>(link, lane, cells, nowPs));
     }
 
     /**
+     * Put a packet into the port of its source endpoint.
+     * @tparam F Which mechanisms are compiled in.
+     * @param [in] injection The packet.
+     */
+    template <UbFeatures F>
+    void InjectAs(const UbInjection& injection);
+
+    /**
      * Append a packet to a queue of an output.
+     * @tparam F Which mechanisms are compiled in.
      * @param [in] link The output.
      * @param [in] input The input it came from.
      * @param [in] index The packet.
      */
+    template <UbFeatures F>
     void Enqueue(uint32_t link, uint32_t input, uint32_t index);
 
     /**
@@ -811,24 +1058,30 @@ class UbPlane
 
     /**
      * Serve an output: send the next packet that may go, or arrange to be woken.
+     * @tparam F Which mechanisms are compiled in.
      * @param [in] link The output.
      * @param [in] nowPs The time.
      */
+    template <UbFeatures F>
     void Serve(uint32_t link, int64_t nowPs);
 
     /**
-     * Match the inputs and outputs of a switch (iSLIP) and send what is matched.
+     * Match the inputs of a switch and the outputs in m_matching (iSLIP) and send what is matched.
+     * @tparam F Which mechanisms are compiled in.
      * @param [in] index The switch.
      * @param [in] nowPs The time.
      */
-    void Allocate(uint32_t index, int64_t nowPs);
+    template <UbFeatures F>
+    void Match(uint32_t index, int64_t nowPs);
 
     /**
      * Put a packet on a link.
+     * @tparam F Which mechanisms are compiled in.
      * @param [in] link The link.
      * @param [in] index The packet.
      * @param [in] nowPs The time.
      */
+    template <UbFeatures F>
     void Transmit(uint32_t link, uint32_t index, int64_t nowPs);
 
     /**
@@ -939,16 +1192,18 @@ class UbPlane
      */
     virtual void ResetPolicy(uint32_t nGroups) = 0;
 
+    UbHugePages m_memory;                    //!< memory of the arrays
     UbEventQueue m_queue;                    //!< events
-    std::vector<Link> m_links;               //!< links of the plane
-    std::vector<Lane> m_lanes;               //!< [link][lane]
-    std::vector<Queue> m_queues;             //!< packets waiting, by output, lane and input
-    std::vector<uint64_t> m_words;           //!< which queues hold packets
+    std::pmr::vector<Link> m_links{&m_memory};               //!< links of the plane
+    std::pmr::vector<Lane> m_lanes{&m_memory};               //!< [link][lane]
+    std::pmr::vector<Queue> m_queues{&m_memory};             //!< packets waiting, by output, lane and input
+    std::pmr::vector<uint64_t> m_words{&m_memory};           //!< which queues hold packets
     std::vector<Switch> m_switches;          //!< switches of the plane
-    std::vector<Packet> m_packets;           //!< pool of packets
-    std::vector<uint32_t> m_reverse;         //!< the other direction of each link's cable
-    std::vector<int64_t> m_noCreditPs;       //!< by link: time waiting for credit
-    std::vector<SourceQueue> m_sourceQueues; //!< [link][lane], used where links leave endpoints
+    std::pmr::vector<Input> m_inputs{&m_memory};             //!< inputs of the switches
+    std::pmr::vector<Packet> m_packets{&m_memory};           //!< pool of packets
+    std::pmr::vector<uint32_t> m_reverse{&m_memory};         //!< the other direction of each link's cable
+    std::pmr::vector<int64_t> m_noCreditPs{&m_memory};       //!< by link: time waiting for credit
+    std::pmr::vector<SourceQueue> m_sourceQueues{&m_memory}; //!< [link][lane], used where links leave endpoints
     std::vector<std::pair<uint32_t, uint32_t>> m_sent; //!< flow and bytes, by record
     std::vector<uint32_t> m_freeSent;                  //!< unused records
     std::vector<int64_t> m_deficit;   //!< [link][lane] bytes that the lane may still send
@@ -960,26 +1215,23 @@ class UbPlane
     UbPlaneSettings m_settings;                   //!< how links and switches work
     uint32_t m_nLanes;                            //!< virtual lanes of each port
     uint64_t m_seed;                              //!< seed of the hashes
+    std::vector<std::pair<uint32_t, Candidate>> m_matching; //!< outputs being matched
     uint64_t m_packetHops{0};                     //!< packets times links crossed
     uint64_t m_eventCount{0};                     //!< events processed
     int64_t m_lastPs{0};                          //!< time of the last event
     UbPlaneObserver* m_observer{nullptr};         //!< who watches
 
   private:
-    /// What an output may send.
-    struct Candidate
-    {
-        uint32_t lane{0};         //!< virtual lane
-        uint32_t input{0};        //!< input
-        uint32_t packet{UB_NONE}; //!< first packet of its queue, UB_NONE if nothing may go
-        int64_t wakePs{UB_NEVER}; //!< when to look again, if nothing may go
-        bool isStalled{false};    //!< packets wait for credit
-    };
-
     /**
      * @return A packet of the pool.
      */
     uint32_t Allocate();
+
+    /**
+     * Double a ring of departures.
+     * @param [in,out] departures The ring.
+     */
+    void GrowTimes(Departures& departures);
 
     /**
      * Double a ring of credits.
@@ -1030,8 +1282,10 @@ class UbPlane
 
     /**
      * Let links that wait for credits know that a packet leaves on which those may ride.
+     * @tparam F Which mechanisms are compiled in.
      * @param [in] link The link that the packet leaves on.
      */
+    template <UbFeatures F>
     void WakeAwaiting(uint32_t link);
 
     /**
@@ -1067,36 +1321,44 @@ class UbPlane
 
     /**
      * Find what an output may send next.
+     * @tparam F Which mechanisms are compiled in.
      * @param [in] link The output.
      * @param [in] nowPs The time.
      * @return The candidate.
      */
+    template <UbFeatures F>
     Candidate Find(uint32_t link, int64_t nowPs);
 
     /**
      * Take the candidate from its queue and send it.
+     * @tparam F Which mechanisms are compiled in.
      * @param [in] link The output.
      * @param [in] candidate What Find returned.
      * @param [in] nowPs The time.
      * @param [in] movesTurn Whether the round robin goes on from here.
      */
+    template <UbFeatures F>
     void Send(uint32_t link, const Candidate& candidate, int64_t nowPs, bool movesTurn);
 
     /**
      * Note that an output has nothing that may go.
+     * @tparam F Which mechanisms are compiled in.
      * @param [in] link The output.
      * @param [in] candidate What Find returned.
      * @param [in] nowPs The time.
      */
+    template <UbFeatures F>
     void Stall(uint32_t link, const Candidate& candidate, int64_t nowPs);
 
     /**
+     * @tparam F Which mechanisms are compiled in.
      * @param [in] link A link.
      * @param [in] lane A lane of it.
      * @param [in] cells Cells wanted.
      * @param [in] nowPs The time.
      * @return Whether the lane's own and the shared part of the buffer hold them.
      */
+    template <UbFeatures F>
     bool HasShared(uint32_t link, const Lane& lane, uint32_t cells, int64_t nowPs);
 
     /**
@@ -1112,9 +1374,11 @@ class UbPlane
 
     /**
      * Remember that a packet leaves, for the credits that ride on it.
+     * @tparam F Which mechanisms are compiled in.
      * @param [in] link The link.
      * @param [in] nowPs The time.
      */
+    template <UbFeatures F>
     void NoteDeparture(uint32_t link, int64_t nowPs);
 
     /**
@@ -1146,7 +1410,7 @@ class UbPlane
      */
     Watch& WatchLink(uint32_t link);
 
-    std::vector<Credit> m_firstRings;                   //!< rings as they are at first, all lanes
+    std::pmr::vector<Credit> m_firstRings{&m_memory};                   //!< rings as they are at first, all lanes
     std::vector<std::unique_ptr<Credit[]>> m_moreRings; //!< rings that grew
     std::vector<uint32_t> m_linkNumber;                 //!< number of a link in the fabric
     std::vector<uint32_t> m_localLink;   //!< number in the plane of a link of the fabric
@@ -1157,8 +1421,9 @@ class UbPlane
     std::vector<Allowance> m_allowances; //!< by link, if switches grant windows
     std::unordered_map<uint32_t, Unacknowledged> m_unacknowledged; //!< of links that keep little
     std::vector<uint32_t> m_owed;         //!< by link: control blocks not yet paid for
-    std::vector<Departures> m_departures; //!< by link
-    std::vector<uint32_t> m_acceptTurn;   //!< by link: output that its input accepted last
+    std::pmr::vector<Departures> m_departures{&m_memory}; //!< by link
+    std::pmr::vector<int64_t> m_firstTimes{&m_memory};    //!< rings of departures as they are at first
+    std::vector<std::unique_ptr<int64_t[]>> m_moreTimes; //!< rings that grew
     std::vector<uint32_t> m_outputNumber; //!< by link: number among the outputs of its switch
     std::vector<Queue> m_inLine;          //!< [link][lane] packets behind the first of an input
     std::vector<uint8_t> m_lineBusy;      //!< [link][lane] the first of the line is at an output
@@ -1168,10 +1433,10 @@ class UbPlane
     std::vector<Change> m_changes;                      //!< what changes in the course of the run
     std::deque<Routes> m_comingRoutes;                  //!< routes to take on
     std::vector<std::pair<uint32_t, int64_t>> m_broken; //!< links that gave up, and when
-    std::vector<std::pair<uint32_t, Candidate>> m_matching; //!< outputs being matched
     std::vector<size_t> m_accepted;                         //!< of which these have their match
     uint64_t m_packetsLost{0};                              //!< packets lost
     uint32_t m_inverseSpeedup{1U << 16}; //!< 2^16 over the speed-up of the crossbar
+    bool m_mayBreak{false};              //!< there are links with bit errors, now or later
     bool m_sendsAhead{true};             //!< sources may send ahead of the plane's time
     uint32_t m_freePacket{UB_NONE};      //!< free packets
     uint64_t m_packetsInside{0};         //!< packets in the plane

@@ -79,7 +79,8 @@ class UbEventQueueOrderTestCase : public TestCase
         for (int round = 0; round < 50; ++round)
         {
             std::shuffle(entries.begin(), entries.end(), random);
-            UbEventQueue queue(10);
+            UbEventQueue queue;
+            queue.SetWidth(10);
             for (const Entry& entry : entries)
             {
                 Push(queue, entry);
@@ -107,7 +108,8 @@ class UbEventQueueFarTestCase : public TestCase
     void DoRun() override
     {
         // buckets of 64 ps, 2^14 of them: the ring ends at 1,048,576 ps
-        UbEventQueue queue(6);
+        UbEventQueue queue;
+        queue.SetWidth(6);
         const int64_t second = 1'000'000'000'000;
         const std::vector<Entry> far{{second, 2, 0},
                                      {second, 0, 0},
@@ -154,7 +156,8 @@ class UbEventQueueReopenTestCase : public TestCase
     {
         for (const int64_t late : {int64_t{100'000}, int64_t{5'000'000'000}}) // in the ring, beyond
         {
-            UbEventQueue queue(6);
+            UbEventQueue queue;
+            queue.SetWidth(6);
             Push(queue, {10, 0, 0});
             UbEventQueue::Event event;
             queue.PopBefore(UB_NEVER, event);
@@ -191,7 +194,8 @@ class UbEventQueueLimitTestCase : public TestCase
   private:
     void DoRun() override
     {
-        UbEventQueue queue(10);
+        UbEventQueue queue;
+        queue.SetWidth(10);
         UbEventQueue::Event event;
         NS_TEST_ASSERT_MSG_EQ(queue.NextTime(), UB_NEVER, "empty");
         NS_TEST_ASSERT_MSG_EQ(queue.PopBefore(UB_NEVER, event), false, "empty");
@@ -225,7 +229,8 @@ class UbEventQueueRandomTestCase : public TestCase
     void DoRun() override
     {
         std::mt19937_64 random(m_widthShift);
-        UbEventQueue queue(m_widthShift);
+        UbEventQueue queue;
+        queue.SetWidth(m_widthShift);
         std::multiset<Entry> reference;
         int64_t now = 0;
         UbEventQueue::Event event;
