@@ -7,9 +7,10 @@ from fabrics import run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import topologies, traces
-from .test_delivery import cases
 
 from ubfabric import _bridge
+
+from .test_delivery import cases
 
 COUNTS = (2, 4, 7)
 HOW = settings(
