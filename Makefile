@@ -3,7 +3,7 @@
 #   make run        install into .venv and run the main job
 #   make test       install, run the C++ suites and the default Python tests
 #   make test-slow  the tests left out of the default run
-#   make bench      benchmarks
+#   make bench      benchmarks; tables in build/bench
 #   make lint       ruff, mypy, clang-format
 #   make clean      remove .venv and build
 #
@@ -45,7 +45,7 @@ test-slow: $(VENV)/.installed-test
 	$(BIN)/pytest -m slow
 
 bench: $(VENV)/.installed-test
-	$(BIN)/pytest -m benchmark -s
+	$(BIN)/pytest -m benchmark --benchmark-quiet tests/bench
 
 # One process a suite, as ns-3 wants it: it has one clock a process.
 test-cpp: $(VENV)/.installed

@@ -36,6 +36,7 @@ _HOMES = {
     "load_workload": "workload",
     "place_ranks": "placement",
     "generate_trace": "decode",
+    "all_to_all_trace": "collectives",
     "Trace": "trace",
     "TraceChunk": "trace",
     "check_trace": "trace",
@@ -60,6 +61,7 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
+    from ubfabric.collectives import all_to_all_trace
     from ubfabric.decode import generate_trace
     from ubfabric.describe import describe_topology
     from ubfabric.errors import (
@@ -101,6 +103,7 @@ __all__ = [
     "TraceChunk",
     "TraceError",
     "UbfabricError",
+    "all_to_all_trace",
     "build_topology",
     "check_topology",
     "check_trace",

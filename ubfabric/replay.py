@@ -40,7 +40,7 @@ from ubfabric.attributes import (
     lanes_of_service_levels,
     packet_bytes,
 )
-from ubfabric.deadlock import check_deadlock_free
+from ubfabric.deadlock import check_routes_deadlock_free
 from ubfabric.errors import (
     SimulationError,
     SpecError,
@@ -55,7 +55,7 @@ from ubfabric.quantities import parse_time_ps
 from ubfabric.results import RunResult, RunWriter, check_run_target
 from ubfabric.routing import FabricArrays, compile_fabric, reroute
 from ubfabric.specs import NETWORKS
-from ubfabric.trace import OPERATIONS, Trace, TraceChunk, check_chunk, link_flows
+from ubfabric.trace import OPERATIONS, Trace, TraceChunk, check_and_link
 
 #: How a switch picks among the shortest paths, by name.
 PATH_POLICIES = {
@@ -229,7 +229,7 @@ def replay(
     _check_limits(arrays)
     _check_transports(graph, arrays, config.payload_bytes)
     _check_buffers(graph, arrays, config)
-    check_deadlock_free(graph)
+    check_routes_deadlock_free(arrays, label=str(graph.graph["name"]))
     plan = None if faults is None else plan_faults(arrays, faults)
     if plan is not None:
         plan.check_deadlock_free(str(faults) if isinstance(faults, (str, Path)) else "faults")
@@ -420,11 +420,32 @@ def _progress_bar(wanted: bool | None) -> Progress:
     )
 
 
+#: Columns of the trace that the engine's records do not hold.
+_KEPT_FLOWS = ("phase", "microbatch", "src", "dst", "service_level")
+_KEPT_TASKS = ("task", "rank", "stream", "kind", "layer", "microbatch", "duration_ps")
+#: Columns that the records hold as numbers, and what the numbers stand for.
+_NUMBERED = {"network": NETWORKS, "operation": OPERATIONS}
+
+
+class _Asked:
+    """What is kept of a layer's tables while the engine works on it.
+
+    A layer may have millions of flows that wait, so nothing is kept that the records hold; of
+    the names in a column their order only, which is that of the table written at the end.
+    """
+
+    def __init__(self, chunk: TraceChunk) -> None:
+        self.layer = chunk.layer
+        self.flows = chunk.flows.select(_KEPT_FLOWS)
+        self.tasks = chunk.tasks.select(_KEPT_TASKS)
+        self.names = {name: _names(chunk.flows[name]) for name in _NUMBERED}
+
+
 @dataclass
 class _Loaded:
     """Layers that the engine works on as one chunk."""
 
-    layers: list[TraceChunk]
+    layers: list[_Asked]
     flows: np.ndarray
     tasks: np.ndarray
     accounts: np.ndarray | None
@@ -603,6 +624,7 @@ class _Session:
             yield [first, *chunks]
             return
         yield [first]
+        del first  # a layer that is loaded is nobody's any more
         for chunk in chunks:
             if _has_start_times(chunk):
                 raise TraceError(
@@ -615,8 +637,10 @@ class _Session:
     def _load(self, layers: list[TraceChunk], *, is_last: bool) -> None:
         parts = []
         for chunk in layers:
-            self.known_tasks = check_chunk(chunk, self.trace.n_ranks, self.known_tasks)
-            parts.append(self._records(chunk))
+            self.known_tasks, sender, waiter = check_and_link(
+                chunk, self.trace.n_ranks, self.known_tasks
+            )
+            parts.append(self._records(chunk, sender, waiter))
         flows, tasks, dep_counts, deps = (_joined([part[i] for part in parts]) for i in range(4))
         # numbers of tasks in the engine run without gaps, those in a trace need not
         first_task = len(self.known_tasks) - len(tasks)
@@ -661,7 +685,8 @@ class _Session:
                 f"{layers[0].tasks_file}: more than 32 layers are unfinished at one time; a rank "
                 "runs that far ahead of another"
             )
-        self.loaded[number] = _Loaded(layers, flows, tasks, accounts)
+        asked = [_Asked(chunk) for chunk in layers]
+        self.loaded[number] = _Loaded(asked, flows, tasks, accounts)
         self._check_new_streams(layers[0], tasks)
 
     def _check_new_streams(self, chunk: TraceChunk, tasks: np.ndarray) -> None:
@@ -685,7 +710,9 @@ class _Session:
                 "that layer is needed; give the stream a task, of no duration, in the first layer"
             )
 
-    def _records(self, chunk: TraceChunk) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _records(
+        self, chunk: TraceChunk, sender: np.ndarray, waiter: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return a layer's flow and task records and its dependencies."""
         table = chunk.flows
         src = table["src"].to_numpy()
@@ -709,7 +736,6 @@ class _Session:
         flows["operation"] = _codes(table["operation"], OPERATIONS)
         self._check_operations(chunk, flows)
         flows["lane"] = self.lanes[table["service_level"].to_numpy()]
-        sender, waiter = link_flows(chunk, self.trace.n_ranks)
         flows["send_task"] = np.where(sender < 0, _bridge.NONE, sender)
         flows["wait_task"] = np.where(waiter < 0, _bridge.NONE, waiter)
 
@@ -754,16 +780,16 @@ class _Session:
             loaded = self.loaded.pop(self.n_written)
             self.n_written += 1
             flow_row = task_row = 0
-            for chunk in loaded.layers:
-                flows = loaded.flows[flow_row : flow_row + chunk.flows.num_rows]
-                tasks = loaded.tasks[task_row : task_row + chunk.tasks.num_rows]
+            for asked in loaded.layers:
+                flows = loaded.flows[flow_row : flow_row + asked.flows.num_rows]
+                tasks = loaded.tasks[task_row : task_row + asked.tasks.num_rows]
                 if loaded.accounts is not None:
                     account = loaded.accounts[flow_row : flow_row + len(flows)]
-                    self.writer.write_account(_account_table(chunk, account))
+                    self.writer.write_account(_account_table(asked, account))
                 flow_row += len(flows)
                 task_row += len(tasks)
-                self.writer.write_flows(chunk.layer, _flows_table(chunk.flows, flows, self.cut))
-                self.writer.write_tasks(_tasks_table(chunk.tasks, tasks))
+                self.writer.write_flows(asked.layer, _flows_table(asked, flows, self.cut))
+                self.writer.write_tasks(_tasks_table(asked, tasks))
                 self.n_layers += 1
 
 
@@ -829,12 +855,29 @@ def _packets(flows: np.ndarray, cut: np.ndarray) -> np.ndarray:
     return packets
 
 
-def _flows_table(asked: pa.Table, flows: np.ndarray, cut: np.ndarray) -> pa.Table:
+def _names(column: pa.ChunkedArray) -> list[str]:
+    """Return the texts of a column, in the order of its dictionary."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    chunks = column.unify_dictionaries().chunks
+    names: list[str] = chunks[0].dictionary.to_pylist() if chunks else []
+    return names
+
+
+def _flows_table(asked: _Asked, flows: np.ndarray, cut: np.ndarray) -> pa.Table:
     messages = flows["messages"].astype(np.int64)
     size = flows["message_bytes"].astype(np.int64)
-    kept = ["phase", "layer", "microbatch", "src", "dst", "network", "operation", "service_level"]
-    columns = {name: asked[name] for name in [*kept, "messages", "message_bytes"]}
+    columns = {name: asked.flows[name] for name in _KEPT_FLOWS}
+    for name, known in _NUMBERED.items():
+        names = asked.names[name]
+        place = np.array([names.index(text) if text in names else 0 for text in known], np.int32)
+        columns[name] = pa.DictionaryArray.from_arrays(
+            pa.array(place[flows[name]]), pa.array(names, pa.string())
+        )
     columns |= {
+        "layer": np.full(len(flows), asked.layer, np.int16),
+        "messages": messages.astype(np.int32),
+        "message_bytes": size.astype(np.int32),
         "bytes": messages * size,
         "packets": _packets(flows, cut),
         "start_ps": flows["start_ps"],
@@ -847,14 +890,13 @@ def _flows_table(asked: pa.Table, flows: np.ndarray, cut: np.ndarray) -> pa.Tabl
     return pa.table(columns)
 
 
-def _account_table(chunk: TraceChunk, account: np.ndarray) -> pa.Table:
-    columns: dict[str, Any] = {"layer": chunk.flows["layer"]}
+def _account_table(asked: _Asked, account: np.ndarray) -> pa.Table:
+    columns: dict[str, Any] = {"layer": np.full(len(account), asked.layer, np.int16)}
     return pa.table(columns | {name: account[name] for name in _bridge.ACCOUNT_RECORD.names or ()})
 
 
-def _tasks_table(asked: pa.Table, tasks: np.ndarray) -> pa.Table:
-    kept = ["task", "rank", "stream", "kind", "layer", "microbatch", "duration_ps"]
-    columns = {name: asked[name] for name in kept}
+def _tasks_table(asked: _Asked, tasks: np.ndarray) -> pa.Table:
+    columns = {name: asked.tasks[name] for name in _KEPT_TASKS}
     measured = ["ready_ps", "start_ps", "finish_ps", "issued_ps", "arrived_ps"]
     return pa.table(columns | {name: tasks[name] for name in measured})
 
@@ -862,20 +904,30 @@ def _tasks_table(asked: pa.Table, tasks: np.ndarray) -> pa.Table:
 def _links_table(graph: nx.Graph, arrays: FabricArrays, stats: dict[str, np.ndarray]) -> pa.Table:
     names = arrays.node_names
     kinds = [str(graph.nodes[name]["kind"]) for name in names]
+    known = list(dict.fromkeys(kinds))
+    kind = np.array([known.index(name) for name in kinds], np.int64)
+    levels = [f"{a}-{b}" for a in known for b in known]
     return pa.table(
         {
             "link": np.arange(arrays.n_links, dtype=np.int32),
-            "src": [names[node] for node in arrays.link_src],
-            "dst": [names[node] for node in arrays.link_dst],
-            "plane": [arrays.plane_names[plane] for plane in arrays.link_plane],
-            "level": [
-                f"{kinds[a]}-{kinds[b]}"
-                for a, b in zip(arrays.link_src, arrays.link_dst, strict=True)
-            ],
+            "src": _labels(arrays.link_src, names),
+            "dst": _labels(arrays.link_dst, names),
+            "plane": _labels(arrays.link_plane, arrays.plane_names),
+            "level": _labels(kind[arrays.link_src] * len(known) + kind[arrays.link_dst], levels),
             "bandwidth_bytes_per_s": arrays.link_rate_bytes_per_s.astype(np.int64),
             **stats,
         }
     )
+
+
+def _labels(codes: np.ndarray, names: list[str]) -> pa.DictionaryArray:
+    """Return ``names[codes]``, with each name once and in the order in which they occur."""
+    used, first, position = np.unique(codes, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    place = np.empty(len(used), np.int32)
+    place[order] = np.arange(len(used), dtype=np.int32)
+    texts = pa.array([names[code] for code in used[order]], pa.string())
+    return pa.DictionaryArray.from_arrays(pa.array(place[position]), texts)
 
 
 def _summary(

@@ -483,7 +483,9 @@ class Plane:
         self.class_size: list[int] = []
         number: dict[bytes, int] = {}
         for endpoint in range(len(self.endpoints)):
-            attached = np.unique(switches[bounds[endpoint] : bounds[endpoint + 1]])
+            attached = switches[bounds[endpoint] : bounds[endpoint + 1]]
+            if len(attached) > 1:
+                attached = np.unique(attached)
             klass = number.setdefault(attached.tobytes(), len(number))
             if klass == len(self.class_size):
                 self.class_switches.append(attached)
@@ -683,6 +685,10 @@ def _endpoint_choices(
     bounds = np.append(np.searchsorted(plane.src[plane.up], plane.endpoints), len(plane.up))
     single = np.array([len(attached) == 1 for attached in plane.class_switches], bool)
     reaches_all = (plane.distance != UNREACHED).all(axis=1)
+    if single.all() and all(reaches_all[attached[0]] for attached in plane.class_switches):
+        first = groups.add(np.diff(bounds), plane.up)
+        out[plane.endpoints] = -(first + np.arange(len(plane.endpoints))) - 2
+        return rows
     for index, endpoint in enumerate(plane.endpoints):
         begin, end = bounds[index : index + 2]
         links = plane.up[begin:end]

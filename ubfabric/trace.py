@@ -631,43 +631,32 @@ def check_chunk(
     A cycle cannot span layers: dependencies point to the same or an earlier layer, a stream
     runs in table order, and a flow belongs to one layer. So each layer is checked alone.
     """
+    return check_and_link(chunk, n_ranks, known_tasks)[0]
+
+
+def check_and_link(
+    chunk: TraceChunk, n_ranks: int, known_tasks: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Check one layer, and find the task that sends each flow and the task that waits for it.
+
+    Parameters and errors as of :func:`check_chunk`.
+
+    Returns
+    -------
+    all_tasks : ndarray of int64, shape (n_known + n_tasks,), ascending
+        Ids of all tasks so far.
+    sender, waiter : ndarray of int64, shape (n_flows,)
+        Row of the layer's task table, -1 where no task sends the flow or waits for it.
+    """
     known = np.empty(0, np.int64) if known_tasks is None else known_tasks
     check = _ChunkCheck(chunk, n_ranks)
     check.check_flow_values()
     check.check_task_values(int(known[-1]) if len(known) else -1)
-    flow_edges = check.match_flows_to_tasks()
+    sender, waiter = check.match_flows_to_tasks()
     all_tasks = np.concatenate([known, check.tasks["task"]])
-    check.check_order(flow_edges, check.resolve_dependencies(all_tasks))
-    return all_tasks
-
-
-def link_flows(chunk: TraceChunk, n_ranks: int) -> tuple[np.ndarray, np.ndarray]:
-    """Find the task that sends each flow of a checked layer and the task that waits for it.
-
-    Parameters
-    ----------
-    chunk : TraceChunk
-        One layer that :func:`check_chunk` accepts.
-    n_ranks : int
-        Number of ranks that exist.
-
-    Returns
-    -------
-    sender, waiter : ndarray of int64, shape (n_flows,)
-        Row of the task table, -1 where no task sends the flow or waits for it.
-    """
-    check = _ChunkCheck(chunk, n_ranks)
-    ends = []
-    for codes, rank in ((check.sends, check.flows["src"]), (check.waits, check.receiver)):
-        rows = np.flatnonzero(codes != _NO_PHASE)
-        keys = check._keys(codes, check.tasks["microbatch"], check.tasks["rank"])[rows]
-        wanted = check._keys(check.phase, check.flows["microbatch"], rank)
-        first, count, order = _look_up(keys, wanted)
-        end = np.full(len(wanted), -1, np.int64)
-        found = count > 0
-        end[found] = rows[order[first[found]]]
-        ends.append(end)
-    return ends[0], ends[1]
+    sent = sender >= 0
+    check.check_order((sender[sent], waiter[sent]), check.resolve_dependencies(all_tasks))
+    return all_tasks, sender, waiter
 
 
 #: Edges of a graph: nodes that come before, nodes that come after.
@@ -745,13 +734,14 @@ class _ChunkCheck:
         previous = np.concatenate([[last_task], tasks["task"]])[:-1]
         reject("task", tasks["task"] <= previous, "ids that ascend over the whole trace, from 0")
 
-    def match_flows_to_tasks(self) -> _Edges:
+    def match_flows_to_tasks(self) -> tuple[np.ndarray, np.ndarray]:
         """Check who sends and who awaits each flow.
 
         Returns
         -------
-        tuple of two ndarray of int64, shape (n_edges,)
-            Row of a task that sends a flow, and row of a task that waits for it.
+        tuple of two ndarray of int64, shape (n_flows,)
+            Rows of the tasks that send and await each flow, -1 for none. A flow that is sent is
+            awaited.
         """
         flows, tasks = self.flows, self.tasks
         sent = self._keys(self.phase, flows["microbatch"], flows["src"])
@@ -777,23 +767,19 @@ class _ChunkCheck:
             )
 
         timed = flows["start_ps"] >= 0
-        sender_first, n_senders, senders = _look_up(send_keys, sent)
-        waiter_first, n_waiters, waiters = _look_up(wait_keys, awaited)
+        sender, waiter = _find(send_keys, send_rows, sent), _find(wait_keys, wait_rows, awaited)
         or_timed = "or start_ps of 0 or more"
         self.reject_flow(
-            "src", (n_senders == 0) & ~timed, f"a rank with a task that sends it, {or_timed}"
+            "src", (sender < 0) & ~timed, f"a rank with a task that sends it, {or_timed}"
         )
-        self.reject_flow("start_ps", (n_senders > 0) & timed, "-1, because a task sends this flow")
+        self.reject_flow("start_ps", (sender >= 0) & timed, "-1, because a task sends this flow")
         for column in ("dst", "src"):  # of writes, and of reads
             self.reject_flow(
                 column,
-                (n_waiters == 0) & ~timed & (self.receiver_column == column),
+                (waiter < 0) & ~timed & (self.receiver_column == column),
                 f"a rank with a task that waits for it, {or_timed}",
             )
-        closed = np.flatnonzero(n_senders)
-        sender = send_rows[senders[sender_first[closed]]]
-        waiter = wait_rows[waiters[_ranges(waiter_first[closed], n_waiters[closed])]]
-        return np.repeat(sender, n_waiters[closed]), waiter
+        return sender, waiter
 
     def resolve_dependencies(self, all_tasks: np.ndarray) -> _Edges:
         """Check that every dependency exists.
@@ -863,6 +849,8 @@ class _ChunkCheck:
 
 
 _NO_PHASE = 0
+#: Entries of a table that is looked up, for each key and each look, up to which it is made.
+_DENSE = 8
 
 
 def _phase_codes(column: pa.ChunkedArray, names: dict[str, int]) -> np.ndarray:
@@ -888,22 +876,32 @@ def _reject(
         )
 
 
-def _look_up(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find the rows of ``keys`` that equal each wanted value.
+def _find(keys: np.ndarray, rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return the row of each wanted key, -1 where it is not among the keys.
 
-    Returns
-    -------
-    tuple of three ndarray of int64
-        ``first`` and ``count`` for each wanted value, and ``order``: the rows that equal value
-        ``i`` are ``order[first[i]:first[i] + count[i]]``.
+    Parameters
+    ----------
+    keys : ndarray of int64, shape (n,)
+        All different.
+    rows : ndarray of int64, shape (n,)
+    wanted : ndarray of int64
     """
-    order = np.argsort(keys, kind="stable")
-    distinct, count = np.unique(keys, return_counts=True)
-    first = np.cumsum(count) - count
-    if not len(distinct):
-        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.int64), order
-    at = np.minimum(np.searchsorted(distinct, wanted), len(distinct) - 1)
-    return first[at], np.where(distinct[at] == wanted, count[at], 0), order
+    if not len(keys):
+        return np.full(len(wanted), -1, np.int64)
+    lowest = keys.min()
+    span = int(keys.max() - lowest) + 1
+    if span <= _DENSE * (len(keys) + len(wanted)):
+        row = np.full(span + 1, -1, np.int64)
+        row[keys - lowest] = rows
+        at = wanted - lowest
+        at[(at < 0) | (at > span)] = span
+    else:
+        order = np.argsort(keys)
+        row = np.append(rows[order], -1)
+        at = np.minimum(np.searchsorted(keys[order], wanted), len(keys) - 1)
+        at[keys[order][at] != wanted] = len(keys)
+    found: np.ndarray = row[at]
+    return found
 
 
 def _columns(table: pa.Table) -> dict[str, np.ndarray]:
@@ -914,9 +912,11 @@ def _columns(table: pa.Table) -> dict[str, np.ndarray]:
 
 def _repeats(keys: np.ndarray) -> np.ndarray:
     """Return a mask of the rows whose key an earlier row has."""
-    order = np.argsort(keys, kind="stable")
     mask = np.zeros(len(keys), bool)
-    mask[order[1:]] = keys[order[1:]] == keys[order[:-1]]
+    ordered = np.sort(keys)
+    if (ordered[1:] == ordered[:-1]).any():  # finding the rows takes ten times as long
+        order = np.argsort(keys, kind="stable")
+        mask[order[1:]] = keys[order[1:]] == keys[order[:-1]]
     return mask
 
 

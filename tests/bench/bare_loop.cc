@@ -230,7 +230,7 @@ class BareFabric
     void Head(uint32_t inLink, uint32_t packet, int64_t nowPs)
     {
         const uint32_t node = m_links[inLink].dst;
-        const int64_t group = m_moves.group[node * m_moves.nDestinations + m_packets[packet].dst];
+        const int64_t group = m_moves.Group(node, m_packets[packet].dst);
         const int64_t begin = m_moves.groupStart[group];
         int64_t& turn = m_turn[group];
         turn = turn + 1 < m_moves.groupStart[group + 1] - begin ? turn + 1 : 0;

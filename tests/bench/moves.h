@@ -23,16 +23,21 @@ struct Moves
     Column linkRate;          //!< by link, bytes per second
     Column linkDelayPs;       //!< by link
     Column linkUsed;          //!< by link: of the UB network
-    Column group;             //!< [node][destination] group of next links, -1 none
+    Column nodePlane;         //!< by node: plane of a switch
+    Column row;               //!< by node: start of a switch's row in table
+    Column klass;             //!< [plane][destination] class
+    Column slot;              //!< [plane][destination] number within its class
+    Column table;             //!< groups of next links by class; -2 and less: see Group
+    Column local;             //!< groups of last links
     Column groupStart;        //!< [group + 1] start in groupLink
     Column groupLink;         //!< links of the groups
     Column source;            //!< nodes that send
     Column sourceStart;       //!< [source + 1] start of its packets
     Column sourceGapPs;       //!< by source: time between packets
-    Column packetDst;         //!< by packet: number of its destination among the columns of `group`
+    Column packetDst;         //!< by packet: number of its destination
     Column packetLink;        //!< by packet: link to leave the source on
     Column packetBytes;       //!< by packet: payload
-    int64_t nDestinations{0}; //!< columns of `group`
+    int64_t nDestinations{0}; //!< destinations
     int64_t headerBytes{0};   //!< added to each packet on the wire
 
     /**
@@ -54,7 +59,12 @@ struct Moves
                                &linkRate,
                                &linkDelayPs,
                                &linkUsed,
-                               &group,
+                               &nodePlane,
+                               &row,
+                               &klass,
+                               &slot,
+                               &table,
+                               &local,
                                &groupStart,
                                &groupLink,
                                &source,
@@ -74,6 +84,18 @@ struct Moves
         nDestinations = Number(file);
         headerBytes = Number(file);
         std::fclose(file);
+    }
+
+    /**
+     * @param [in] node A switch.
+     * @param [in] destination Number of a destination.
+     * @return The links that lead there, as ubfabric's engine looks them up.
+     */
+    int64_t Group(int64_t node, int64_t destination) const
+    {
+        const int64_t column = nodePlane[node] * nDestinations + destination;
+        const int64_t entry = table[row[node] + klass[column]];
+        return entry <= -2 ? local[slot[column] - (entry + 2)] : entry;
     }
 
     /**

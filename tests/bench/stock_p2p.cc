@@ -164,7 +164,7 @@ class StockFabric
         ++report.packetHops;
         FabricHeader header;
         packet->PeekHeader(header);
-        const int64_t group = m_moves.group[node * m_moves.nDestinations + header.destination];
+        const int64_t group = m_moves.Group(node, header.destination);
         const int64_t begin = m_moves.groupStart[group];
         const int64_t nLinks = m_moves.groupStart[group + 1] - begin;
         int64_t& turn = m_turn[group];

@@ -1,48 +1,124 @@
-"""The engine's benchmark under pytest, and that what it compares is comparable."""
+"""How fast packets move, and what moves the speed: numbers, no pass or fail.
+
+``make bench`` runs them, prints a table and writes it to ``build/bench``. Every case is moved by
+the engine, by stock ns-3 links and by a bare event loop in turn; see ``bench_engine.py``. The time
+is processor time, except where threads are counted.
+"""
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-from pathlib import Path
-from types import ModuleType
+import time
 
 import pytest
+from bench.bench_engine import (
+    Comparison,
+    Spec,
+    has_threads,
+    load_case,
+    markdown,
+    measure,
+)
+
+#: Groups of cases; in each, one thing changes. A few seconds a case.
+GROUPS: dict[str, list[Spec]] = {
+    "reference": [Spec("EP320, 4,096 B, cloudmatrix384")],
+    "packet size": [
+        Spec(f"{payload:,} B", amount=0.2, payload_bytes=payload) for payload in (512, 1024, 4096)
+    ],
+    # As fast as cores issue, sources offer about two thirds of the rate of their ports; the
+    # exchange of all pairs offers all of it.
+    "load": [
+        *(Spec(f"{load:.0%} of the ports", amount=0.5, load=load) for load in (0.1, 0.3, 0.5)),
+        Spec("as cores issue", amount=0.5),
+        Spec("all pairs, leaf-spine-384", "leaf-spine-384", "all-to-all", ranks=0),
+    ],
+    "EP degree": [
+        Spec(f"EP{ranks}", ranks=ranks, amount=max(1, 256 // ranks)) for ranks in (8, 32, 128, 320)
+    ],
+    # All dies of a machine write to dies drawn at random. Small machines get more messages, so
+    # that there is something to time. Last, a few of the dies of the largest.
+    "machine size": [
+        *(
+            Spec(name, name, "uniform", ranks=0, amount=messages)
+            for name, messages in (
+                ("32 dies", 1_200),
+                ("192 dies", 200),
+                ("768 dies", 50),
+                ("3,072 dies", 32),
+                ("16,384 dies", 24),
+            )
+        ),
+        Spec("EP320 on 16,384 dies", "16,384 dies"),
+    ],
+}
+CASES = [pytest.param(group, spec, id=spec.name) for group in GROUPS for spec in GROUPS[group]]
+#: Machines that take long to build; once is enough.
+LARGE = {"3,072 dies", "16,384 dies"}
 
 
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    """Load the script beside this file; it is no package."""
-    if shutil.which("g++") is None:
-        pytest.skip("no g++")
-    path = Path(__file__).with_name("bench_engine.py")
-    spec = importlib.util.spec_from_file_location("bench_engine", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    import sys
+def run_benchmark(benchmark, compared: Comparison, rounds: int, *, alone: bool = False) -> None:
+    """Time the engine with pytest-benchmark, the comparisons in between."""
 
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    def setup():
+        if not alone:
+            compared.run_programs()
+        return (compared.start_engine(),), {}
+
+    def finish(run):
+        compared.note("engine", run.finish())
+
+    benchmark.pedantic(lambda run: run.run(), setup=setup, teardown=finish, rounds=rounds)
 
 
-@pytest.mark.benchmark
-@pytest.mark.parametrize("name", ["small", "full"])
-def test_print_packet_hops_per_second(bench, name):
-    """Numbers, no pass or fail: ``make bench`` shows them."""
-    print(f"\n\n{bench.table(bench.measure(name, payload_bytes=4_096, repeat=3))}\n")
+@pytest.mark.benchmark(timer=time.process_time)
+@pytest.mark.parametrize(("group", "spec"), CASES)
+def test_packet_hops(benchmark, report, programs, tmp_path, group, spec):
+    benchmark.group = group
+    compared = Comparison(load_case(spec), programs, tmp_path)
+    run_benchmark(benchmark, compared, 1 if spec.machine in LARGE else 3)
+    row = compared.row(group)
+    report.rows.append(row)
+    benchmark.extra_info.update(row)
+
+
+@pytest.mark.benchmark(timer=time.perf_counter)
+@pytest.mark.parametrize("threads", [1, 2, 4, 7])
+def test_packet_hops_by_threads(benchmark, report, programs, tmp_path, threads):
+    if not has_threads():
+        pytest.skip("a replay has no argument 'threads'")
+    benchmark.group = "threads"
+    spec = Spec(f"EP320, {threads} threads" if threads > 1 else "EP320, 1 thread")
+    compared = Comparison(load_case(spec), programs, tmp_path, threads)
+    run_benchmark(benchmark, compared, 3, alone=threads > 1)
+    row = compared.row("threads")
+    report.rows.append(row)
+    benchmark.extra_info.update(row)
 
 
 @pytest.mark.slow
-def test_engine_stock_links_and_bare_loop_move_the_same_packets_in_similar_time(bench):
-    # measure() refuses if packets, bytes or packet-hops differ.
-    result = bench.measure("small", payload_bytes=4_096, repeat=1, share=0.5)
-    engine = result["engine"]
-    assert engine["packets"] > 1_000
+def test_engine_stock_links_and_bare_loop_move_the_same_packets_in_similar_time():
+    # A comparison refuses reports in which packets, bytes or packet-hops differ.
+    compared = measure(Spec("EP32", "32 dies", ranks=32, workload="decode-ep32-sample"), repeat=1)
+    engine, stock, bare = (compared.best[mover] for mover in ("engine", "stock", "bare"))
+    assert engine["packets"] > 10_000
     assert engine["packet_hops"] > 2 * engine["packets"]
-    for mover in ("stock", "bare"):
+    for report in (stock, bare):
         # The same bottlenecks; stock links store and forward, which adds 3 x 149 ns.
-        assert result[mover]["simulated_ps"] == pytest.approx(engine["simulated_ps"], rel=0.2)
-    assert result["bare"]["events_per_packet_hop"] == pytest.approx(3, rel=0.1)
-    text = bench.table(result)
-    assert "engine" in text and "stock" in text and "bare" in text and "50%" in text
+        assert report["simulated_ps"] == pytest.approx(engine["simulated_ps"], rel=0.2)
+    assert bare["events_per_packet_hop"] == pytest.approx(3, rel=0.1)
+    row = compared.row("small")
+    assert row["stock_over_engine"] == stock["cpu_s"] / engine["cpu_s"]
+    text = markdown([row, row | {"stock_over_engine": None}])
+    assert f"{row['packet_hops']:,}" in text and "| - " in text
+
+
+@pytest.mark.slow
+def test_offered_load_is_the_one_asked_for():
+    # Ports of a die: 7 x 28 GB/s less error correction. At half of it, a message of 7,680 B each
+    # 83.6 ns; the last of them leaves when all have been issued.
+    case = load_case(Spec("half", "32 dies", "uniform", ranks=0, amount=400, load=0.5))
+    period_ps = case.message_ps + int(case.arrays.node_issue_cost_ps[0])
+    assert period_ps / 16 == pytest.approx(7_680 * 10**12 / (0.5 * 7 * 28e9 * 120 / 128), rel=1e-6)
+    compared = measure(case.spec, repeat=1)
+    for report in compared.best.values():
+        assert report["simulated_ps"] == pytest.approx(400 * period_ps / 16, rel=0.2)

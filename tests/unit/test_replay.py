@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import textwrap
+import weakref
+from dataclasses import replace
 
 import networkx as nx
+import pyarrow as pa
 import pytest
 from fabrics import NS, US, FabricBuilder, flow, line, make_trace, run, star, task
 
@@ -612,6 +616,49 @@ def test_layers_are_loaded_when_needed_and_that_does_not_show(monkeypatch):
     whole = run(graph, trace)
     assert loads[n_layers:] == [(n_layers, 0)]
     assert layered.files == whole.files
+
+
+def test_layers_leave_memory_while_the_run_goes_on():
+    """Of a layer that is loaded its flow records are left, and no table that the trace gave."""
+    whole = list(exchange(n_layers=6).chunks())
+    given, alive = [], []
+
+    def chunks():
+        for chunk in whole:
+            gc.collect()
+            alive.append(sum(table() is not None for table in given))
+            flows = pa.Table.from_batches(chunk.flows.to_batches())
+            given.append(weakref.ref(flows))
+            chunk = replace(chunk, flows=flows)
+            del flows
+            yield chunk
+            del chunk
+
+    metadata = exchange().metadata
+    run(star(2), Trace(metadata, len(whole), chunks))
+    # the next is asked for before the one at hand is loaded
+    assert alive == [0, 1, 1, 1, 1, 1]
+
+
+def test_names_of_a_column_are_written_in_the_order_of_the_trace(tmp_path):
+    """Networks and operations come back as they were, whatever the order of their names."""
+    flows = [flow(0, 1), flow(1, 0, network="rdma", phase="second"), flow(0, 0, phase="copy")]
+    trace = make_trace(flows)
+    (chunk,) = trace.chunks()
+    texts = pa.array(["rdma", "ub", "vpc"])
+    network = pa.DictionaryArray.from_arrays(pa.array([1, 0, 1], pa.int32()), texts)
+    column = chunk.flows.schema.get_field_index("network")
+    other = replace(chunk, flows=chunk.flows.set_column(column, "network", network))
+    both = [
+        replay(unreachable(), one, tmp_path / name, progress=False)
+        for one, name in ((trace, "a"), (Trace(trace.metadata, 1, lambda: iter([other])), "b"))
+    ]
+    for result in both:
+        found = result.flows()
+        assert found["network"].astype(str).tolist() == ["ub", "rdma", "ub"]
+        assert found["operation"].astype(str).tolist() == ["write"] * 3
+        for name in ("messages", "message_bytes", "src", "dst", "layer"):
+            assert found[name].tolist() == chunk.flows[name].to_pylist()
 
 
 def test_ready_time_of_a_task_is_when_its_dependency_finished_however_long_ago():

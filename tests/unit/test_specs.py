@@ -147,7 +147,7 @@ def test_shipped_names_resolve_and_unknown_ones_list_them():
     assert {"cloudmatrix384", "one-node", "supernode-8192"} <= set(shipped("topologies"))
     label, raw = load_yaml("cloudmatrix384", "topologies")
     assert (label, raw["name"]) == ("topologies/cloudmatrix384.yaml", "cloudmatrix384")
-    with pytest.raises(SpecError, match="shipped in topologies: cloudmatrix384, one-node"):
+    with pytest.raises(SpecError, match="shipped in topologies: cloudmatrix384, leaf-spine-384"):
         load_yaml("cloudmatrix", "topologies")
 
 

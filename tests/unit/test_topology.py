@@ -130,6 +130,37 @@ def test_slices_keep_the_construction(name, kinds):
             assert rate(graph, node, "l2") == (448 * 10**9 if "l2" in kinds else 0)
 
 
+def test_the_leaf_spine_plane_has_as_many_links_up_as_down():
+    graph = build_topology("leaf-spine-384")
+    assert count_kinds(graph) == {"die": 384, "l1": 48, "l2": 8}
+    for node, data in graph.nodes(data=True):
+        if data["kind"] == "l1":
+            assert rate(graph, node, "die") == rate(graph, node, "l2") == 8 * 50 * 10**9
+        elif data["kind"] == "l2":
+            assert rate(graph, node, "l1") == 48 * 50 * 10**9
+    assert {data["delay_ps"] for _, _, data in graph.edges(data=True)} == {20_000}
+    # 400 Gbit/s are what packets get
+    assert set(compile_fabric(graph).link_rate_bytes_per_s.tolist()) == {50 * 10**9}
+
+
+def test_attributes_that_one_edge_has_right_another_may_have_wrong():
+    graph = build_topology("slice-32-dies")
+    for key, wrong, found in (
+        ("lanes", True, "lanes is True"),
+        ("lanes", 2.0, "lanes is 2.0"),
+        ("delay_ps", "50000", "delay_ps is '50000'"),
+        ("bit_error_rate", None, "bit_error_rate is None"),
+        ("plane", ["ub1"], "plane is"),
+    ):
+        broken = graph.copy()
+        broken.edges["l1-1-6", "l2-6-15", 0][key] = wrong
+        with pytest.raises(TopologyError, match=f"edge l1-1-6 - l2-6-15: {found}"):
+            check_topology(broken)
+    del graph.edges["l1-1-6", "l2-6-15", 0]["lanes"]
+    with pytest.raises(TopologyError, match="edge l1-1-6 - l2-6-15: attribute 'lanes' is missing"):
+        check_topology(graph)
+
+
 def test_the_8192_npu_supernode_is_non_blocking_with_48_port_chips():
     spec, _ = load_topology_spec("supernode-8192")
     assert spec.servers * spec.server.npus == 8192

@@ -15,10 +15,10 @@ from ubfabric.trace import (
     TASK_SCHEMA,
     Trace,
     TraceChunk,
+    check_and_link,
     check_chunk,
     check_trace,
     find_cycle,
-    link_flows,
     read_trace,
     write_trace,
 )
@@ -250,13 +250,53 @@ def test_bad_flow_value_is_refused(column, value, message):
         check_chunk(chunk(flows, [task(0, 0), task(1, 1)]), 2)
 
 
+@pytest.mark.parametrize("n_ranks", [3, 2_000_000_000])
+def test_each_flow_is_linked_to_its_tasks_however_far_apart_their_ranks_are(n_ranks):
+    last = n_ranks - 1
+    flows = [
+        flow(0, last, phase="a"),
+        flow(last, 0, phase="b"),
+        flow(1, 0, phase="a", start_ps=5),
+        flow(1, last, phase="free", start_ps=5),
+    ]
+    tasks = [
+        task(3, last, waits="a", sends=""),
+        task(4, 0, sends="a", waits="b"),
+        task(7, last, sends="b", waits=""),
+        task(9, 0, sends="", waits="a"),
+    ]
+    all_tasks, sender, waiter = check_and_link(chunk(flows, tasks), n_ranks)
+    assert all_tasks.tolist() == [3, 4, 7, 9]
+    assert sender.tolist() == [1, 2, -1, -1]
+    assert waiter.tolist() == [0, 1, 3, -1]
+
+
+def test_flows_of_ranks_below_and_above_those_with_tasks_have_none():
+    pairs = [(0, 1), (0, 3), (1, 2), (1, 0), (2, 1), (2, 3), (3, 2), (3, 0)]
+    flows = [
+        flow(src, dst, phase="a", start_ps=-1 if {src, dst} == {1, 2} else 5) for src, dst in pairs
+    ]
+    # those of a rank with a task are sent by it
+    flows = [row for row in flows if row["src"] not in (1, 2) or row["start_ps"] == -1]
+    tasks = [
+        task(0, 0, sends="", waits=""),
+        task(1, 2, sends="a", waits="a"),
+        task(2, 1, sends="a", waits="a"),
+    ]
+    _, sender, waiter = check_and_link(chunk(flows, tasks), 4)
+    assert [(row["src"], row["dst"]) for row in flows] == [
+        *((0, 1), (0, 3), (1, 2), (2, 1), (3, 2), (3, 0))
+    ]
+    assert sender.tolist() == [-1, -1, 2, 1, -1, -1]
+    assert waiter.tolist() == [2, -1, 1, 2, 1, -1]
+
+
 def test_the_bytes_of_a_read_arrive_at_the_rank_that_asks():
     tasks = [task(0, 0), task(1, 1, sends="", waits="")]
     for operation in ("read", "sdma-read"):
         fetched = chunk([flow(0, 1, operation=operation)], tasks)
-        check_chunk(fetched, 2)
-        sender, waiter = link_flows(fetched, 2)
-        assert (sender.tolist(), waiter.tolist()) == ([0], [0])
+        all_tasks, sender, waiter = check_and_link(fetched, 2)
+        assert (all_tasks.tolist(), sender.tolist(), waiter.tolist()) == ([0, 1], [0], [0])
     for operation in ("write", "sdma-write"):
         with pytest.raises(TraceError, match="column 'dst': found 1, allowed a rank with a task"):
             check_chunk(chunk([flow(0, 1, operation=operation)], tasks), 2)

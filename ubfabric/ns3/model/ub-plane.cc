@@ -147,9 +147,6 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
         }
     }
 
-    // queues: an output has one for each lane and input of its node
-    uint64_t nQueues = 0;
-    uint64_t nWords = 0;
     double eventsPerPs = 0;
     for (uint32_t i = 0; i < nLinks; ++i)
     {
@@ -173,18 +170,12 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
             lane.returnPs = static_cast<uint32_t>(returnPs);
             lane.ring = &m_firstRings[(uint64_t{i} * m_nLanes + l) * FIRST_RING];
             lane.ringMask = FIRST_RING - 1;
-            lane.firstQueue = static_cast<uint32_t>(nQueues);
-            lane.firstWord = static_cast<uint32_t>(nWords);
-            nQueues += nInputs;
-            nWords += (nInputs + 63) / 64;
         }
         // a busy link has about two events for each packet of some kilobytes
         eventsPerPs +=
             2.0 /
             static_cast<double>(std::max<int64_t>(UbSerialisePs(4096, m_rates[link.rateClass]), 1));
     }
-    m_queues.resize(nQueues);
-    m_words.assign(nWords, 0);
     uint32_t shift = 6;
     while (shift < 20 &&
            eventsPerPs * static_cast<double>(uint64_t{2} << shift) < EVENTS_PER_BUCKET)
@@ -535,6 +526,10 @@ UbPlane::Enqueue(uint32_t linkIndex, uint32_t input, uint32_t index)
     {
         input = 0; // also where packets of all inputs wait at their output
     }
+    if (lane.firstQueue == UB_NONE)
+    {
+        OpenQueues(link, lane);
+    }
     Queue& queue = m_queues[lane.firstQueue + input];
     packet.next = UB_NONE;
     if (queue.head == UB_NONE)
@@ -560,6 +555,16 @@ UbPlane::Enqueue(uint32_t linkIndex, uint32_t input, uint32_t index)
             Mark(packet, lane.waitingBytes);
         }
     }
+}
+
+void
+UbPlane::OpenQueues(const Link& link, Lane& lane)
+{
+    // an output has one for each lane and input of its node; most never see a packet wait
+    lane.firstQueue = static_cast<uint32_t>(m_queues.size());
+    lane.firstWord = static_cast<uint32_t>(m_words.size());
+    m_queues.resize(m_queues.size() + link.nInputs);
+    m_words.resize(m_words.size() + (link.nInputs + 63) / 64);
 }
 
 void
@@ -1515,7 +1520,7 @@ UbPlane::Drain(uint32_t linkIndex)
     for (uint32_t l = 0; l < m_nLanes; ++l)
     {
         Lane& lane = LaneOf<UB_ANY>(linkIndex, l);
-        for (uint32_t input = 0; input < link.nInputs; ++input)
+        for (uint32_t input = 0; lane.firstQueue != UB_NONE && input < link.nInputs; ++input)
         {
             Queue& queue = m_queues[lane.firstQueue + input];
             for (uint32_t index = queue.head; index != UB_NONE; index = m_packets[index].next)

@@ -607,7 +607,7 @@ class UbPlane
         uint32_t waitingBytes{0};    //!< bytes waiting to leave on the lane
         uint32_t maxWaitingBytes{0}; //!< most bytes that waited
         uint32_t nWaiting{0};        //!< packets waiting to leave on the lane
-        uint32_t firstQueue{0};      //!< first queue (input) of this lane
+        uint32_t firstQueue{UB_NONE}; //!< first queue (input) of this lane, if one ever waited
         uint32_t firstWord{0};       //!< first bitmap word of this lane
         uint16_t lastInput{0};       //!< input served last
         uint8_t rest{0};             //!< cells too few for the grain of a packet header
@@ -1226,6 +1226,13 @@ class UbPlane
      * @return A packet of the pool.
      */
     uint32_t Allocate();
+
+    /**
+     * Make the queues of a lane of an output.
+     * @param [in] link The output.
+     * @param [in,out] lane The lane.
+     */
+    void OpenQueues(const Link& link, Lane& lane);
 
     /**
      * Double a ring of departures.

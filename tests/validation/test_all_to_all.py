@@ -1,0 +1,30 @@
+"""An exchange that the wire alone bounds."""
+
+from __future__ import annotations
+
+import pytest
+
+import ubfabric as ub
+from ubfabric.attributes import packet_bytes
+from ubfabric.topology import build_topology
+
+
+@pytest.mark.validation
+@pytest.mark.slow
+def test_sprayed_all_pairs_exchange_of_384_ranks_takes_the_time_of_the_wire(tmp_path):
+    """Wire bound: all packets that a rank gets, headers included, one after another on its link.
+
+    Tolerance 5 %: latency of the way is about 1 us of 64, and what is left is waiting where
+    packets of several ranks meet. A path a pair, in place of spraying, meets more.
+    """
+    graph, trace = build_topology("leaf-spine-384"), ub.all_to_all_trace(384, 8192)
+    wire = packet_bytes(graph, 4096)["ub"]
+    bound_ps = 383 * 2 * wire * 10**12 // (400 * 10**9 // 8)
+    taken = {}
+    for policy in ("round-robin", "flow-hash"):
+        result = ub.replay(graph, trace, tmp_path / policy, path_policy=policy, progress=False)
+        assert result.summary["packets"] == 384 * 383 * 2
+        assert result.summary["packet_hops"] == 384 * 2 * (7 * 2 + 376 * 4)
+        taken[policy] = int(result.flows()["finish_ps"].max())
+    assert bound_ps < taken["round-robin"] < 1.05 * bound_ps
+    assert taken["flow-hash"] > 1.05 * bound_ps
