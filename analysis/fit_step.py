@@ -28,8 +28,14 @@ START = {"decode": (3.0, 4.0), "prefill": (0.7, 0.9)}
 def step_ms(name: str, value: float, layers: int) -> float:
     """Return the simulated step of a row with a value of its key."""
     workload, key, topology, payload_bytes = FITS[name]
+    first = ub.load_workload(workload).spec.model.dense_layers
     given = f"{value:.6f} us" if name == "decode" else value
-    trace = ub.generate_trace(workload, layers=layers, seed=1, overrides={f"machine.{key}": given})
+    trace = ub.generate_trace(
+        workload,
+        layers=range(first, first + layers),
+        seed=1,
+        overrides={f"machine.{key}": given},
+    )
     with tempfile.TemporaryDirectory() as folder:
         result = ub.replay(
             ub.build_topology(topology),
@@ -57,7 +63,7 @@ def main() -> None:
     """Print the values at which the simulated step is the paper's."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("row", choices=FITS, help="which row to fit on")
-    parser.add_argument("--layers", type=int, default=3, help="MoE layers (%(default)s)")
+    parser.add_argument("--layers", type=int, default=3, help="MoE layers, the first (%(default)s)")
     parser.add_argument("--tolerance", type=float, default=0.001, help="of the step (%(default)s)")
     args = parser.parse_args()
 

@@ -75,3 +75,22 @@ def python(tmp_path) -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def ubfabric(monkeypatch, capsys, tmp_path):
+    """Run a command line in an empty folder; return exit code, output and error output."""
+    from ubfabric.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "dumb")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ubfabric", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return call

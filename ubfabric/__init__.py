@@ -43,9 +43,12 @@ _HOMES = {
     "read_trace": "trace",
     "write_trace": "trace",
     "replay": "replay",
+    "replay_in_parts": "parts",
     "RunResult": "results",
     "Tokens": "tokens",
     "rebuild_tokens": "tokens",
+    "load_topology": "topology",
+    "run_sweep": "sweep",
     "plot_comparison": "plot",
     "plot_fct": "plot",
     "plot_links": "plot",
@@ -73,17 +76,20 @@ if TYPE_CHECKING:
         TraceError,
         UbfabricError,
     )
+    from ubfabric.parts import replay_in_parts
     from ubfabric.placement import place_ranks
     from ubfabric.plot import plot_comparison, plot_fct, plot_links, plot_timeline, plot_tokens
     from ubfabric.plot_topology import draw_topology
     from ubfabric.replay import replay
     from ubfabric.results import RunResult
     from ubfabric.routing import FabricArrays, compile_fabric
+    from ubfabric.sweep import run_sweep
     from ubfabric.tokens import Tokens, rebuild_tokens
     from ubfabric.topology import (
         build_topology,
         check_topology,
         cloudmatrix384,
+        load_topology,
         read_topology,
         write_topology,
     )
@@ -112,6 +118,7 @@ __all__ = [
     "describe_topology",
     "draw_topology",
     "generate_trace",
+    "load_topology",
     "load_workload",
     "place_ranks",
     "plot_comparison",
@@ -123,6 +130,8 @@ __all__ = [
     "read_trace",
     "rebuild_tokens",
     "replay",
+    "replay_in_parts",
+    "run_sweep",
     "write_topology",
     "write_trace",
 ]

@@ -50,7 +50,8 @@ WorkloadName = Annotated[
     typer.Argument(help="A shipped name or a .yaml specification.", metavar="WORKLOAD"),
 ]
 Layers = Annotated[
-    int | None, typer.Option(help="MoE layers to simulate; the rest is extrapolated by 'tokens'.")
+    int | None,
+    typer.Option(help="MoE layers to simulate, drawn by the seed; 'tokens' extrapolates to all."),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed; replaces the specification's.")]
 Overrides = Annotated[
@@ -113,13 +114,9 @@ Overwrite = Annotated[
 
 
 def _load_topology(source: str, changes: list[str] | None = None) -> Any:
-    from ubfabric.topology import build_topology, read_topology
+    from ubfabric.topology import load_topology
 
-    if source.endswith((".json", ".graphml")):
-        if changes:
-            raise SpecError(f"--fabric: {source} is a saved graph; give a name or a .yaml file")
-        return read_topology(source)
-    return build_topology(source, _overrides(changes, "--fabric"))
+    return load_topology(source, _overrides(changes, "--fabric"))
 
 
 def _interval(text: str | None) -> int | None:
@@ -250,6 +247,19 @@ def replay(
     faults: Faults = None,
     account: Account = False,
     sample: Sample = None,
+    spread: Annotated[
+        int | None,
+        typer.Option(
+            help="Open-loop traces: replay layers from rest each, alike ones once, in N processes.",
+            metavar="N",
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            help="The same with the workers of a running Dask scheduler.", metavar="ADDRESS"
+        ),
+    ] = None,
     threads: Threads = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -257,10 +267,14 @@ def replay(
 
     Example: `ubfabric replay cloudmatrix384 traces/ep320 -o runs/ep320 --path-policy flow-hash`
     """
+    from ubfabric.parts import replay_in_parts
     from ubfabric.replay import replay as run_replay
     from ubfabric.trace import read_trace
 
-    result = run_replay(
+    spreading: dict[str, Any] = {}
+    if spread is not None or scheduler is not None:
+        spreading = {"spread": spread, "scheduler": scheduler}
+    result = (replay_in_parts if spreading else run_replay)(
         _load_topology(topology, fabric),
         read_trace(trace),
         out,
@@ -274,7 +288,11 @@ def replay(
         sample_interval_ps=_interval(sample),
         threads=threads,
         overwrite=overwrite,
+        **spreading,
     )
+    if spreading:
+        parts = result.summary["parts"]
+        typer.echo(f"{len(parts['layers'])} parts, {parts['simulated']} simulated, each from rest")
     for line in [*_fault_lines(result), _replay_line(result.summary)]:
         typer.echo(line)
     typer.echo(f"wrote {result.path}")
@@ -327,7 +345,9 @@ def run(
     ] = "deepseek-r1-decode-ep320",
     layers: Annotated[
         int | None,
-        typer.Option(help="MoE layers to simulate; 0 for all. The rest is extrapolated."),
+        typer.Option(
+            help="MoE layers to simulate, drawn by the seed; 0 for all. The rest is extrapolated."
+        ),
     ] = 4,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to write.")] = Path(
         "runs/decode"
@@ -383,6 +403,41 @@ def run(
         typer.echo(line)
     shown = os.path.relpath(result.path)
     typer.echo(f"wrote {shown}: tables, tokens.json, {', '.join(p.name for p in pictures)}")
+
+
+@app.command()
+def sweep(
+    spec: Annotated[Path, typer.Argument(help="Sweep, a .yaml file.", metavar="SPEC")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder to write, or to go on with.", metavar="DIR")
+    ],
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes on this machine; one a core if not given.", metavar="N"),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="Address of a running Dask scheduler instead.", metavar="ADDRESS"),
+    ] = None,
+    progress: Annotated[
+        bool | None,
+        typer.Option(
+            "--progress/--no-progress", help="Bar and dashboard; shown on terminals if not given."
+        ),
+    ] = None,
+) -> None:
+    """Simulate a grid or a list of points; run it again to go on where it was stopped.
+
+    Exit code 1 if a point failed; the others are simulated all the same.
+
+    Example: `ubfabric sweep analysis/sweep-example.yaml -o sweeps/example --workers 2`
+    """
+    from ubfabric.sweep import FAILURES, POINTS, run_sweep
+
+    table = run_sweep(spec, out, workers=workers, scheduler=scheduler, progress=progress)
+    typer.echo(f"wrote {out / POINTS}: {len(table)} points")
+    if (out / FAILURES).is_file():
+        raise typer.Exit(1)
 
 
 @app.command()

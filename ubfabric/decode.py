@@ -17,13 +17,14 @@ the states of the others' tokens, after it each gets the sums of its own.
 Layers in order: the dense ones, the MoE ones, then, once for each MTP token, an MTP layer
 (an MoE layer that begins with the LM head, the sampling of the tokens before and the projection
 of both), and last the head, with the gap that the host leaves between two steps. ``layers=k``
-leaves out the MoE layers after the first ``k``; the rest stays, and the metadata say how many
-were left out.
+keeps ``k`` MoE layers, drawn by the seed (:mod:`ubfabric.sampling`), in the order of the model:
+each with its number, its popularity of experts and its routing, and each follows the one drawn
+before it. The rest stays, and the metadata say how many there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,21 +57,21 @@ _STATE_BYTES = 2
 class DecodeStep(Step):
     """Builds the chunks of a decode step; parameters and errors as of :class:`Step`."""
 
-    def __init__(self, workload: Workload, seed: int, layers: int) -> None:
+    def __init__(self, workload: Workload, seed: int, layers: int | Sequence[int]) -> None:
         super().__init__(workload, seed, layers)
         if not isinstance(workload.spec, WorkloadSpec):
             raise SpecError(f"{workload.label}: kind: found 'prefill', allowed: decode")
         self.spec = workload.spec
         self.tensor_parallel = self.spec.deployment.attention_tp
-        self.plans = self._plan(layers)
+        self.plans = self._plan()
 
-    def _plan(self, moe_layers: int) -> list[LayerPlan]:
+    def _plan(self) -> list[LayerPlan]:
         model, serving = self.spec.model, self.spec.serving
         requests = self.spec.requests_per_rank
         tokens = self.spec.tokens_per_rank // serving.microbatches
         rows: list[tuple[int, str, int, int]] = []
         rows += [(layer, "dense", tokens, 0) for layer in range(model.dense_layers)]
-        rows += [(model.dense_layers + i, "moe", tokens, 0) for i in range(moe_layers)]
+        rows += [(layer, "moe", tokens, 0) for layer in self.moe_layers]
         head_tokens = self.spec.tokens_per_rank
         for guess in range(serving.mtp_tokens):
             # The first pass needs the state of every verified position, later ones only extend it.
@@ -240,7 +241,7 @@ class DecodeStep(Step):
 def generate_trace(
     source: str | Path | Mapping[str, Any] | Workload,
     *,
-    layers: int | None = None,
+    layers: int | Sequence[int] | None = None,
     seed: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Trace:
@@ -250,8 +251,10 @@ def generate_trace(
     ----------
     source : str, Path, mapping or Workload
         A shipped name such as ``deepseek-r1-decode-ep320``, a YAML file, or its content.
-    layers : int, optional
-        MoE layers to emit; the specification's ``simulate_moe_layers``, else all.
+    layers : int or sequence of int, optional
+        How many MoE layers to emit, drawn by the seed; the specification's
+        ``simulate_moe_layers``, else all. A sequence gives them by their numbers in the model,
+        ascending; the token stage then extrapolates without an interval.
     seed : int, optional
         Replaces the specification's seed.
     overrides : mapping, optional
@@ -278,13 +281,14 @@ def generate_trace(
         changes["seed"] = seed
     workload = load_workload(source, changes)
     spec = workload.spec
-    count = layers or spec.simulate_moe_layers or spec.model.moe_layers
+    if layers is None:
+        layers = spec.simulate_moe_layers or spec.model.moe_layers
     if isinstance(spec, WorkloadSpec):
-        decode = DecodeStep(workload, spec.seed, count if layers is None else layers)
+        decode = DecodeStep(workload, spec.seed, layers)
         return Trace(_metadata(workload, spec, decode), len(decode.plans), decode.chunks)
     from ubfabric.prefill import PrefillStep
 
-    prefill = PrefillStep(workload, spec.seed, count if layers is None else layers)
+    prefill = PrefillStep(workload, spec.seed, layers)
     metadata = common_metadata(workload, prefill) | prefill.metadata()
     return Trace(metadata, len(prefill.plans), prefill.chunks)
 
@@ -305,6 +309,7 @@ def common_metadata(workload: Workload, step: Step) -> dict[str, Any]:
         "microbatches": step.microbatches,
         "n_dense_layers": spec.model.dense_layers,
         "n_moe_layers_total": spec.model.moe_layers,
+        "moe_layers_drawn": step.is_drawn,
         "n_moe_layers_simulated": sum(plan.label == "moe" for plan in step.plans),
         "layers": [
             {"layer": plan.layer, "label": plan.label, "tokens_per_microbatch": plan.tokens}

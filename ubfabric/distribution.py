@@ -45,10 +45,7 @@ class Distribution:
             return
         if values.min() < 0:
             raise ValueError(f"found a negative time of {values.min()} ps")
-        # Exact up to 2^53 ps, two and a half hours of simulated time.
-        exponent = np.frexp(values.astype(np.float64))[1] - 1
-        shift = np.maximum(exponent - self._BITS, 0)
-        bins = (shift.astype(np.int64) << self._BITS) + (values >> shift)
+        bins = self._bins(values)
         size = int(bins.max()) + 1
         if size > len(self._weights):
             self._weights = np.pad(self._weights, (0, size - len(self._weights)))
@@ -60,6 +57,15 @@ class Distribution:
         low, high = int(values.min()), int(values.max())
         self.min = low if self.min is None else min(self.min, low)
         self.max = high if self.max is None else max(self.max, high)
+
+    @classmethod
+    def _bins(cls, values: np.ndarray) -> np.ndarray:
+        """Return the bin of each value."""
+        # Exact up to 2^53 ps, two and a half hours of simulated time.
+        exponent = np.frexp(values.astype(np.float64))[1] - 1
+        shift = np.maximum(exponent - cls._BITS, 0)
+        bins: np.ndarray = (shift.astype(np.int64) << cls._BITS) + (values >> shift)
+        return bins
 
     def update(self, other: Distribution) -> None:
         """Add all values of another distribution."""
@@ -98,6 +104,11 @@ class Distribution:
         # The small term undoes rounding such as 0.07 * 100 = 7.000000000000001.
         rank = max(1, math.ceil(q * total - 1e-9 * total))
         return int(self._tops[np.searchsorted(np.cumsum(self._weights), rank)])
+
+    def weight_up_to(self, value: int) -> int:
+        """Return the weight of the values in the bin of ``value`` and below."""
+        last = int(self._bins(np.array([value], np.int64))[0])
+        return int(self._weights[: last + 1].sum())
 
     def cdf(self) -> tuple[np.ndarray, np.ndarray]:
         """Return values and the fraction that does not exceed each.

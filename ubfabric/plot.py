@@ -573,14 +573,20 @@ def _draw_streams(axes: Axes, tokens: Tokens) -> None:
     axes.grid(visible=False)
 
 
+def _tpot_reach_ms(summary: dict[str, Any]) -> float:
+    """Return how far the interval of TPOT reaches to each side, 0 without one."""
+    interval = summary["tpot_interval_ms"]
+    return 0.0 if interval is None else float(summary["tpot_ms"] - interval[0])
+
+
 def _draw_tpot(axes: Axes, rank: np.ndarray, ranks: pd.DataFrame, tokens: Tokens) -> None:
     """Draw TPOT by rank, the uncertainty of the extrapolation and the paper's value."""
     summary = tokens.summary
     values = ranks["tpot_ps"].to_numpy() / _PS_PER_MS
     lows, highs = [values.min()], [values.max()]
     axes.plot(rank, values, color=_BLUE, linewidth=1.2, label="simulated")
-    if summary["tpot_range_ms"]:
-        low, high = summary["tpot_range_ms"]
+    if summary["extrapolated"] and summary["tpot_interval_ms"]:
+        low, high = summary["tpot_interval_ms"]
         axes.axhspan(
             low,
             high,
@@ -589,7 +595,7 @@ def _draw_tpot(axes: Axes, rank: np.ndarray, ranks: pd.DataFrame, tokens: Tokens
             hatch="///",
             edgecolor=_BLUE,
             linewidth=0,
-            label="range of the extrapolation",
+            label=f"{100 * summary['confidence']:g} % interval of the extrapolation",
         )
         lows.append(low)
         highs.append(high)
@@ -663,7 +669,7 @@ def plot_comparison(runs: Mapping[str, Tokens], path: PathLike, *, dpi: int = 15
                     label=column,
                 )
             error = [
-                runs[run].summary["tpot_standard_error_ms"] or 0.0 if quantity == "TPOT" else 0.0
+                _tpot_reach_ms(runs[run].summary) if quantity == "TPOT" else 0.0
                 for run in part["run"]
             ]
             if any(error):

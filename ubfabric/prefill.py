@@ -20,6 +20,7 @@ and contention of the streams for HBM.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ _QUANTISED = _BF16 + _INT8
 class PrefillStep(Step):
     """Builds the chunks of a prefill batch; parameters and errors as of :class:`Step`."""
 
-    def __init__(self, workload: Workload, seed: int, layers: int) -> None:
+    def __init__(self, workload: Workload, seed: int, layers: int | Sequence[int]) -> None:
         super().__init__(workload, seed, layers)
         attention = workload.spec.model.attention
         if not isinstance(workload.spec, PrefillSpec) or not isinstance(attention, MlaSpec):
@@ -73,7 +74,7 @@ class PrefillStep(Step):
         self.tokens = max(-(-sum(lengths) // self.sharing) for lengths in parts)
         model = self.model
         rows = [(layer, "dense", self.tokens, 0) for layer in range(model.dense_layers)]
-        rows += [(model.dense_layers + i, "moe", self.tokens, 0) for i in range(layers)]
+        rows += [(layer, "moe", self.tokens, 0) for layer in self.moe_layers]
         last_tokens = -(-len(self.spec.prompt_lengths) // self.n_ranks)
         rows.append((model.layers, "head", 0, last_tokens))
         self.plans = self.number(rows)

@@ -204,35 +204,22 @@ def replay(
     >>> result = ub.replay(ub.cloudmatrix384(), trace, "runs/demo")         # doctest: +SKIP
     """
     check_run_target(out, overwrite=overwrite)
-    arrays = compile_fabric(graph)
-    config = ReplayConfig(
-        payload_bytes=_payload(graph, payload_bytes),
-        plane_policy=_one_of("plane_policy", plane_policy, PLANE_POLICIES),
-        path_policy=_one_of("path_policy", path_policy, PATH_POLICIES),
-        n_virtual_lanes=_in_range(
-            "n_virtual_lanes",
-            link_layer(graph)["virtual_lanes"] if n_virtual_lanes is None else n_virtual_lanes,
-            1,
-            16,
-        ),
-        seed=_in_range(
-            "seed", int(trace.metadata.get("seed") or 0) if seed is None else seed, 0, (1 << 64) - 1
-        ),
+    checked = check_replay(
+        graph,
+        trace,
+        payload_bytes=payload_bytes,
+        plane_policy=plane_policy,
+        path_policy=path_policy,
+        n_virtual_lanes=n_virtual_lanes,
+        seed=seed,
+        faults=faults,
         account=account,
-        sample_interval_ps=0
-        if sample_interval_ps is None
-        else _in_range("sample_interval_ps", sample_interval_ps, 1, 1 << 60),
-        watchdog_ps=_in_range("watchdog_ps", watchdog_ps, 1, 1 << 60),
-        threads=_in_range("threads", _usable_cores() if threads is None else threads, 1, 256),
+        sample_interval_ps=sample_interval_ps,
+        watchdog_ps=watchdog_ps,
+        threads=threads,
     )
-    rank_nodes = _rank_nodes(graph, trace)
-    _check_limits(arrays)
-    _check_transports(graph, arrays, config.payload_bytes)
-    _check_buffers(graph, arrays, config)
-    check_routes_deadlock_free(arrays, label=str(graph.graph["name"]))
-    plan = None if faults is None else plan_faults(arrays, faults)
-    if plan is not None:
-        plan.check_deadlock_free(str(faults) if isinstance(faults, (str, Path)) else "faults")
+    arrays, config, plan = checked.arrays, checked.config, checked.faults
+    rank_nodes = checked.rank_nodes
     for line in credit_warnings(graph, arrays, config.payload_bytes):
         warnings.warn(line, UbfabricWarning, stacklevel=2)
     started = time.perf_counter()
@@ -267,6 +254,91 @@ def replay(
         writer.write_links(_links_table(graph, arrays, engine.link_stats()))
         wall_s = time.perf_counter() - started
         return writer.finish(_summary(graph, trace, rank_nodes, config, engine, plan, wall_s))
+
+
+@dataclass(frozen=True)
+class CheckedReplay:
+    """What a replay needs beside graph and trace, checked.
+
+    Attributes
+    ----------
+    arrays : FabricArrays
+        The fabric as the engine takes it.
+    config : ReplayConfig
+        Settings, with those of the topology and the trace where none were given.
+    rank_nodes : list of str
+        Node of each rank.
+    faults : FaultPlan or None
+        What fails, and when.
+    """
+
+    arrays: FabricArrays
+    config: ReplayConfig
+    rank_nodes: list[str]
+    faults: FaultPlan | None
+
+
+def check_replay(
+    graph: nx.Graph,
+    trace: Trace,
+    *,
+    payload_bytes: int | None = None,
+    plane_policy: str = "round-robin",
+    path_policy: str = "round-robin",
+    n_virtual_lanes: int | None = None,
+    seed: int | None = None,
+    faults: str | Path | Mapping[str, Any] | None = None,
+    account: bool = False,
+    sample_interval_ps: int | None = None,
+    watchdog_ps: int = 100_000_000_000,
+    threads: int | None = None,
+) -> CheckedReplay:
+    """Check all that can be checked before the flows of a trace are read.
+
+    Parameters
+    ----------
+    graph, trace
+        As in :func:`replay`, and so are the settings.
+
+    Returns
+    -------
+    CheckedReplay
+
+    Raises
+    ------
+    TopologyError, SpecError
+        One line: what was found and what is allowed.
+    """
+    arrays = compile_fabric(graph)
+    config = ReplayConfig(
+        payload_bytes=_payload(graph, payload_bytes),
+        plane_policy=_one_of("plane_policy", plane_policy, PLANE_POLICIES),
+        path_policy=_one_of("path_policy", path_policy, PATH_POLICIES),
+        n_virtual_lanes=_in_range(
+            "n_virtual_lanes",
+            link_layer(graph)["virtual_lanes"] if n_virtual_lanes is None else n_virtual_lanes,
+            1,
+            16,
+        ),
+        seed=_in_range(
+            "seed", int(trace.metadata.get("seed") or 0) if seed is None else seed, 0, (1 << 64) - 1
+        ),
+        account=account,
+        sample_interval_ps=0
+        if sample_interval_ps is None
+        else _in_range("sample_interval_ps", sample_interval_ps, 1, 1 << 60),
+        watchdog_ps=_in_range("watchdog_ps", watchdog_ps, 1, 1 << 60),
+        threads=_in_range("threads", _usable_cores() if threads is None else threads, 1, 256),
+    )
+    rank_nodes = _rank_nodes(graph, trace)
+    _check_limits(arrays)
+    _check_transports(graph, arrays, config.payload_bytes)
+    _check_buffers(graph, arrays, config)
+    check_routes_deadlock_free(arrays, label=str(graph.graph["name"]))
+    plan = None if faults is None else plan_faults(arrays, faults)
+    if plan is not None:
+        plan.check_deadlock_free(str(faults) if isinstance(faults, (str, Path)) else "faults")
+    return CheckedReplay(arrays, config, rank_nodes, plan)
 
 
 def _schedule(engine: _bridge.Engine, plan: FaultPlan) -> None:

@@ -145,7 +145,7 @@ def _allowed_keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[st
         field = inside.model_fields.get(str(part))
         if field is not None:
             inside = _model_of(field.annotation) or inside
-    return sorted(inside.model_fields)
+    return sorted(field.alias or name for name, field in inside.model_fields.items())
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:

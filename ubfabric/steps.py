@@ -9,7 +9,7 @@ said by its subclasses in :mod:`ubfabric.decode` and :mod:`ubfabric.prefill`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from ubfabric.errors import SpecError
 from ubfabric.gate import RoutedModel, route_tokens
 from ubfabric.operators import CoresSpec, OperatorTimes
 from ubfabric.placement import ExpertPlacement, place_experts
+from ubfabric.sampling import draw_layers
 from ubfabric.trace import FLOW_SCHEMA, TASK_SCHEMA, TraceChunk
 from ubfabric.workload import Workload
 
@@ -28,7 +29,7 @@ PHASES = ("dispatch", "combine")
 ALL_MICROBATCHES = -1
 PS_PER_S = 10**12
 # What a random generator is for; part of its seed.
-_FOR_POPULARITY, _FOR_ROUTING, _FOR_ORDER, _FOR_COUNTING = 1, 2, 3, 4
+_FOR_POPULARITY, _FOR_ROUTING, _FOR_ORDER, _FOR_LAYERS, _FOR_COUNTING = 1, 2, 3, 4, 5
 # Counting every pair of ranks is faster than sorting messages up to about this ratio.
 _PAIRS_COUNTED_PER_MESSAGE = 16
 
@@ -113,8 +114,8 @@ class Step(ABC):
         Checked specification.
     seed : int
         Seeds popularity, routing and send order, by layer and microbatch.
-    layers : int
-        MoE layers to emit.
+    layers : int or sequence of int
+        How many MoE layers to emit, drawn by the seed, or which, by their numbers in the model.
 
     Raises
     ------
@@ -124,14 +125,27 @@ class Step(ABC):
 
     plans: list[LayerPlan]
 
-    def __init__(self, workload: Workload, seed: int, layers: int) -> None:
+    def __init__(self, workload: Workload, seed: int, layers: int | Sequence[int]) -> None:
         spec = workload.spec
         self.seed = seed
         model, deployment = spec.model, spec.deployment
-        if not 1 <= layers <= model.moe_layers:
-            raise SpecError(f"layers: found {layers}, allowed 1 to {model.moe_layers} MoE layers")
         if seed < 0:
             raise SpecError(f"seed: found {seed}, allowed 0 or more")
+        first, total = model.dense_layers, model.moe_layers
+        self.is_drawn = isinstance(layers, (int, np.integer))
+        if isinstance(layers, (int, np.integer)):
+            if not 1 <= layers <= total:
+                raise SpecError(f"layers: found {layers}, allowed 1 to {total} MoE layers")
+            drawn = draw_layers(total, int(layers), self._rng(0, _FOR_LAYERS))
+            self.moe_layers = [first + layer for layer in drawn]
+        else:
+            self.moe_layers = list(layers)
+            wanted = sorted(set(self.moe_layers) & set(range(first, model.layers)))
+            if not wanted or wanted != self.moe_layers:
+                raise SpecError(
+                    f"layers: found {self.moe_layers}, allowed MoE layers {first} to "
+                    f"{model.layers - 1}, ascending, each once"
+                )
         self.n_ranks = deployment.ranks
         self.model, self.deployment, self.messages = model, deployment, spec.messages
         self.microbatches = spec.serving.microbatches

@@ -28,14 +28,18 @@ step of a rank
     these: all ranks exchange tokens in every layer, none runs ahead of the slowest.
 steady layer time
     Mean of the increments ``E(l) - E(previous MoE layer)``. The first MoE layer has no
-    increment (it fills the pipeline), and its successor's is left out as well as soon as two
-    others remain. With one MoE layer only there is no increment: its own time,
-    ``E(l) - first s(t)`` in that layer, stands in and is an upper estimate.
+    increment. If no layer runs before it, it fills the pipeline, and its successor's is left
+    out as well as soon as two others remain; behind dense layers the pipeline is full. With one
+    MoE layer only there is no increment: its own time, ``E(l) - first s(t)`` in that layer,
+    stands in and is an upper estimate.
 extrapolated step
     Simulated step + (MoE layers of the model - MoE layers simulated) x steady layer time.
-    Its uncertainty is the standard error of the predicted sum, ``n s sqrt(1/k + 1/n)`` for
-    ``n`` missing layers and a standard deviation ``s`` of ``k`` increments, and as a range
-    ``n`` times the shortest and the longest increment.
+intervals
+    Of layers that were drawn by the seed, what all layers would give is known with an interval
+    (95 %): for the step and what follows from it, the steady layer time, and means and
+    percentiles of increments and latencies. :mod:`ubfabric.sampling` says how it is made and
+    what it does not cover. Of all layers it has no width; of layers that were not drawn, or of
+    too few, there is none.
 tokens per step
     ``1 + a + a^2 + ... + a^k`` for ``k`` speculative tokens, each accepted with probability
     ``a`` if those before it were; for ``k = 1`` and ``a = 0.7`` this is the 1.7 of
@@ -83,7 +87,8 @@ load
 one the numbers that need it are absent and the text says so
 
 ``layers``, a list of ``{layer, label}`` (only label ``moe`` repeats; without labels every
-layer with a combine does) · ``n_moe_layers_total`` of the model · ``batch_per_npu`` requests ·
+layer with a combine does) · ``n_moe_layers_total`` of the model · ``moe_layers_drawn``, whether
+the simulated ones are a random sample of these · ``batch_per_npu`` requests ·
 ``mtp``: ``{tokens, acceptance}`` · ``paper_row``, a mapping, and ``paper_rows``, a list of
 such, with results ``tpot_ps``, ``tokens_per_s_per_npu``, ``step_ps``, ``layer_ps`` (one MoE
 layer), ``dispatch_ps``, ``combine_ps`` (medians of rank latency), each a number or
@@ -116,6 +121,13 @@ from ubfabric.distribution import QUANTILES, Distribution
 from ubfabric.errors import ResultError
 from ubfabric.quantities import parse_time_ps, provenance
 from ubfabric.results import RunResult
+from ubfabric.sampling import (
+    CONFIDENCE,
+    mean_interval,
+    quantile_interval,
+    sum_error,
+    sum_interval,
+)
 
 #: What an instant of a rank's step is attributed to, first match first; see the module text.
 SHARES = (
@@ -162,6 +174,10 @@ class Tokens:
     latency : DataFrame, one row a layer and phase, layer -1 for all MoE layers
         ``flows``, ``messages``, ``bytes``; message latency ``message_mean_ps``, ``_p50_ps``,
         ``_p90_ps``, ``_p99_ps``, ``_max_ps``; FCT ``fct_mean_ps``, ...; ``queueing_ps``.
+    intervals : DataFrame, one row a statistic
+        ``quantity`` (``layer``, the increments; ``message``, ``fct``, ``rank``, the latencies),
+        ``phase``, ``statistic``, ``value_ps``, and ``low_ps`` and ``high_ps``, NaN where the
+        sample gives no bound.
     paper : DataFrame, one row a compared quantity
         ``quantity``, ``unit``, ``simulated``, ``paper``, ``difference``,
         ``difference_percent``, ``point`` (the conditions the paper's row states),
@@ -174,6 +190,7 @@ class Tokens:
     streams: pd.DataFrame
     layers: pd.DataFrame
     latency: pd.DataFrame
+    intervals: pd.DataFrame
     paper: pd.DataFrame
 
     def to_text(self, width: int = 100) -> str:
@@ -211,6 +228,7 @@ class _Facts:
     """What the token stage takes from the trace's metadata; None where it says nothing."""
 
     moe_layers: int | None
+    layers_drawn: bool
     batch_per_npu: float | None
     mtp_tokens: int | None
     mtp_acceptance: float | None
@@ -254,7 +272,7 @@ def rebuild_tokens(result: RunResult) -> Tokens:
     tasks["kind"] = tasks["kind"].astype(str)
     tasks = _join_stages(tasks)
     moe_layers = _moe_layers(tasks, facts)
-    latency, loads, senders = _flow_latency(result, moe_layers)
+    latency, loads, senders, by_layer = _flow_latency(result, moe_layers)
     _split_communication(tasks, senders)
     layers = _layer_table(tasks, facts, moe_layers, loads)
     step = _extrapolate(tasks, layers, facts)
@@ -264,10 +282,12 @@ def rebuild_tokens(result: RunResult) -> Tokens:
     alike = tasks[tasks["layer"].isin(moe_layers)] if moe_layers else tasks
     ranks = _rank_table(tasks, alike, step["extra_ps"], facts)
     summary = _summarise(result, facts, step, ranks, shares, layers, latency, alike)
+    intervals = _interval_table(step, layers, latency, alike, by_layer)
+    summary["intervals"] = json.loads(intervals.to_json(orient="records"))
     paper, elsewhere = _compare(facts, summary, result.trace_metadata)
     summary["paper_rows_at_other_points"] = elsewhere
     summary["paper"] = json.loads(paper.to_json(orient="records"))
-    return Tokens(summary, ranks, shares, streams, layers, latency, paper)
+    return Tokens(summary, ranks, shares, streams, layers, latency, intervals, paper)
 
 
 def _facts(result: RunResult) -> _Facts:
@@ -301,6 +321,7 @@ def _facts(result: RunResult) -> _Facts:
     moe_layers, mtp_tokens = number("n_moe_layers_total", 0), number("mtp.tokens", 0, 16)
     return _Facts(
         moe_layers=None if moe_layers is None else int(moe_layers),
+        layers_drawn=metadata.get("moe_layers_drawn") is True,
         batch_per_npu=number("batch_per_npu", 0),
         mtp_tokens=None if mtp_tokens is None else int(mtp_tokens),
         mtp_acceptance=number("mtp.acceptance", 0, 1),
@@ -349,7 +370,7 @@ def _moe_layers(tasks: pd.DataFrame, facts: _Facts) -> list[int]:
 
 def _flow_latency(
     result: RunResult, moe_layers: list[int]
-) -> tuple[pd.DataFrame, dict[int, float], pd.DataFrame]:
+) -> tuple[pd.DataFrame, dict[int, float], pd.DataFrame, dict[tuple[str, str], list[Distribution]]]:
     """Walk the flows once.
 
     Returns
@@ -361,7 +382,10 @@ def _flow_latency(
     senders : DataFrame
         ``layer``, ``kind`` (the phase), ``microbatch``, ``rank`` (destination) and
         ``last_sender_ps``: when the last of its sources began to send.
+    by_layer : dict of (str, str) to list of Distribution
+        By ``message`` or ``fct`` and phase: the latencies of each MoE layer.
     """
+    by_layer: dict[tuple[str, str], list[Distribution]] = {}
     rows: list[dict[str, Any]] = []
     totals: dict[str, dict[str, Any]] = {}
     loads: dict[int, float] = {}
@@ -426,8 +450,9 @@ def _flow_latency(
             )
             for name in ("flows", "messages", "bytes", "queueing_ps"):
                 total[name] = total.get(name, 0) + row[name]
-            total["message"].update(message_latency)
-            total["fct"].update(fct)
+            for name in ("message", "fct"):
+                total[name].update(row[name])
+                by_layer.setdefault((name, phase), []).append(row[name])
     records = []
     for row in [*(totals[phase] for phase in _phase_order(totals)), *rows]:
         record = {name: row[name] for name in ("layer", "phase", "flows", "messages", "bytes")}
@@ -443,7 +468,7 @@ def _flow_latency(
     columns = ["layer", "phase", "flows", "messages", "bytes"]
     measured = [f"{what}_{name}_ps" for what in ("message", "fct") for name in _STATISTICS]
     latency = pd.DataFrame(records, columns=[*columns, *measured, "queueing_ps"])
-    return latency, loads, pd.concat(senders) if senders else empty
+    return latency, loads, pd.concat(senders) if senders else empty, by_layer
 
 
 def _phase_order(phases: Iterable[str]) -> list[str]:
@@ -500,7 +525,7 @@ def _layer_table(
     # Layers may be simulated with gaps; they still run one after another.
     increments[places[1:]] = np.diff(layers["completion_ps"].to_numpy()[places])
     steady = increments >= 0
-    if steady.sum() >= 3:
+    if steady.sum() >= 3 and places[0] == 0:  # the first layer of all fills the pipeline
         steady[places[1]] = False
     layers.insert(4, "increment_ps", increments)
     layers.insert(5, "steady", steady)
@@ -517,22 +542,26 @@ def _extrapolate(tasks: pd.DataFrame, layers: pd.DataFrame, facts: _Facts) -> di
         "moe_layers_simulated": simulated,
         "moe_layers_total": total,
         "missing": missing,
+        "drawn": facts.layers_drawn,
+        "known": total is not None and (facts.layers_drawn or not missing),
         "increments": len(increments),
         "layer_ps": None,
         "deviation_ps": None,
         "error_ps": None,
+        "reach_ps": None,
         "low_ps": None,
         "high_ps": None,
         "extra_ps": 0,
     }
+    if step["known"]:
+        step["error_ps"] = sum_error(increments, missing)
+        interval = sum_interval(increments, missing)
+        step["reach_ps"] = None if interval is None else (interval[1] - interval[0]) / 2
     if len(increments):
         step["layer_ps"] = float(increments.mean())
         step["low_ps"], step["high_ps"] = increments.min(), increments.max()
         if len(increments) > 1:
             step["deviation_ps"] = float(increments.std(ddof=1))
-            if missing:
-                spread = math.sqrt(1 / len(increments) + 1 / missing)
-                step["error_ps"] = missing * step["deviation_ps"] * spread
     elif simulated:
         (layer,) = layers.loc[layers["moe"], "layer"]
         (completion,) = layers.loc[layers["moe"], "completion_ps"]
@@ -547,6 +576,61 @@ def _extrapolate(tasks: pd.DataFrame, layers: pd.DataFrame, facts: _Facts) -> di
             )
         step["extra_ps"] = round(missing * step["layer_ps"])
     return step
+
+
+def _interval_table(
+    step: Mapping[str, Any],
+    layers: pd.DataFrame,
+    latency: pd.DataFrame,
+    alike: pd.DataFrame,
+    by_layer: dict[tuple[str, str], list[Distribution]],
+) -> pd.DataFrame:
+    """Return means and percentiles with what the sample of layers leaves unknown of them."""
+    records: list[dict[str, Any]] = []
+    total = step["moe_layers_total"]
+
+    def add(
+        quantity: str, phase: str, layers: list[Distribution], total: int, stats: dict[str, float]
+    ) -> None:
+        for name in ("mean", *QUANTILES):
+            low: float | None = None
+            high: float | None = None
+            if step["known"] and name == "mean":
+                low, high = mean_interval(layers, total, stats[name])
+            elif step["known"]:
+                low, high = quantile_interval(layers, QUANTILES[name], total, stats[name])
+            records.append(
+                {
+                    "quantity": quantity,
+                    "phase": phase,
+                    "statistic": name,
+                    "value_ps": stats[name],
+                    "low_ps": math.nan if low is None else low,
+                    "high_ps": math.nan if high is None else high,
+                }
+            )
+
+    increments = layers.loc[layers["steady"], "increment_ps"].to_numpy(np.int64)
+    if len(increments):
+        alone = [Distribution() for _ in increments]
+        for one, value in zip(alone, increments, strict=True):
+            one.add(np.array([value]))
+        add("layer", "", alone, len(alone) + step["missing"], _observed(increments, 1))
+    overall = latency[latency["layer"] == -1] if len(latency) else latency
+    for row in overall.to_dict("records"):
+        for name in ("message", "fct"):
+            stats = {key: float(row[f"{name}_{key}_ps"]) for key in ("mean", *QUANTILES)}
+            add(name, str(row["phase"]), by_layer[name, str(row["phase"])], total, stats)
+    for kind in _phases(alike):
+        part = alike[alike["kind"] == kind]
+        times = (part["finish_ps"] - part["start_ps"]).to_numpy(np.int64)
+        found = []
+        for layer in np.unique(part["layer"]):
+            found.append(Distribution())
+            found[-1].add(times[part["layer"].to_numpy() == layer])
+        add("rank", kind, found, total, _observed(times, 1))
+    columns = ["quantity", "phase", "statistic", "value_ps", "low_ps", "high_ps"]
+    return pd.DataFrame(records, columns=columns)
 
 
 def _rank_table(
@@ -717,15 +801,20 @@ def _summarise(
             return None
         return facts.batch_per_npu / tpot * 1e3
 
-    def moved(by_ps: float) -> float:
-        """TPOT if the missing layers took ``by_ps`` a layer."""
-        return float(step_ps - step["extra_ps"] + step["missing"] * by_ps) / (per_step * _PS_PER_MS)
-
     def scaled(value: float | None, scale: float) -> float | None:
         return None if value is None else float(value) / scale
 
+    def around(value: float, scale: float) -> list[float] | None:
+        """Return the interval of a time that grows with the step."""
+        reach = scaled(step["reach_ps"], scale)
+        return None if reach is None else [value - reach, value + reach]
+
     extrapolated = step["missing"] > 0
-    tpot_range = [moved(step["low_ps"]), moved(step["high_ps"])] if extrapolated else None
+    tpot = around(tpot_ms, per_step * _PS_PER_MS)
+    # A sample that says nothing, not even that the step takes time, bounds no rate.
+    rates = None
+    if tpot is not None and tpot[0] > 0 and facts.batch_per_npu is not None:
+        rates = [per_npu(tpot[1]), per_npu(tpot[0])]
     median = float(ranks["step_ps"].median())
     spread = (layers[layers["moe"]] if layers["moe"].any() else layers)["straggler_spread"].dropna()
     summary: dict[str, Any] = {
@@ -737,11 +826,14 @@ def _summarise(
         "n_ranks": len(ranks),
         "moe_layers_simulated": step["moe_layers_simulated"],
         "moe_layers_total": step["moe_layers_total"],
+        "moe_layers_drawn": step["drawn"],
+        "confidence": CONFIDENCE,
         "extrapolated": extrapolated,
         "extrapolation": _statement(step),
         "simulated_step_ms": float(ranks["simulated_step_ps"].max()) / _PS_PER_MS,
         "step_ms": step_ps / _PS_PER_MS,
         "step_standard_error_ms": scaled(step["error_ps"], _PS_PER_MS),
+        "step_interval_ms": around(step_ps / _PS_PER_MS, _PS_PER_MS),
         "layer_us": scaled(step["layer_ps"], _PS_PER_US),
         "layer_standard_deviation_us": scaled(step["deviation_ps"], _PS_PER_US),
         "tokens_per_step": per_step,
@@ -750,13 +842,9 @@ def _summarise(
         "batch_per_npu": facts.batch_per_npu,
         "tpot_ms": tpot_ms,
         "tpot_standard_error_ms": scaled(step["error_ps"], per_step * _PS_PER_MS),
-        "tpot_range_ms": tpot_range,
+        "tpot_interval_ms": tpot,
         "tokens_per_s_per_npu": per_npu(tpot_ms),
-        "tokens_per_s_per_npu_range": (
-            [per_npu(tpot_range[1]), per_npu(tpot_range[0])]
-            if tpot_range and facts.batch_per_npu is not None
-            else None
-        ),
+        "tokens_per_s_per_npu_interval": rates,
         "rank_tpot_ms": _observed(ranks["tpot_ps"], _PS_PER_MS),
         "message_latency_us": {},
         "rank_latency_us": {},
@@ -798,17 +886,18 @@ def _statement(step: dict[str, Any]) -> str:
         )
     if not missing:
         return f"not extrapolated: all {total} MoE layers were simulated"
-    text = f"extrapolated from {simulated} of {total} layers: {missing} more at "
+    how = ", drawn at random" if step["drawn"] else ""
+    text = f"extrapolated from {simulated} of {total} layers{how}: {missing} more at "
     text += f"{step['layer_ps'] / _PS_PER_US:,.1f} us each"
     if not step["increments"]:
         return text + ", the time of the only layer with its pipeline fill (an upper estimate)"
-    if step["deviation_ps"] is None:
+    if step["increments"] == 1:
         return text + ", one increment, so the error is unknown"
     low, high = step["low_ps"] / _PS_PER_US, step["high_ps"] / _PS_PER_US
-    return (
-        text + f", the mean of {step['increments']} increments of {low:,.1f} to {high:,.1f} us; "
-        f"standard error of the step {step['error_ps'] / _PS_PER_MS:.2f} ms"
-    )
+    text += f", the mean of {step['increments']} increments of {low:,.1f} to {high:,.1f} us; "
+    if not step["drawn"]:
+        return text + "the layers were not drawn at random, so the error is unknown"
+    return text + f"{_confident()} interval of the step +- {step['reach_ps'] / _PS_PER_MS:.2f} ms"
 
 
 #: Results of a paper row: key, name, unit, scale to it, and the simulated value.
@@ -897,8 +986,11 @@ def _render(tokens: Tokens) -> RenderableType:
     s = tokens.summary
     parts: list[RenderableType] = [Text(s["extrapolation"][0].upper() + s["extrapolation"][1:])]
 
-    def with_error(value: float, error: float | None, unit: str) -> str:
-        return f"{value:,.2f}" + (f" +- {error:.2f}" if error is not None else "") + f" {unit}"
+    def with_interval(value: float, interval: list[float] | None, unit: str, digits: int) -> str:
+        text = f"{value:,.{digits}f}"
+        if interval is not None and s["extrapolated"]:
+            text += f" +- {value - interval[0]:,.{digits}f}"
+        return f"{text} {unit}".rstrip()
 
     def table_of(title: str, *columns: str, left: Iterable[str] = (), header: bool = True) -> Table:
         """Add a table under its title; a Table's own title wraps at the table's width."""
@@ -910,7 +1002,7 @@ def _render(tokens: Tokens) -> RenderableType:
 
     head = table_of("Tokens", "quantity", "value", "meaning", left=_LEFT, header=False)
     head.add_row(
-        "decode step", with_error(s["step_ms"], s["step_standard_error_ms"], "ms"), "slowest rank"
+        "decode step", with_interval(s["step_ms"], s["step_interval_ms"], "ms", 2), "slowest rank"
     )
     if s["mtp_tokens"]:
         meaning = f"{s['mtp_tokens']} speculative, acceptance {s['mtp_acceptance']:g}"
@@ -919,7 +1011,7 @@ def _render(tokens: Tokens) -> RenderableType:
     head.add_row("tokens per step", f"{s['tokens_per_step']:.2f}", meaning)
     head.add_row(
         "TPOT",
-        with_error(s["tpot_ms"], s["tpot_standard_error_ms"], "ms"),
+        with_interval(s["tpot_ms"], s["tpot_interval_ms"], "ms", 2),
         f"rank p50 {s['rank_tpot_ms']['p50']:,.2f}, p99 {s['rank_tpot_ms']['p99']:,.2f} ms",
     )
     if s["tokens_per_s_per_npu"] is None:
@@ -984,6 +1076,16 @@ def _render(tokens: Tokens) -> RenderableType:
         for phase, stats in s[key].items():
             values = [f"{stats[name]:,.1f}" for name in _STATISTICS]
             table.add_row(phase, label, *values)
+    if s["extrapolated"] and s["moe_layers_drawn"]:
+        seen = tokens.intervals[tokens.intervals["quantity"].isin(["message", "rank"])]
+        for (label, phase), rows in seen.groupby(["quantity", "phase"], sort=False):
+            spans = [
+                f"{row['statistic']} {_span(row['low_ps'], row['high_ps'])}"
+                for row in rows.to_dict("records")
+            ]
+            parts.append(
+                Text(f"{phase} by {label} over all layers, {_confident()}, us: {', '.join(spans)}")
+            )
     for phase, stats in s["rank_latency_us"].items():
         parts.append(
             Text(
@@ -1007,6 +1109,18 @@ def _render(tokens: Tokens) -> RenderableType:
         )
     )
     return Group(*parts)
+
+
+def _confident() -> str:
+    return f"{100 * CONFIDENCE:g} %"
+
+
+def _span(low_ps: float, high_ps: float) -> str:
+    """Say an interval in microseconds; an end may be missing."""
+    low, high = low_ps / _PS_PER_US, high_ps / _PS_PER_US
+    if math.isnan(low):
+        return "unknown" if math.isnan(high) else f"up to {high:,.1f}"
+    return f"{low:,.1f} or more" if math.isnan(high) else f"{low:,.1f} to {high:,.1f}"
 
 
 #: Columns of text, which align left.

@@ -37,6 +37,9 @@ from ubfabric.specs import NETWORKS, Spec, load_yaml, override, validate_spec
 #: Version of the graph's attributes, kept in ``graph.graph["schema"]``.
 SCHEMA = 1
 
+#: Endings of saved graphs: node-link JSON and GraphML.
+SAVED_GRAPHS = (".json", ".graphml")
+
 NODE_KINDS = ("die", "cpu", "l1", "l2", "l3", "rdma", "vpc")
 
 #: Attributes of the graph itself: name to (type, meaning).
@@ -443,6 +446,34 @@ def build_topology(
             graph.nodes[f"{plane}-switch"]["n_ports"] = graph.degree(f"{plane}-switch")
     check_topology(graph, spec.name)
     return graph
+
+
+def load_topology(
+    source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> nx.MultiGraph:
+    """Build a fabric from its specification, or read a saved graph.
+
+    Parameters
+    ----------
+    source : str, Path or mapping
+        As in :func:`build_topology`, or the path of a saved graph, ``.json`` or ``.graphml``.
+    overrides : mapping, optional
+        Values of the specification to change; a saved graph has none.
+
+    Raises
+    ------
+    SpecError
+        If the specification is wrong, or values of a saved graph are to be changed.
+    TopologyError
+        If the graph cannot be built or read.
+    """
+    if isinstance(source, (str, Path)) and str(source).endswith(SAVED_GRAPHS):
+        if overrides:
+            raise SpecError(
+                f"{min(overrides)}: {source} is a saved graph; give a name or a .yaml file"
+            )
+        return read_topology(source)
+    return build_topology(source, overrides)
 
 
 def cloudmatrix384() -> nx.MultiGraph:

@@ -23,8 +23,8 @@ from ubfabric.trace import Trace
 
 
 def deployment(topology: str, workload: str, **options: Any):
-    """Return a run of one MoE layer of a sample workload, with the layers around it."""
-    return build_topology(topology), generate_trace(workload, layers=1), options
+    """Return a run of the first MoE layer of a sample workload, with the layers around it."""
+    return build_topology(topology), generate_trace(workload, layers=[3]), options
 
 
 def pressure():

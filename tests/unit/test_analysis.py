@@ -15,7 +15,11 @@ FOLDER = Path(__file__).parents[2] / "analysis"
 MACHINE_SCRIPTS = ["fit_fabric.py", "validate_fabric.py"]
 #: The script that simulates whole decode steps; it has no input to be wrong.
 STEP_SCRIPTS = ["fit_step.py"]
-SCRIPTS = sorted({path.name for path in FOLDER.glob("*.py")} - {*MACHINE_SCRIPTS} - {*STEP_SCRIPTS})
+#: Scripts that simulate a workload.
+STUDIES = ["layer_sampling.py"]
+SCRIPTS = sorted(
+    {path.name for path in FOLDER.glob("*.py")} - {*MACHINE_SCRIPTS, *STEP_SCRIPTS, *STUDIES}
+)
 PAPER_ROW = {"batch_per_npu": 96, "tpot_ps": 49_400_000_000, "strength": "secondary"}
 
 
@@ -76,7 +80,7 @@ def test_every_script_is_in_the_readme():
         assert f"`{name} RUN" in readme
     for name in MACHINE_SCRIPTS:
         assert f"`{name} TOPOLOGY`" in readme
-    for name in STEP_SCRIPTS:
+    for name in [*STEP_SCRIPTS, *STUDIES]:
         assert f"`{name}`" in readme
 
 
@@ -121,3 +125,28 @@ def test_token_script_writes_json_and_csv(script, run, tmp_path):
     assert json.loads((tmp_path / "t.json").read_text())["moe_layers_simulated"] == 3
     table = pd.read_csv(tmp_path / "t.csv")
     assert len(table) == 8 and {"tpot_ps", "attention", "idle"} <= set(table.columns)
+
+
+@pytest.mark.slow
+def test_the_study_of_layer_sampling_tells_interval_and_truth(script, tmp_path):
+    small = ["--topology", "one-node", "--workload", "decode-ep8-sample", "--draws", "40"]
+    small += ["--verify", "4,57", "--verify-draws", "1"]
+    files = ["-o", tmp_path / "s.png", "--csv", tmp_path / "s.csv"]
+    code, out, err = script("layer_sampling.py", *small, *files)
+    assert (code, err) == (0, "")
+    assert "correlation of one with the next" in out
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+    table = pd.read_csv(tmp_path / "s.csv")
+    step = table[(table["quantity"] == "step") & (table["how"] == "resampled")]
+    assert sorted(step["k"].unique()) == list(range(1, 58))
+    everything = step[step["k"] == 57]
+    assert (everything["half_width_percent"] == 0).all()
+    assert (everything["coverage_percent"] == 100).all()
+    whole = table[table["k"] == 58]
+    assert len(whole) == 4 and (whole["half_width_percent"] == 0).all()
+    real = table[(table["how"] == "simulated") & (table["k"] < 58)].set_index("k")
+    # 57 of 58 layers on their own come close to all, and closer than 4 may
+    assert abs(real.loc[57, "mean_error_percent"]) < 0.1
+    assert real.loc[57, "half_width_percent"] < real.loc[4, "half_width_percent"]
+    code, out, err = script("layer_sampling.py", "--workload", "nothing")
+    assert (code, out) == (2, "") and err.count("\n") == 1

@@ -1,12 +1,9 @@
 """The command line: every stage, its help, and one line for every mistake."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-from ubfabric.cli import main
 
 COMMANDS = [
     ["topology", "build"],
@@ -17,25 +14,9 @@ COMMANDS = [
     ["tokens"],
     ["plot"],
     ["run"],
+    ["sweep"],
     ["info"],
 ]
-
-
-@pytest.fixture
-def ubfabric(monkeypatch, capsys, tmp_path):
-    """Run a command line in an empty folder; return exit code, output and error output."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("TERM", "dumb")
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ubfabric", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return call
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

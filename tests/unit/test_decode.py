@@ -30,11 +30,14 @@ def of_rank(tasks, rank, stream):
 
 
 def test_layers_are_dense_moe_mtp_head():
-    trace = small(layers=2)
+    trace = small(layers=[5, 40])
     chunks = [(c.layer, c.label) for c in trace.chunks()]
     assert chunks == [
-        (0, "dense"), (1, "dense"), (2, "dense"), (3, "moe"), (4, "moe"), (61, "mtp"), (62, "head"),
-    ]  # fmt: skip
+        *((layer, "dense") for layer in range(3)),
+        *((layer, "moe") for layer in (5, 40)),
+        (61, "mtp"),
+        (62, "head"),
+    ]
     assert [(row["layer"], row["label"]) for row in trace.metadata["layers"]] == chunks
     assert trace.n_chunks == len(chunks)
 
@@ -63,7 +66,7 @@ def test_streams_alternate_microbatches_within_a_layer():
 
 
 def test_tasks_depend_on_what_they_need_of_their_own_rank():
-    frames = [tasks for _, _, tasks in tables(small(layers=2))]
+    frames = [tasks for _, _, tasks in tables(small(layers=[3, 4]))]
     by_id = {}
     for tasks in frames:
         by_id |= {row.task: row for row in tasks.itertuples()}
@@ -197,7 +200,7 @@ def test_without_mtp_the_step_ends_with_one_head():
 
 
 def test_later_mtp_passes_run_one_token_a_request():
-    trace = small(layers=1, overrides={"serving.mtp_tokens": 2})
+    trace = small(layers=[3], overrides={"serving.mtp_tokens": 2})
     rows = {row["layer"]: row["tokens_per_microbatch"] for row in trace.metadata["layers"]}
     assert rows == {0: 12, 1: 12, 2: 12, 3: 12, 61: 12, 62: 4, 63: 0}
 
@@ -374,6 +377,28 @@ def test_another_point_has_no_paper_row():
     assert small().metadata["paper_row"] is None
 
 
+def test_layers_are_drawn_by_the_seed_and_keep_their_numbers():
+    def moe(**options):
+        metadata = small(**options).metadata
+        assert metadata["moe_layers_drawn"]
+        return [row["layer"] for row in metadata["layers"] if row["label"] == "moe"]
+
+    assert moe(layers=4, seed=1) == moe(layers=4, seed=1) == sorted(moe(layers=4, seed=1))
+    assert set(moe(layers=4, seed=1)) < set(moe(layers=5, seed=1))
+    assert moe(layers=58) == list(range(3, 61))
+    drawn = [tuple(moe(layers=1, seed=seed)) for seed in range(580)]
+    counts = np.unique(np.array(drawn), return_counts=True)[1]
+    # each of 58 layers is drawn 10 times on average: chi-squared of 57, below its 99.9 % point
+    assert len(counts) == 58 and ((counts - 10) ** 2 / 10).sum() < 96
+
+
+@pytest.mark.parametrize("layers", [[], [2], [61], [4, 3], [3, 3]])
+def test_layers_can_be_named(layers):
+    assert not small(layers=[3, 7]).metadata["moe_layers_drawn"]
+    with pytest.raises(SpecError, match="allowed MoE layers 3 to 60, ascending, each once"):
+        small(layers=layers)
+
+
 @pytest.mark.parametrize("layers", [0, 59, -1])
 def test_impossible_number_of_layers_is_refused(layers):
     with pytest.raises(SpecError, match=f"layers: found {layers}, allowed 1 to 58"):
@@ -396,10 +421,11 @@ def test_same_seed_gives_same_bytes_and_another_seed_others(tmp_path):
 
 def test_a_layer_does_not_depend_on_which_others_are_built():
     workload = load_workload(SMALL)
-    all_layers, few = DecodeStep(workload, 1, 58), DecodeStep(workload, 1, 6)
-    fifth = all_layers.chunk(5)
+    all_layers, few = DecodeStep(workload, 1, 58), DecodeStep(workload, 1, [3, 4, 5, 9, 20])
+    third = all_layers.chunk(5)
     in_order = list(few.chunks())[5]
-    assert fifth.flows.equals(in_order.flows) and fifth.tasks.equals(in_order.tasks)
+    assert third.flows.equals(in_order.flows) and third.tasks.equals(in_order.tasks)
+    assert all_layers.chunk(20).flows.equals(few.chunk(7).flows)
     last = all_layers.chunk(len(all_layers.plans) - 2)
     assert last.flows.equals(few.chunk(len(few.plans) - 2).flows)
 
@@ -442,7 +468,7 @@ def recorded_sample(tmp_path, experts, **extra):
 def test_recorded_tokens_are_routed_in_order_and_alike_in_all_layers(tmp_path):
     rng = np.random.default_rng(3)
     tokens = np.argsort(rng.random((500, 58, 256)), axis=2)[:, :, :8].astype(np.int16)
-    decode = DecodeStep(recorded_sample(tmp_path, tokens), 1, 2)
+    decode = DecodeStep(recorded_sample(tmp_path, tokens), 1, [3, 4])
     plan, later = (plan for plan in decode.plans if plan.label == "moe")
     first, second = decode.route(plan, 0), decode.route(plan, 1)
     assert first.shape == (8 * 8, 8)

@@ -19,7 +19,7 @@ LEFT = REFERENCE.spec.machine.efficiency.prefill
 
 def step(source=REFERENCE, **changes):
     changes = {key.replace("__", "."): value for key, value in changes.items()}
-    return PrefillStep(load_workload(source, changes), 1, 1)
+    return PrefillStep(load_workload(source, changes), 1, [3])
 
 
 def moe(prefill):
@@ -222,8 +222,22 @@ def test_ranks_divide_the_heads_and_decode_is_no_prefill():
 
 
 def test_a_layer_does_not_depend_on_which_others_are_built():
-    all_layers = PrefillStep(load_workload(SMALL), 1, 4)
+    all_layers = PrefillStep(load_workload(SMALL), 1, 58)
     fourth = all_layers.chunk(4)
-    in_order = list(PrefillStep(load_workload(SMALL), 1, 2).chunks())[4]
+    in_order = list(PrefillStep(load_workload(SMALL), 1, [3, 4]).chunks())[4]
     assert fourth.flows.equals(in_order.flows) and fourth.tasks.equals(in_order.tasks)
     assert np.unique(fourth.flows["layer"].to_numpy()).tolist() == [4]
+
+
+def test_layers_are_drawn_as_for_decode_or_named():
+    def moe(layers, source=SMALL):
+        metadata = generate_trace(source, layers=layers, seed=5).metadata
+        numbers = [row["layer"] for row in metadata["layers"] if row["label"] == "moe"]
+        return metadata["moe_layers_drawn"], numbers
+
+    is_drawn, numbers = moe(4)
+    assert is_drawn and numbers != [3, 4, 5, 6]
+    assert moe(4, "decode-ep8-sample") == (True, numbers)
+    assert moe([7, 30]) == (False, [7, 30])
+    with pytest.raises(SpecError, match="allowed MoE layers 3 to 60, ascending, each once"):
+        moe([2])

@@ -24,6 +24,7 @@ from ubfabric.tokens import SHARES, rebuild_tokens
 
 METADATA = {
     "n_moe_layers_total": 58,
+    "moe_layers_drawn": True,
     "batch_per_npu": 96,
     "kv_tokens": 4096,
     "mtp": {"tokens": 1, "acceptance": 0.7},
@@ -54,7 +55,10 @@ def test_a_run_of_all_layers_is_not_extrapolated(tmp_path):
     assert summary["tokens_per_step"] == pytest.approx(1.7)
     assert summary["tpot_ms"] == pytest.approx(0.6756 / 1.7)
     assert summary["tokens_per_s_per_npu"] == pytest.approx(96 / (0.6756e-3 / 1.7))
-    assert summary["tpot_standard_error_ms"] is None and summary["tpot_range_ms"] is None
+    assert summary["step_standard_error_ms"] == summary["tpot_standard_error_ms"] == 0.0
+    assert summary["step_interval_ms"] == [summary["step_ms"]] * 2
+    assert summary["tpot_interval_ms"] == [summary["tpot_ms"]] * 2
+    assert summary["tokens_per_s_per_npu_interval"] == [summary["tokens_per_s_per_npu"]] * 2
 
 
 def test_missing_layers_are_added_at_the_steady_layer_time(tmp_path):
@@ -66,8 +70,10 @@ def test_missing_layers_are_added_at_the_steady_layer_time(tmp_path):
     assert summary["layer_us"] == 200.0
     assert summary["step_ms"] == pytest.approx(0.6756 + 55 * 0.2)
     assert summary["step_standard_error_ms"] == 0.0
-    assert summary["tpot_range_ms"] == pytest.approx([summary["tpot_ms"]] * 2)
-    assert summary["extrapolation"].startswith("extrapolated from 3 of 58 layers: 55 more at 200.0")
+    assert summary["tpot_interval_ms"] == pytest.approx([summary["tpot_ms"]] * 2)
+    assert summary["extrapolation"].startswith(
+        "extrapolated from 3 of 58 layers, drawn at random: 55 more at 200.0"
+    )
     assert (tokens.ranks["step_ps"] == 675_600_000 + 55 * 200 * US).all()
     assert (tokens.ranks["simulated_step_ps"] == 675_600_000).all()
 
@@ -85,11 +91,65 @@ def test_four_layers_leave_out_the_first_increment(tmp_path):
     error_us = 6 * deviation * math.sqrt(1 / 2 + 1 / 6)
     assert summary["step_standard_error_ms"] == pytest.approx(error_us / 1e3)
     assert summary["step_ms"] == pytest.approx((620 + 6 * 110) / 1e3)
-    low, high = (620 + 6 * 100) / 1e3, (620 + 6 * 120) / 1e3
-    assert summary["tpot_range_ms"] == pytest.approx([low / 1.7, high / 1.7])
-    assert summary["tokens_per_s_per_npu_range"] == pytest.approx(
-        [96 / (high / 1.7e3), 96 / (low / 1.7e3)]
+    # Student's t with one degree of freedom: 12.706
+    low, high = (summary["step_ms"] + sign * 12.7062 * error_us / 1e3 for sign in (-1, 1))
+    assert summary["step_interval_ms"] == pytest.approx([low, high], rel=1e-5)
+    assert summary["tpot_interval_ms"] == pytest.approx([low / 1.7, high / 1.7], rel=1e-5)
+    assert summary["tokens_per_s_per_npu_interval"] == pytest.approx(
+        [96 / (high / 1.7e3), 96 / (low / 1.7e3)], rel=1e-5
     )
+    assert (
+        f"95 % interval of the step +- {12.7062 * error_us / 1e3:.2f} ms"
+        in (summary["extrapolation"])
+    )
+
+
+def test_behind_a_dense_layer_the_first_increment_counts(tmp_path):
+    """The pipeline is full already: increments 300, 100, 120."""
+    labels = [(0, "dense"), (1, "moe"), (2, "moe"), (3, "moe"), (4, "moe")]
+    metadata = METADATA | {
+        "n_moe_layers_total": 10,
+        "layers": [{"layer": layer, "label": label} for layer, label in labels],
+    }
+    run = layer_run(tmp_path, [50, 100, 400, 500, 620], metadata, first_kind="ffn")
+    tokens = rebuild_tokens(run)
+    assert tokens.layers["steady"].tolist() == [False, False, True, True, True]
+    assert tokens.summary["layer_us"] == pytest.approx(520 / 3)
+
+
+def test_the_text_says_what_the_draw_leaves_open(tmp_path):
+    text = rebuild(tmp_path, skew=0.5, metadata=METADATA).to_text(width=200)
+    (line,) = (line for line in text.splitlines() if line.startswith("dispatch by message over"))
+    assert line.startswith("dispatch by message over all layers, 95 %, us: mean ")
+    assert " to " in line and "or more" in line
+    everything = rebuild(tmp_path / "all", metadata=METADATA | {"n_moe_layers_total": 3})
+    assert "over all layers" not in everything.to_text()
+
+
+def test_layers_that_were_not_drawn_have_no_interval(tmp_path):
+    metadata = METADATA | {"n_moe_layers_total": 10, "moe_layers_drawn": False}
+    tokens = rebuild_tokens(layer_run(tmp_path, [100, 400, 500, 620], metadata))
+    assert tokens.summary["step_ms"] == pytest.approx((620 + 6 * 110) / 1e3)
+    for key in ("step_interval_ms", "tpot_interval_ms", "tokens_per_s_per_npu_interval"):
+        assert tokens.summary[key] is None
+    assert tokens.intervals[["low_ps", "high_ps"]].isna().all(axis=None)
+    assert tokens.intervals["value_ps"].notna().all()
+    assert "not drawn at random" in tokens.summary["extrapolation"]
+
+
+def test_intervals_of_all_layers_have_no_width(tmp_path):
+    metadata = METADATA | {"n_moe_layers_total": 3}
+    tokens = rebuild(tmp_path, skew=0.5, jitter=0.2, metadata=metadata)
+    table = tokens.intervals
+    assert set(table["quantity"]) == {"layer", "message", "fct", "rank"}
+    assert (table["low_ps"] == table["value_ps"]).all()
+    assert (table["high_ps"] == table["value_ps"]).all()
+    of = table.set_index(["quantity", "phase", "statistic"])["value_ps"]
+    rank = tokens.summary["rank_latency_us"]["combine"]["p99"]
+    assert of["rank", "combine", "p99"] == pytest.approx(rank * US)
+    message = tokens.summary["message_latency_us"]["dispatch"]["p50"]
+    assert of["message", "dispatch", "p50"] == pytest.approx(message * US)
+    assert tokens.summary["intervals"][0]["quantity"] == "layer"
 
 
 def test_one_layer_is_an_upper_estimate_and_says_so(tmp_path):
@@ -504,7 +564,7 @@ def flow_table(flows):
     return pa.table({name: np.asarray(column) for name, column in columns.items()})
 
 
-def layer_run(path, completions_us, metadata):
+def layer_run(path, completions_us, metadata, first_kind="combine"):
     """One rank, one combine a layer that ends at the given times."""
     starts = [0, *completions_us[:-1]]
     table = pd.DataFrame({"start_ps": starts, "finish_ps": completions_us}) * US
@@ -513,11 +573,12 @@ def layer_run(path, completions_us, metadata):
     table["issued_ps"] = table["arrived_ps"] = table["finish_ps"]
     table["ready_ps"] = table["start_ps"]
     table = table.assign(rank=0, stream=0, microbatch=0, kind="combine")
+    table.loc[0, "kind"] = first_kind
     return task_run(path, [], metadata=metadata, table=table)
 
 
 def test_stages_of_an_operator_count_as_one_task(tmp_path):
-    trace = ub.generate_trace("decode-ep8-sample", layers=1)
+    trace = ub.generate_trace("decode-ep8-sample", layers=[3])
     result = ub.replay(ub.build_topology("one-node"), trace, tmp_path / "run")
     tokens = ub.rebuild_tokens(result)
     assert not tokens.streams["kind"].str.contains("-").any()

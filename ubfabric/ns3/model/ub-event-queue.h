@@ -43,8 +43,7 @@ class UbEventQueue
     /**
      * @param [in] memory Memory for what the queue touches all over.
      */
-    explicit UbEventQueue(
-        std::pmr::memory_resource* memory = std::pmr::get_default_resource())
+    explicit UbEventQueue(std::pmr::memory_resource* memory = std::pmr::get_default_resource())
         : m_nodes(memory),
           m_heads(N_BUCKETS, NIL, memory),
           m_bits(N_BUCKETS / 64, 0)
@@ -377,8 +376,8 @@ class UbEventQueue
     uint64_t m_size{0};                     //!< events held
     uint32_t m_free{NIL};                   //!< free nodes
     std::vector<Open> m_open;               //!< events of the open bucket, sorted
-    std::pmr::vector<Node> m_nodes;              //!< pool of nodes
-    std::pmr::vector<uint32_t> m_heads;          //!< list of each bucket
+    std::pmr::vector<Node> m_nodes;         //!< pool of nodes
+    std::pmr::vector<uint32_t> m_heads;     //!< list of each bucket
     std::vector<uint64_t> m_bits;           //!< which buckets hold events
     uint64_t m_summary[N_BUCKETS / 4096]{}; //!< which words of m_bits are not zero
     std::priority_queue<Event, std::vector<Event>, Later> m_far; //!< beyond the ring

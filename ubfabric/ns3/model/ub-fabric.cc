@@ -772,8 +772,7 @@ UbFabric::RunWindow(int64_t limitPs)
     if (m_isBusy && reachedPs == endPs && CanRunAhead())
     {
         int64_t barrierPs = std::min(limitPs, m_nextSamplePs);
-        barrierPs =
-            m_routeTimes.empty() ? barrierPs : std::min(barrierPs, m_routeTimes.front());
+        barrierPs = m_routeTimes.empty() ? barrierPs : std::min(barrierPs, m_routeTimes.front());
         RunAhead(reachedPs, barrierPs);
     }
     int64_t lastPs = std::max(firstPs, m_endpoints->LastPs());

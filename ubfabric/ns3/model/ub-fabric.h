@@ -383,33 +383,33 @@ class UbFabric : public Object, public UbWindowedProcess
     std::string m_rdmaCongestion;      //!< attribute
     std::string m_vpcCongestion;       //!< attribute
 
-    uint32_t m_nNodes{0};                           //!< number of nodes
-    uint32_t m_nLinks{0};                           //!< number of links
-    std::vector<std::unique_ptr<UbPlane>> m_planes; //!< the planes
-    std::unique_ptr<UbEndpointProcess> m_endpoints; //!< the endpoints
-    std::unique_ptr<UbTaskGraph> m_tasks;           //!< the tasks
-    std::unique_ptr<UbWorkers> m_workers;           //!< threads, if there are several
+    uint32_t m_nNodes{0};                             //!< number of nodes
+    uint32_t m_nLinks{0};                             //!< number of links
+    std::vector<std::unique_ptr<UbPlane>> m_planes;   //!< the planes
+    std::unique_ptr<UbEndpointProcess> m_endpoints;   //!< the endpoints
+    std::unique_ptr<UbTaskGraph> m_tasks;             //!< the tasks
+    std::unique_ptr<UbWorkers> m_workers;             //!< threads, if there are several
     std::vector<std::vector<UbInjection>> m_incoming; //!< packets on their way into planes
-    std::vector<Arrived> m_arrived;                 //!< packets on their way out of planes
-    bool m_isBusy{false};                           //!< much was done in the last window
-    uint64_t m_devicePacketsInside{0};              //!< packets of devices under way
-    std::unique_ptr<Observer> m_observer;           //!< for trace sources
-    bool m_isObserved{false};                       //!< whether somebody listens
-    std::vector<DevicePacket> m_devicePackets;      //!< packets of devices by handle
-    std::vector<uint32_t> m_freeHandles;            //!< unused handles
-    Ptr<UbSimulatorImpl> m_impl;                    //!< the simulator, if it knows windows
-    EventId m_step;                                 //!< pending step, if it does not
-    uint64_t m_stopAtHops{0};                       //!< stop after this many packet-hops
-    std::vector<uint32_t> m_linkPlane;              //!< plane of each link
-    std::deque<int64_t> m_routeTimes;               //!< when routes change
-    std::vector<Sample> m_samples;                  //!< samples not yet taken away
-    int64_t m_nextSamplePs{UB_NEVER};               //!< next sample
-    bool m_reportsBroken{false};                    //!< stop when links give up
-    bool m_sendsByBacklog{false};                   //!< sources look at the ports of their planes
-    bool m_isStalled{false};                        //!< the watchdog barked
-    uint64_t m_watchedHops{0};                      //!< packet-hops when packets last moved
-    int64_t m_movedPs{0};                           //!< and when that was
-    bool m_hasPaused{false};                        //!< stopped the last run
+    std::vector<Arrived> m_arrived;                   //!< packets on their way out of planes
+    bool m_isBusy{false};                             //!< much was done in the last window
+    uint64_t m_devicePacketsInside{0};                //!< packets of devices under way
+    std::unique_ptr<Observer> m_observer;             //!< for trace sources
+    bool m_isObserved{false};                         //!< whether somebody listens
+    std::vector<DevicePacket> m_devicePackets;        //!< packets of devices by handle
+    std::vector<uint32_t> m_freeHandles;              //!< unused handles
+    Ptr<UbSimulatorImpl> m_impl;                      //!< the simulator, if it knows windows
+    EventId m_step;                                   //!< pending step, if it does not
+    uint64_t m_stopAtHops{0};                         //!< stop after this many packet-hops
+    std::vector<uint32_t> m_linkPlane;                //!< plane of each link
+    std::deque<int64_t> m_routeTimes;                 //!< when routes change
+    std::vector<Sample> m_samples;                    //!< samples not yet taken away
+    int64_t m_nextSamplePs{UB_NEVER};                 //!< next sample
+    bool m_reportsBroken{false};                      //!< stop when links give up
+    bool m_sendsByBacklog{false};                     //!< sources look at the ports of their planes
+    bool m_isStalled{false};                          //!< the watchdog barked
+    uint64_t m_watchedHops{0};                        //!< packet-hops when packets last moved
+    int64_t m_movedPs{0};                             //!< and when that was
+    bool m_hasPaused{false};                          //!< stopped the last run
 
     TracedCallback<uint32_t, uint32_t, uint32_t> m_packetSent;         //!< trace source
     TracedCallback<uint32_t, uint32_t, uint32_t> m_packetDelivered;    //!< trace source

@@ -92,34 +92,33 @@ class UbPlaneEngine final : public UbPlane
     {
         m_matching.clear();
         uint32_t index = first.payload;
-        do
+        bool isMore = true;
+        while (isMore)
         {
             Link& link = m_links[index];
-            if (link.wakePs != first.timePs)
+            if (link.wakePs == first.timePs) // else an earlier look replaced this one
             {
-                continue; // an earlier look replaced this one
+                link.wakePs = UB_NEVER;
+                if (link.busyUntilPs > first.timePs)
+                {
+                    Wake<F>(index, link.busyUntilPs);
+                }
+                else if (link.nWaiting > 0)
+                {
+                    m_matching.push_back({index, {}});
+                }
             }
-            link.wakePs = UB_NEVER;
-            if (link.busyUntilPs > first.timePs)
-            {
-                Wake<F>(index, link.busyUntilPs);
-            }
-            else if (link.nWaiting > 0)
-            {
-                m_matching.push_back({index, {}});
-            }
-        } while (m_queue.PopSame(first, index) && ++m_eventCount != 0);
+            isMore = m_queue.PopSame(first, index);
+            m_eventCount += isMore ? 1 : 0;
+        }
     }
 
-    /**
-     * Bring what events to come need into the cache while others are at work, from afar what the
-     * event names, and from near what hangs on that.
-     */
+    /// Bring what an event to come names into the cache while others are at work.
     void Prefetch() const
     {
         uint32_t key;
         uint32_t payload;
-        if (m_queue.Peek(FAR, key, payload))
+        if (m_queue.Peek(EVENTS_AHEAD, key, payload))
         {
             if (key >> KIND_SHIFT == HEAD)
             {
@@ -127,38 +126,13 @@ class UbPlaneEngine final : public UbPlane
             }
             else
             {
-                const uint32_t link = LinkOf(key, payload);
+                const uint32_t link =
+                    key >> KIND_SHIFT == MATCH ? payload : key & ((1U << KIND_SHIFT) - 1);
                 __builtin_prefetch(&m_links[link], 1);
                 __builtin_prefetch(&m_lanes[uint64_t{link} * NLanes<F>()], 1);
             }
         }
-        if (m_queue.Peek(NEAR, key, payload) && key >> KIND_SHIFT != HEAD)
-        {
-            const uint32_t index = LinkOf(key, payload);
-            const Link& link = m_links[index];
-            const Lane& lane = m_lanes[uint64_t{index} * NLanes<F>()];
-            if (lane.nWaiting > 0)
-            {
-                const uint32_t next = lane.lastInput + 1U < link.nInputs ? lane.lastInput + 1U : 0;
-                const uint32_t input =
-                    NextInput(&m_words[lane.firstWord], (link.nInputs + 63) / 64, next);
-                __builtin_prefetch(&m_queues[lane.firstQueue + input], 1);
-            }
-        }
     }
-
-    /**
-     * @param [in] key The key of an event of a port.
-     * @param [in] payload The payload of the event.
-     * @return The link.
-     */
-    static uint32_t LinkOf(uint32_t key, uint32_t payload)
-    {
-        return key >> KIND_SHIFT == MATCH ? payload : key & ((1U << KIND_SHIFT) - 1);
-    }
-
-    static constexpr uint32_t NEAR = 1; //!< events ahead
-    static constexpr uint32_t FAR = 3;  //!< events ahead
 
     /**
      * A packet's head is ready to leave a switch.
@@ -176,10 +150,10 @@ class UbPlaneEngine final : public UbPlane
             (packet.bits & REROUTED) == 0) // else it was out of its input's buffer before
         {
             ReturnCredit<F>(packet.inLink,
-                         LaneOf<F>(packet.inLink, packet.lane),
-                         packet.cells,
-                         nowPs,
-                         nowPs);
+                            LaneOf<F>(packet.inLink, packet.lane),
+                            packet.cells,
+                            nowPs,
+                            nowPs);
         }
         const Switch& chip = m_switches[packet.atSwitch];
         int32_t group = m_routes.table[chip.row + packet.dstClass];
@@ -194,6 +168,10 @@ class UbPlaneEngine final : public UbPlane
         }
         const uint32_t out = Choose(static_cast<uint32_t>(group), packet, nowPs);
         Link& link = m_links[out];
+        if (const uint32_t first = m_firstQueue[uint64_t{out} * NLanes<F>()]; first != UB_NONE)
+        {
+            __builtin_prefetch(m_queues.data() + first + packet.atInput, 1); // if it must wait
+        }
         if (GrantsWindows<F>() && (packet.bits & UB_CONGESTION_CAPABLE) != 0)
         {
             Grant(out, packet, nowPs);
@@ -286,6 +264,8 @@ class UbPlaneEngine final : public UbPlane
     {
         m_policy = PlanePart(nGroups);
     }
+
+    static constexpr uint32_t EVENTS_AHEAD = 3; //!< how far Prefetch looks
 
     PlanePart m_policy; //!< the policy
 };

@@ -101,6 +101,7 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
     const auto nLinks = static_cast<uint32_t>(m_links.size());
     m_noCreditPs.assign(nLinks, 0);
     m_lanes.resize(uint64_t{nLinks} * m_nLanes);
+    m_firstQueue.assign(m_lanes.size(), UB_NONE);
     m_sourceQueues.resize(m_lanes.size());
     m_firstRings.resize(m_lanes.size() * FIRST_RING);
     m_deficit.assign(m_lanes.size(), 0);
@@ -526,11 +527,12 @@ UbPlane::Enqueue(uint32_t linkIndex, uint32_t input, uint32_t index)
     {
         input = 0; // also where packets of all inputs wait at their output
     }
-    if (lane.firstQueue == UB_NONE)
+    if (m_firstQueue[uint64_t{linkIndex} * NLanes<F>() + (F == UB_ANY ? packet.lane : 0)] ==
+        UB_NONE)
     {
-        OpenQueues(link, lane);
+        OpenQueues(linkIndex, packet.lane);
     }
-    Queue& queue = m_queues[lane.firstQueue + input];
+    Queue& queue = QueuesOf<F>(linkIndex, packet.lane)[input];
     packet.next = UB_NONE;
     if (queue.head == UB_NONE)
     {
@@ -558,13 +560,14 @@ UbPlane::Enqueue(uint32_t linkIndex, uint32_t input, uint32_t index)
 }
 
 void
-UbPlane::OpenQueues(const Link& link, Lane& lane)
+UbPlane::OpenQueues(uint32_t link, uint32_t lane)
 {
     // an output has one for each lane and input of its node; most never see a packet wait
-    lane.firstQueue = static_cast<uint32_t>(m_queues.size());
-    lane.firstWord = static_cast<uint32_t>(m_words.size());
-    m_queues.resize(m_queues.size() + link.nInputs);
-    m_words.resize(m_words.size() + (link.nInputs + 63) / 64);
+    const uint32_t nInputs = m_links[link].nInputs;
+    m_firstQueue[uint64_t{link} * m_nLanes + lane] = static_cast<uint32_t>(m_queues.size());
+    LaneOf<UB_ANY>(link, lane).firstWord = static_cast<uint32_t>(m_words.size());
+    m_queues.resize(m_queues.size() + nInputs);
+    m_words.resize(m_words.size() + (nInputs + 63) / 64);
 }
 
 void
@@ -903,7 +906,7 @@ UbPlane::Find(uint32_t linkIndex, int64_t nowPs)
         uint32_t index = UB_NONE;
         do
         {
-            const Queue& queue = m_queues[lane.firstQueue + input];
+            const Queue& queue = QueuesOf<F>(linkIndex, laneIndex)[input];
             // its tail may still come in on a slower link, or its input feed another output
             int64_t openPs = queue.readyPs;
             if (isMatched)
@@ -967,7 +970,7 @@ UbPlane::Send(uint32_t linkIndex, const Candidate& candidate, int64_t nowPs, boo
 {
     Link& link = m_links[linkIndex];
     Lane& lane = LaneOf<F>(linkIndex, candidate.lane);
-    Queue& queue = m_queues[lane.firstQueue + candidate.input];
+    Queue& queue = QueuesOf<F>(linkIndex, candidate.lane)[candidate.input];
     Packet& packet = m_packets[candidate.packet];
     lane.needsCredit = false;
     queue.head = packet.next;
@@ -1142,6 +1145,13 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
     Link& link = m_links[linkIndex];
     Packet& packet = m_packets[index];
     Lane& lane = LaneOf<F>(linkIndex, packet.lane);
+    if (packet.inLink != UB_NONE)
+    {
+        // for the credit further below
+        const uint64_t in = uint64_t{packet.inLink} * NLanes<F>();
+        __builtin_prefetch(&m_lanes[in], 1);
+        __builtin_prefetch(&m_firstRings[in * FIRST_RING], 1);
+    }
     const int64_t startPs =
         (link.flags & WATCHED) == 0 ? nowPs : StartWatched(linkIndex, packet, nowPs);
     const int64_t serialisePs = SerialisePs(link, packet);
@@ -1233,10 +1243,10 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
         {
             // the buffer is free when the tail has left; a copy for retries is kept elsewhere
             ReturnCredit<F>(inLink,
-                         LaneOf<F>(inLink, packet.lane),
-                         packet.cells,
-                         nowPs + serialisePs,
-                         nowPs);
+                            LaneOf<F>(inLink, packet.lane),
+                            packet.cells,
+                            nowPs + serialisePs,
+                            nowPs);
         }
     }
     if (link.dstSwitch != UB_NONE)
@@ -1520,9 +1530,9 @@ UbPlane::Drain(uint32_t linkIndex)
     for (uint32_t l = 0; l < m_nLanes; ++l)
     {
         Lane& lane = LaneOf<UB_ANY>(linkIndex, l);
-        for (uint32_t input = 0; lane.firstQueue != UB_NONE && input < link.nInputs; ++input)
+        for (uint32_t input = 0; lane.nWaiting > 0 && input < link.nInputs; ++input)
         {
-            Queue& queue = m_queues[lane.firstQueue + input];
+            Queue& queue = QueuesOf<UB_ANY>(linkIndex, l)[input];
             for (uint32_t index = queue.head; index != UB_NONE; index = m_packets[index].next)
             {
                 packets.push_back(index);
@@ -1591,10 +1601,10 @@ UbPlane::Lose(uint32_t index, int64_t nowPs)
         if (m_settings.allocator != UB_ALLOCATOR_OUTPUT_QUEUED)
         {
             ReturnCredit<UB_ANY>(packet.inLink,
-                         LaneOf<UB_ANY>(packet.inLink, packet.lane),
-                         packet.cells,
-                         nowPs,
-                         nowPs);
+                                 LaneOf<UB_ANY>(packet.inLink, packet.lane),
+                                 packet.cells,
+                                 nowPs,
+                                 nowPs);
         }
         if (m_settings.isFifo)
         {

@@ -165,7 +165,7 @@ struct UbPlaneSettings
             return UB_PLAIN;
         }
         return allocator == UB_ALLOCATOR_ISLIP && creditReturn == UB_CREDIT_PIGGYBACK ? UB_USUAL
-                                                                                     : UB_ANY;
+                                                                                      : UB_ANY;
     }
 };
 
@@ -513,13 +513,13 @@ class UbPlane
     /// Kinds of events; at one instant arrivals come before departures.
     enum EventKind : uint32_t
     {
-        CHANGE = 0,   //!< links or switches change
-        HEAD = 1,     //!< a packet may leave the switch that its link enters
-        PORT = 2,     //!< look at the waiting packets of a link
-        MATCH = 3,    //!< match inputs and outputs of a switch, one event an output
-        DELIVER = 4,  //!< last byte at the endpoint; only while somebody listens
-        SENT = 5,     //!< a packet begins to leave; only while somebody listens
-        RETRIED = 6,  //!< a packet was spoilt; only while somebody listens
+        CHANGE = 0,  //!< links or switches change
+        HEAD = 1,    //!< a packet may leave the switch that its link enters
+        PORT = 2,    //!< look at the waiting packets of a link
+        MATCH = 3,   //!< match inputs and outputs of a switch, one event an output
+        DELIVER = 4, //!< last byte at the endpoint; only while somebody listens
+        SENT = 5,    //!< a packet begins to leave; only while somebody listens
+        RETRIED = 6, //!< a packet was spoilt; only while somebody listens
     };
 
     static constexpr uint32_t KIND_SHIFT = 29; //!< kind above, link below
@@ -607,7 +607,6 @@ class UbPlane
         uint32_t waitingBytes{0};    //!< bytes waiting to leave on the lane
         uint32_t maxWaitingBytes{0}; //!< most bytes that waited
         uint32_t nWaiting{0};        //!< packets waiting to leave on the lane
-        uint32_t firstQueue{UB_NONE}; //!< first queue (input) of this lane, if one ever waited
         uint32_t firstWord{0};       //!< first bitmap word of this lane
         uint16_t lastInput{0};       //!< input served last
         uint8_t rest{0};             //!< cells too few for the grain of a packet header
@@ -798,6 +797,18 @@ class UbPlane
     Lane& LaneOf(uint32_t link, uint32_t lane)
     {
         return m_lanes[F == UB_ANY ? uint64_t{link} * m_nLanes + lane : link];
+    }
+
+    /**
+     * @tparam F Which mechanisms are compiled in.
+     * @param [in] link An output.
+     * @param [in] lane A lane of it that had packets waiting.
+     * @return Its first queue, that of the first input.
+     */
+    template <UbFeatures F>
+    Queue* QueuesOf(uint32_t link, uint32_t lane)
+    {
+        return &m_queues[m_firstQueue[F == UB_ANY ? uint64_t{link} * m_nLanes + lane : link]];
     }
 
     /**
@@ -1192,18 +1203,20 @@ class UbPlane
      */
     virtual void ResetPolicy(uint32_t nGroups) = 0;
 
-    UbHugePages m_memory;                    //!< memory of the arrays
-    UbEventQueue m_queue;                    //!< events
-    std::pmr::vector<Link> m_links{&m_memory};               //!< links of the plane
-    std::pmr::vector<Lane> m_lanes{&m_memory};               //!< [link][lane]
-    std::pmr::vector<Queue> m_queues{&m_memory};             //!< packets waiting, by output, lane and input
-    std::pmr::vector<uint64_t> m_words{&m_memory};           //!< which queues hold packets
-    std::vector<Switch> m_switches;          //!< switches of the plane
-    std::pmr::vector<Input> m_inputs{&m_memory};             //!< inputs of the switches
-    std::pmr::vector<Packet> m_packets{&m_memory};           //!< pool of packets
-    std::pmr::vector<uint32_t> m_reverse{&m_memory};         //!< the other direction of each link's cable
-    std::pmr::vector<int64_t> m_noCreditPs{&m_memory};       //!< by link: time waiting for credit
-    std::pmr::vector<SourceQueue> m_sourceQueues{&m_memory}; //!< [link][lane], used where links leave endpoints
+    UbHugePages m_memory;                        //!< memory of the arrays
+    UbEventQueue m_queue;                        //!< events
+    std::pmr::vector<Link> m_links{&m_memory};   //!< links of the plane
+    std::pmr::vector<Lane> m_lanes{&m_memory};   //!< [link][lane]
+    std::pmr::vector<Queue> m_queues{&m_memory}; //!< packets waiting, by output, lane and input
+    std::pmr::vector<uint32_t> m_firstQueue{&m_memory}; //!< [link][lane] its first queue (input)
+    std::pmr::vector<uint64_t> m_words{&m_memory};      //!< which queues hold packets
+    std::vector<Switch> m_switches;                     //!< switches of the plane
+    std::pmr::vector<Input> m_inputs{&m_memory};        //!< inputs of the switches
+    std::pmr::vector<Packet> m_packets{&m_memory};      //!< pool of packets
+    std::pmr::vector<uint32_t> m_reverse{&m_memory};   //!< the other direction of each link's cable
+    std::pmr::vector<int64_t> m_noCreditPs{&m_memory}; //!< by link: time waiting for credit
+    std::pmr::vector<SourceQueue> m_sourceQueues{
+        &m_memory}; //!< [link][lane], used where links leave endpoints
     std::vector<std::pair<uint32_t, uint32_t>> m_sent; //!< flow and bytes, by record
     std::vector<uint32_t> m_freeSent;                  //!< unused records
     std::vector<int64_t> m_deficit;   //!< [link][lane] bytes that the lane may still send
@@ -1216,10 +1229,10 @@ class UbPlane
     uint32_t m_nLanes;                            //!< virtual lanes of each port
     uint64_t m_seed;                              //!< seed of the hashes
     std::vector<std::pair<uint32_t, Candidate>> m_matching; //!< outputs being matched
-    uint64_t m_packetHops{0};                     //!< packets times links crossed
-    uint64_t m_eventCount{0};                     //!< events processed
-    int64_t m_lastPs{0};                          //!< time of the last event
-    UbPlaneObserver* m_observer{nullptr};         //!< who watches
+    uint64_t m_packetHops{0};                               //!< packets times links crossed
+    uint64_t m_eventCount{0};                               //!< events processed
+    int64_t m_lastPs{0};                                    //!< time of the last event
+    UbPlaneObserver* m_observer{nullptr};                   //!< who watches
 
   private:
     /**
@@ -1230,9 +1243,9 @@ class UbPlane
     /**
      * Make the queues of a lane of an output.
      * @param [in] link The output.
-     * @param [in,out] lane The lane.
+     * @param [in] lane The lane.
      */
-    void OpenQueues(const Link& link, Lane& lane);
+    void OpenQueues(uint32_t link, uint32_t lane);
 
     /**
      * Double a ring of departures.
@@ -1417,7 +1430,7 @@ class UbPlane
      */
     Watch& WatchLink(uint32_t link);
 
-    std::pmr::vector<Credit> m_firstRings{&m_memory};                   //!< rings as they are at first, all lanes
+    std::pmr::vector<Credit> m_firstRings{&m_memory};   //!< rings as they are at first, all lanes
     std::vector<std::unique_ptr<Credit[]>> m_moreRings; //!< rings that grew
     std::vector<uint32_t> m_linkNumber;                 //!< number of a link in the fabric
     std::vector<uint32_t> m_localLink;   //!< number in the plane of a link of the fabric
@@ -1427,9 +1440,9 @@ class UbPlane
     std::vector<int64_t> m_shared;       //!< of which no lane has for itself and none uses
     std::vector<Allowance> m_allowances; //!< by link, if switches grant windows
     std::unordered_map<uint32_t, Unacknowledged> m_unacknowledged; //!< of links that keep little
-    std::vector<uint32_t> m_owed;         //!< by link: control blocks not yet paid for
+    std::vector<uint32_t> m_owed; //!< by link: control blocks not yet paid for
     std::pmr::vector<Departures> m_departures{&m_memory}; //!< by link
-    std::pmr::vector<int64_t> m_firstTimes{&m_memory};    //!< rings of departures as they are at first
+    std::pmr::vector<int64_t> m_firstTimes{&m_memory}; //!< rings of departures as they are at first
     std::vector<std::unique_ptr<int64_t[]>> m_moreTimes; //!< rings that grew
     std::vector<uint32_t> m_outputNumber; //!< by link: number among the outputs of its switch
     std::vector<Queue> m_inLine;          //!< [link][lane] packets behind the first of an input
@@ -1440,13 +1453,13 @@ class UbPlane
     std::vector<Change> m_changes;                      //!< what changes in the course of the run
     std::deque<Routes> m_comingRoutes;                  //!< routes to take on
     std::vector<std::pair<uint32_t, int64_t>> m_broken; //!< links that gave up, and when
-    std::vector<size_t> m_accepted;                         //!< of which these have their match
-    uint64_t m_packetsLost{0};                              //!< packets lost
-    uint32_t m_inverseSpeedup{1U << 16}; //!< 2^16 over the speed-up of the crossbar
-    bool m_mayBreak{false};              //!< there are links with bit errors, now or later
-    bool m_sendsAhead{true};             //!< sources may send ahead of the plane's time
-    uint32_t m_freePacket{UB_NONE};      //!< free packets
-    uint64_t m_packetsInside{0};         //!< packets in the plane
+    std::vector<size_t> m_accepted;                     //!< of which these have their match
+    uint64_t m_packetsLost{0};                          //!< packets lost
+    uint32_t m_inverseSpeedup{1U << 16};                //!< 2^16 over the speed-up of the crossbar
+    bool m_mayBreak{false};         //!< there are links with bit errors, now or later
+    bool m_sendsAhead{true};        //!< sources may send ahead of the plane's time
+    uint32_t m_freePacket{UB_NONE}; //!< free packets
+    uint64_t m_packetsInside{0};    //!< packets in the plane
 };
 
 } // namespace ns3

@@ -1,0 +1,49 @@
+"""How much faster a sweep is on two workers than its points one after another."""
+
+from __future__ import annotations
+
+import resource
+import time
+
+import pandas as pd
+import pytest
+
+from ubfabric.sweep import plan_sweep, run_sweep, simulate
+
+#: 24 points of some seconds each: EP32 on two servers, 512 B packets.
+SWEEP = {
+    "topology": "two-nodes",
+    "workload": "decode-ep32-sample",
+    "run": {"layers": 16, "payload_bytes": 512},
+    "grid": {
+        "workload.serving.batch_per_npu": [24, 32, 40, 48],
+        "run.seed": [1, 2, 3],
+        "run.path_policy": ["round-robin", "flow-hash"],
+    },
+}
+
+
+def _children_s() -> float:
+    """Return the processor time of the processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+@pytest.mark.benchmark
+def test_print_speed_up_of_two_workers(tmp_path):
+    """Numbers, no pass or fail; both ways end with the same figures."""
+    points = plan_sweep(SWEEP)
+    assert len(points) == 24
+    simulate(points[0].simulation)  # ns-3 is loaded: one process needs it once
+    started, spent = time.perf_counter(), time.process_time()
+    rows = [simulate(point.simulation)["row"] for point in points]
+    one_s, one_cpu_s = time.perf_counter() - started, time.process_time() - spent
+    started, spent = time.perf_counter(), _children_s()
+    table = run_sweep(SWEEP, tmp_path / "two", workers=2)
+    two_s, two_cpu_s = time.perf_counter() - started, _children_s() - spent
+    pd.testing.assert_frame_equal(table[list(rows[0])], pd.DataFrame(rows), check_dtype=False)
+    print(
+        f"\n24 points in sequence {one_s:.1f} s ({one_s / 24:.1f} s a point), on two workers "
+        f"{two_s:.1f} s with their start: {one_s / two_s:.2f} times as fast; processor time "
+        f"{one_cpu_s:.1f} s in sequence, {two_cpu_s:.1f} s of both workers together"
+    )
