@@ -40,7 +40,7 @@ def test_imbalance_costs_less_than_in_the_paper(tmp_path):
 @pytest.mark.validation
 @pytest.mark.slow
 def test_data_parallel_attention_is_near_with_one_microbatch_and_too_fast_with_two(tmp_path):
-    """With two a miss, on record: 9,411 tokens/s an NPU for 6,522 (+44 %); with one +7 %.
+    """With two a miss, on record: 8,814 tokens/s an NPU for 6,522 (+35 %); with one +7 %.
 
     Without exchanges in attention two microbatches hide all transfers, so the measured step is
     what computing takes: 41 ms a layer, which is simulated at 29.
@@ -48,4 +48,4 @@ def test_data_parallel_attention_is_near_with_one_microbatch_and_too_fast_with_t
     one = difference(tmp_path / "1", attention="data", microbatches=1)
     two = difference(tmp_path / "2", attention="data")
     assert abs(one) <= 12
-    assert 35 <= two <= 52
+    assert 27 <= two <= 43
