@@ -72,11 +72,13 @@ def whole(args, name, changes, n_layers, folder) -> Case:
     """Simulate all layers of a case."""
     tokens, tasks = simulate(args, changes, n_layers, folder)
     layers = tokens.layers[tokens.layers["moe"]]
-    combines = tasks[(tasks["kind"] == "combine") & tasks["layer"].isin(layers["layer"])]
+    is_combine = tasks["kind"].astype(str).str.partition("-")[0] == "combine"  # all its stages
+    combines = tasks[is_combine & tasks["layer"].isin(layers["layer"])]
     combine = []
     for _, part in combines.groupby("layer"):
+        spans = part.groupby(["rank", "microbatch"])
         combine.append(Distribution())
-        combine[-1].add((part["finish_ps"] - part["start_ps"]).to_numpy())
+        combine[-1].add((spans["finish_ps"].max() - spans["start_ps"].min()).to_numpy())
     step_ps = float(tokens.ranks["step_ps"].max())
     reach_ms = tokens.summary["step_interval_ms"][1] - tokens.summary["step_ms"]
     return Case(name, changes, step_ps, reach_ms, layers["increment_ps"].to_numpy()[1:], combine)

@@ -2,7 +2,8 @@
 
 A policy gives, for every layer, the *popularity* of the routed experts: the share of all
 (token, expert) pairs that goes to each, summing to one. :func:`route_tokens` then draws the
-experts of each token under the group-limited top-k rule of DeepSeek-V3.
+experts of each token under the group-limited top-k rule of DeepSeek-V3. A policy may also have
+the experts of tokens recorded elsewhere (:class:`RecordedGate`); nothing is drawn then.
 
 To add a policy, derive from :class:`GatePolicy`, give it a ``policy`` name and decorate it
 with :func:`register_gate`; traffic specifications can then name it.
@@ -12,13 +13,17 @@ from __future__ import annotations
 
 import csv
 import json
+import zipfile
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import Field, ValidationError
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
 
 from ubfabric.errors import SpecError
 from ubfabric.quantities import Fraction
@@ -38,6 +43,28 @@ _LOWEST_RELATIVE = 1e-6
 _TOKENS_A_BLOCK = 1024
 
 
+@dataclass(frozen=True)
+class RoutedModel:
+    """What a record of routing must fit.
+
+    Attributes
+    ----------
+    layers, dense_layers : int
+        Layers of the model, without MTP layers, and how many come first without experts.
+    n_experts, top_k : int
+        Routed experts of a layer, and how many of them a token visits.
+    """
+
+    layers: int
+    dense_layers: int
+    n_experts: int
+    top_k: int
+
+
+#: ``recorded(layer)`` returns the experts of all recorded tokens: uint16, (n_tokens, top_k).
+LayerRecord = Callable[[int], np.ndarray]
+
+
 class GatePolicy(Spec):
     """One way to tell how popular experts are."""
 
@@ -46,7 +73,7 @@ class GatePolicy(Spec):
     name: ClassVar[str] = ""
 
     @abstractmethod
-    def prepare(self, n_experts: int, folder: Path) -> LayerPopularity:
+    def prepare(self, n_experts: int, folder: Path, step: int = 0) -> LayerPopularity:
         """Return the popularity of ``n_experts`` experts as a function of the layer.
 
         Parameters
@@ -55,6 +82,8 @@ class GatePolicy(Spec):
             Number of routed experts of a layer.
         folder : Path
             Where relative file names of the specification start.
+        step : int
+            Step of the run, from 0; for policies whose popularity changes over time.
 
         Returns
         -------
@@ -62,6 +91,23 @@ class GatePolicy(Spec):
             ``(layer, rng) -> ndarray of float64, shape (n_experts,)``, summing to one. The
             generator is seeded by run and layer, so layers do not depend on their order.
         """
+
+    def recorded(self, model: RoutedModel, folder: Path) -> LayerRecord | None:
+        """Return the recorded experts of tokens as a function of the layer, or None.
+
+        Parameters
+        ----------
+        model : RoutedModel
+            What the record must fit.
+        folder : Path
+            Where relative file names of the specification start.
+
+        Raises
+        ------
+        SpecError
+            If there is a record that is missing, malformed or of another model.
+        """
+        return None
 
 
 def register_gate(cls: type[GatePolicy]) -> type[GatePolicy]:
@@ -103,7 +149,7 @@ class UniformGate(GatePolicy):
 
     name = "uniform"
 
-    def prepare(self, n_experts: int, folder: Path) -> LayerPopularity:
+    def prepare(self, n_experts: int, folder: Path, step: int = 0) -> LayerPopularity:
         """Return equal shares; see :meth:`GatePolicy.prepare`."""
         return lambda layer, rng: np.full(n_experts, 1.0 / n_experts)
 
@@ -118,11 +164,51 @@ class ZipfGate(GatePolicy):
     name = "zipf"
     exponent: Annotated[Fraction, Field(ge=0)]
 
-    def prepare(self, n_experts: int, folder: Path) -> LayerPopularity:
+    def prepare(self, n_experts: int, folder: Path, step: int = 0) -> LayerPopularity:
         """Return Zipf shares in a random order; see :meth:`GatePolicy.prepare`."""
         shares = np.arange(1, n_experts + 1, dtype=np.float64) ** -self.exponent
         shares /= shares.sum()
         return lambda layer, rng: shares[rng.permutation(n_experts)]
+
+
+@register_gate
+class HottestGate(GatePolicy):
+    """A Zipf law in which the hottest expert has ``ratio`` times the mean popularity.
+
+    Of a DeepSeek-R1 layer under ShareGPT prompts arXiv 2508.02520 (figure 11a) says that the
+    hottest expert sees 30 times the mean and 20 % of the experts more than the mean. A Zipf law
+    of 256 experts with a ratio of 30 (exponent 0.88) has 18 % above the mean.
+    """
+
+    name = "hottest"
+    ratio: Annotated[Fraction, Field(ge=1)]
+
+    def exponent(self, n_experts: int) -> float:
+        """Return the Zipf exponent at which the hottest expert has the ratio.
+
+        Raises
+        ------
+        SpecError
+            If no expert can be that hot among so few.
+        """
+        if self.ratio >= n_experts:
+            raise SpecError(
+                f"gate: ratio: found {self.ratio:g}, allowed 1 to below {n_experts}, the experts"
+            )
+        numbers = np.arange(1, n_experts + 1, dtype=np.float64)
+        low, high = 0.0, 1.0
+        while n_experts / (numbers**-high).sum() < self.ratio:
+            high *= 2
+        for _ in range(60):  # bisection to the last bit
+            middle = (low + high) / 2
+            is_below = n_experts / (numbers**-middle).sum() < self.ratio
+            low, high = (middle, high) if is_below else (low, middle)
+        return high
+
+    def prepare(self, n_experts: int, folder: Path, step: int = 0) -> LayerPopularity:
+        """Return Zipf shares in a random order; see :meth:`GatePolicy.prepare`."""
+        zipf = ZipfGate(policy="zipf", exponent=self.exponent(n_experts))
+        return zipf.prepare(n_experts, folder, step)
 
 
 @register_gate
@@ -136,7 +222,7 @@ class DirichletGate(GatePolicy):
     name = "dirichlet"
     concentration: Annotated[Fraction, Field(gt=0)]
 
-    def prepare(self, n_experts: int, folder: Path) -> LayerPopularity:
+    def prepare(self, n_experts: int, folder: Path, step: int = 0) -> LayerPopularity:
         """Return Dirichlet shares; see :meth:`GatePolicy.prepare`."""
         return lambda layer, rng: rng.dirichlet(np.full(n_experts, self.concentration))
 
@@ -154,7 +240,7 @@ class FileGate(GatePolicy):
     name = "file"
     file: str
 
-    def prepare(self, n_experts: int, folder: Path) -> LayerPopularity:
+    def prepare(self, n_experts: int, folder: Path, step: int = 0) -> LayerPopularity:
         """Return the file's shares; see :meth:`GatePolicy.prepare`.
 
         Raises
@@ -199,6 +285,197 @@ class FileGate(GatePolicy):
             return shares[min(layer, last)]
 
         return popularity
+
+
+@register_gate
+class DriftingGate(GatePolicy):
+    """Popularity that moves from expert to expert over the steps of a run.
+
+    In each layer the shares of policy ``of`` stay what they are, and which expert has which of
+    them follows the order of hidden scores, one an expert: independent first-order autoregressive
+    processes, whose correlation falls to a half in ``half_life_steps`` steps.
+    """
+
+    name = "drifting"
+    of: Annotated[SerializeAsAny[GatePolicy], BeforeValidator(lambda raw: parse_gate(raw))]
+    half_life_steps: Annotated[Fraction, Field(gt=0)]
+
+    def prepare(self, n_experts: int, folder: Path, step: int = 0) -> LayerPopularity:
+        """Return the shares of ``of`` in the order of a step; see :meth:`GatePolicy.prepare`."""
+        shares_of = self.of.prepare(n_experts, folder, step)
+        kept = 0.5 ** (1 / self.half_life_steps)
+        added = (1 - kept**2) ** 0.5
+
+        def popularity(layer: int, rng: np.random.Generator) -> np.ndarray:
+            shares = np.sort(shares_of(layer, rng))
+            scores = rng.standard_normal(n_experts)
+            for _ in range(step):
+                scores = kept * scores + added * rng.standard_normal(n_experts)
+            moved = np.empty(n_experts)
+            moved[np.argsort(scores, kind="stable")] = shares
+            return moved
+
+        return popularity
+
+
+@register_gate
+class RecordedGate(GatePolicy):
+    """The experts that tokens visited in a serving system, as vLLM and SGLang return them.
+
+    ``.npz``: an array ``experts`` of shape (tokens, layers, top_k), and, unless its layers are
+    all of the model's or all of its MoE layers, an array ``layers`` with the number of each.
+    ``.parquet`` and ``.csv``: one row a token and layer, columns ``token``, ``layer`` and
+    ``experts``, a list of ``top_k`` (in CSV ``3;17;40``). Every token needs every layer. Dense
+    layers are ignored; layers after the last recorded one (the MTP layer) take its experts.
+    """
+
+    name = "recorded"
+    file: str
+
+    def prepare(self, n_experts: int, folder: Path, step: int = 0) -> LayerPopularity:
+        """Refuse: a record says which experts, not with which probability."""
+        raise SpecError(
+            "gate: policy: found 'recorded' inside another policy, allowed on its own only"
+        )
+
+    def recorded(self, model: RoutedModel, folder: Path) -> LayerRecord:
+        """Return the record; see :meth:`GatePolicy.recorded`."""
+        path = folder / self.file
+        readers = {".npz": _read_npz, ".parquet": _read_table, ".csv": _read_table}
+        if path.suffix not in readers:
+            raise SpecError(f"{path}: found ending {path.suffix!r}, allowed: {', '.join(readers)}")
+        try:
+            layers, experts = readers[path.suffix](path, model)
+        except (OSError, UnicodeDecodeError, csv.Error, zipfile.BadZipFile, pa.ArrowException) as e:
+            raise SpecError(f"{path}: cannot be read: {' '.join(str(e).split())}") from None
+        position = {int(layer): index for index, layer in enumerate(layers)}
+        last = max(position)
+        _check_record(path, model, layers, experts)
+
+        def record(layer: int) -> np.ndarray:
+            if layer not in position and layer < last:
+                given = ", ".join(map(str, sorted(position)))
+                raise SpecError(f"{path}: layer {layer} is missing; found layers {given}")
+            of_layer: np.ndarray = experts[:, position[min(layer, last)]]
+            return of_layer
+
+        return record
+
+
+def _read_npz(path: Path, model: RoutedModel) -> tuple[np.ndarray, np.ndarray]:
+    """Return layer numbers, and experts of shape (tokens, layers, top_k)."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    except ValueError as error:
+        raise SpecError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    experts = found.get("experts")
+    if experts is None or not {"experts"} <= found.keys() <= {"experts", "layers"}:
+        raise SpecError(
+            f"{path}: found arrays {', '.join(found) or '(none)'}, "
+            "allowed: experts, and optionally layers"
+        )
+    if experts.ndim != 3 or experts.dtype.kind not in "iu" or not experts.size:
+        raise SpecError(
+            f"{path}: experts: found {experts.dtype} of shape {experts.shape}, "
+            "allowed integers of shape (tokens, layers, top_k)"
+        )
+    count = experts.shape[1]
+    moe = model.layers - model.dense_layers
+    if "layers" in found:
+        layers = found["layers"]
+        if layers.shape != (count,) or layers.dtype.kind not in "iu":
+            raise SpecError(
+                f"{path}: layers: found {layers.dtype} of shape {layers.shape}, "
+                f"allowed integers of shape ({count},)"
+            )
+    elif count in (model.layers, moe):
+        layers = np.arange(model.layers - count, model.layers)
+    else:
+        raise SpecError(
+            f"{path}: experts: found {count} layers, allowed {model.layers} or {moe}; or name them "
+            "in an array 'layers'"
+        )
+    return layers, experts
+
+
+def _read_table(path: Path, model: RoutedModel) -> tuple[np.ndarray, np.ndarray]:
+    """Return layer numbers, and experts of shape (tokens, layers, top_k)."""
+    if path.suffix == ".csv":
+        columns, token, layer, lists = _csv_record(path)
+    else:
+        table = pq.read_table(path)
+        columns = table.column_names
+        token, layer, lists = (
+            table[name].to_pylist() if name in columns else [] for name in _RECORD_COLUMNS
+        )
+    if sorted(columns) != sorted(_RECORD_COLUMNS):
+        raise SpecError(
+            f"{path}: found columns {', '.join(columns) or '(none)'}, "
+            f"allowed: {', '.join(_RECORD_COLUMNS)}"
+        )
+    if not token:
+        raise SpecError(f"{path}: found no rows, allowed one a token and layer")
+    for number, row in enumerate(zip(token, layer, lists, strict=True), start=1):
+        whole = [x for x in (*row[:2], *(row[2] or [])) if isinstance(x, int) and x >= 0]
+        if row[2] is None or len(row[2]) != model.top_k or len(whole) != 2 + model.top_k:
+            raise SpecError(
+                f"{path}: row {number}: found token {row[0]}, layer {row[1]}, experts {row[2]}; "
+                f"allowed integers from 0, and {model.top_k} experts, the model's top_k"
+            )
+    tokens, token_index = np.unique(token, return_inverse=True)
+    layers, layer_index = np.unique(layer, return_inverse=True)
+    cells = token_index * len(layers) + layer_index
+    counts = np.bincount(cells, minlength=len(tokens) * len(layers))
+    if (counts != 1).any():
+        cell = int(np.argmax(counts != 1))
+        raise SpecError(
+            f"{path}: token {tokens[cell // len(layers)]}: found layer "
+            f"{layers[cell % len(layers)]} {counts[cell]} times, allowed once"
+        )
+    experts = np.empty((len(cells), model.top_k), np.int64)
+    experts[cells] = lists
+    return layers, experts.reshape(len(tokens), len(layers), model.top_k)
+
+
+_RECORD_COLUMNS = ("token", "layer", "experts")
+
+
+def _csv_record(path: Path) -> tuple[list[str], list[Any], list[Any], list[Any]]:
+    """Return the columns of a CSV record, numbers where they are numbers."""
+
+    def number(text: str | None) -> Any:
+        return int(text) if text and text.isascii() and text.isdigit() else text
+
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+        columns = list(reader.fieldnames or [])
+    token, layer = ([number(row.get(name)) for row in rows] for name in _RECORD_COLUMNS[:2])
+    lists = [[number(part) for part in (row.get("experts") or "").split(";")] for row in rows]
+    return columns, token, layer, lists
+
+
+def _check_record(path: Path, model: RoutedModel, layers: np.ndarray, experts: np.ndarray) -> None:
+    """Check what every token of a record must be, in its MoE layers."""
+    if experts.shape[2] != model.top_k:
+        raise SpecError(
+            f"{path}: experts: found {experts.shape[2]} a token, "
+            f"allowed {model.top_k}, the model's top_k"
+        )
+    for index, layer in enumerate(layers.tolist()):
+        if layer < model.dense_layers:
+            continue
+        of_layer = experts[:, index]
+        ordered = np.sort(of_layer, axis=1)
+        bad = (ordered[:, 0] < 0) | (ordered[:, -1] >= model.n_experts)
+        bad |= (np.diff(ordered, axis=1) == 0).any(axis=1)
+        if bad.any():
+            token = int(np.argmax(bad))
+            raise SpecError(
+                f"{path}: layer {layer}: token {token} in order: found experts "
+                f"{of_layer[token].tolist()}, allowed different ones of 0 to {model.n_experts - 1}"
+            )
 
 
 def _read_csv(path: Path) -> dict[int | None, dict[int, float]]:

@@ -79,6 +79,18 @@ class RankPlacementSpec(Spec):
         return self
 
 
+class PlanSpec(Spec):
+    """When and from what load replicas and layout are planned (EPLB).
+
+    At steps 0, ``interval_steps``, twice that and so on, from the load at that step; a step in
+    between runs with the plan before it. The load is the popularity itself, or what is counted
+    of it in ``counted_tokens`` tokens of each layer.
+    """
+
+    interval_steps: Annotated[Count, Field(ge=1)] = 1
+    counted_tokens: Annotated[Count, Field(ge=0)] = 0
+
+
 class DeploymentSpec(Spec):
     """How the model is spread over ranks; a rank is one die."""
 
@@ -89,7 +101,19 @@ class DeploymentSpec(Spec):
     redundant_experts: Annotated[Count, Field(ge=0)]
     redundancy: RedundancySpec = RedundancySpec()
     expert_layout: LayoutSpec = LayoutSpec()
+    plan: PlanSpec = PlanSpec()
     rank_placement: RankPlacementSpec = RankPlacementSpec()
+    #: Neighbouring ranks that share the heads of attention, and each other's requests.
+    attention_tp: Annotated[Count, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> DeploymentSpec:
+        if self.ranks % self.attention_tp:
+            raise ValueError(
+                f"attention_tp: found {self.attention_tp}, "
+                f"allowed a divisor of ranks = {self.ranks}"
+            )
+        return self
 
     def check_experts(self, n_routed: int, n_shared: int) -> None:
         """Check that the slots of all ranks hold every expert.

@@ -35,7 +35,11 @@ _GREY = "#BBBBBB"
 
 #: Colour and hatch of each kind of task.
 _KINDS = {
+    "down": (_SKY, "++"),
+    "prologue": (_SKY, "--"),
     "attention": (_BLUE, ""),
+    "heads": (_BLUE, "||"),
+    "output": (_PURPLE, "xx"),
     "gate": (_SKY, "\\\\\\\\"),
     "dispatch": (_ORANGE, "...."),
     "expert": (_GREEN, "////"),
@@ -201,7 +205,8 @@ def plot_timeline(
     tasks = result.tasks()
     if tasks.empty:
         raise ResultError(f"{result.path}: the run has no tasks (open loop), so no timeline")
-    tasks["kind"] = tasks["kind"].astype(str)
+    # the stages of an operator, such as dispatch-copy, look like the operator
+    tasks["kind"] = tasks["kind"].astype(str).str.partition("-")[0]
     all_layers = sorted(int(layer) for layer in tasks["layer"].unique())
     shown_layers = _known("layer", layers, all_layers)
     if shown_layers is None:

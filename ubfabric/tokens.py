@@ -9,7 +9,9 @@ really occurred (the smallest one that at least the stated fraction does not exc
 =========== =====================================================================
 ``s(t)``    start of task ``t``: its stream is free and its dependencies are finished
 ``c(t)``    end of its computation, ``s(t) + duration``
-``f(t)``    finish of task ``t``: computed, own messages issued, awaited flows seen
+``f(t)``    finish of task ``t``: computed, own messages issued, awaited flows seen.
+            Tasks of kinds such as ``dispatch-flag`` and ``dispatch-copy`` are stages of
+            ``dispatch``; the stages of an operator count as one task.
 ``S(r)``    start of the first task of rank ``r``
 ``F(r)``    finish of the last task of rank ``r``
 ``B(p,r)``  send start: first flow of phase ``p`` (of ``l``, ``m``) of source ``r`` is handed
@@ -61,7 +63,8 @@ rank latency of a phase
 shares of a rank's step
     Streams overlap, so each instant of ``[S(r), F(r)]`` goes to the first of these that
     happens at that instant on any stream of the rank, and the shares sum to 1:
-    ``attention`` computes; ``expert`` computes; ``other_compute`` (gate, dense FFN, head, ...);
+    ``attention`` (its prologue, itself, its output projection) computes; ``expert`` computes;
+    ``other_compute`` (gate, dense FFN, head, ...);
     ``operator_compute`` (a dispatch or combine before its first message, e.g. quantisation);
     ``dispatch_wait``, ``combine_wait``, ``other_wait`` (such an operator issues or waits);
     ``idle`` (no task runs). Waiting therefore counts only where no computation hides it:
@@ -137,6 +140,8 @@ SHARES = (
     "other_wait",
     "idle",
 )
+#: Kinds of tasks that count as attention.
+_ATTENTION = ("prologue", "attention", "output")
 _STATISTICS = ("mean", *QUANTILES, "max")
 _PS_PER_US = 1e6
 _PS_PER_MS = 1e9
@@ -265,6 +270,7 @@ def rebuild_tokens(result: RunResult) -> Tokens:
             "the flow table alone gives completion times"
         )
     tasks["kind"] = tasks["kind"].astype(str)
+    tasks = _join_stages(tasks)
     moe_layers = _moe_layers(tasks, facts)
     latency, loads, senders, by_layer = _flow_latency(result, moe_layers)
     _split_communication(tasks, senders)
@@ -324,9 +330,26 @@ def _facts(result: RunResult) -> _Facts:
         inputs=[
             row
             for row in provenance(metadata.get("spec"))
-            if row["key"].startswith("operators.") and _is_time(row["value"])
+            if row["key"].startswith(("operators.", "machine.")) and _is_time(row["value"])
         ],
     )
+
+
+def _join_stages(tasks: pd.DataFrame) -> pd.DataFrame:
+    """Make one task of the stages of an operator, such as dispatch, dispatch-flag, dispatch-copy.
+
+    It computes what its first stage computes; its own issue and arrivals end with the last ones.
+    """
+    base = tasks["kind"].str.partition("-")[0]
+    staged = base.ne(tasks["kind"])
+    if not staged.any():
+        return tasks
+    keys = ["layer", "microbatch", "rank", "stream", "kind"]
+    parts = tasks.assign(kind=base).groupby(keys, sort=False, as_index=False)
+    how = dict.fromkeys(tasks.columns.difference(keys), "first")
+    how |= dict.fromkeys(["issued_ps", "arrived_ps", "finish_ps"], "max")
+    joined = parts.agg(how)[tasks.columns.tolist()]
+    return joined.sort_values("task", ignore_index=True)
 
 
 def _is_time(text: str) -> bool:
@@ -694,7 +717,7 @@ def _sweep(tasks: pd.DataFrame, rank: np.ndarray, low: np.ndarray, high: np.ndar
     computed = start + tasks["computing_ps"].to_numpy()
     column = {name: index for index, name in enumerate(SHARES)}
     computing = np.full(len(tasks), column["other_compute"])
-    computing[kind == "attention"] = column["attention"]
+    computing[np.isin(kind, _ATTENTION)] = column["attention"]
     computing[kind == "expert"] = column["expert"]
     computing[communicates] = column["operator_compute"]
     waiting = np.full(len(tasks), column["other_wait"])

@@ -16,62 +16,27 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from ubfabric.errors import SpecError
 from ubfabric.gate import GatePolicy, parse_gate
+from ubfabric.operators import (
+    ELEMENT_BYTES,
+    CoresSpec,
+    GqaSpec,
+    MachineSpec,
+    MlaSpec,
+    ModelSpec,
+    OperatorsSpec,
+    PositiveCount,
+)
 from ubfabric.placement import DeploymentSpec
-from ubfabric.quantities import Bytes, BytesPerSecond, Count, Fraction, OpsPerSecond, Picoseconds
+from ubfabric.quantities import Bytes, Count, Fraction, Picoseconds
 from ubfabric.specs import Spec, load_yaml, override, shipped, validate_spec
 
-PositiveCount = Annotated[Count, Field(ge=1)]
-PositiveFraction = Annotated[Fraction, Field(gt=0, le=1)]
-#: Bytes of one number of a weight matrix.
-ELEMENT_BYTES = {"int8": 1, "bf16": 2}
-
-
-class ModelSpec(Spec):
-    """Shape of a mixture-of-experts transformer."""
-
-    name: str
-    layers: PositiveCount
-    dense_layers: Annotated[Count, Field(ge=0)]
-    hidden_size: PositiveCount
-    dense_ffn_size: PositiveCount
-    expert_ffn_size: PositiveCount
-    ffn_matrices: PositiveCount
-    routed_experts: PositiveCount
-    shared_experts: Annotated[Count, Field(ge=0, le=1)]
-    top_k: PositiveCount
-    expert_groups: PositiveCount
-    kept_groups: PositiveCount
-    group_score_experts: PositiveCount
-    vocabulary: PositiveCount
-
-    @property
-    def moe_layers(self) -> int:
-        """Layers with routed experts, without MTP layers."""
-        return self.layers - self.dense_layers
-
-    @model_validator(mode="after")
-    def _check(self) -> ModelSpec:
-        if self.dense_layers >= self.layers:
-            raise ValueError(
-                f"dense_layers: found {self.dense_layers}, allowed below {self.layers}"
-            )
-        if self.routed_experts > 65_536:
-            raise ValueError(f"routed_experts: found {self.routed_experts}, allowed up to 65536")
-        if self.routed_experts % self.expert_groups:
-            raise ValueError(
-                f"expert_groups: found {self.expert_groups}, "
-                f"allowed a divisor of routed_experts = {self.routed_experts}"
-            )
-        if self.kept_groups > self.expert_groups:
-            raise ValueError(
-                f"kept_groups: found {self.kept_groups}, allowed 1 to {self.expert_groups}"
-            )
-        reachable = self.kept_groups * self.routed_experts // self.expert_groups
-        if self.top_k > reachable:
-            raise ValueError(
-                f"top_k: found {self.top_k}, allowed 1 to {reachable}, the experts in kept groups"
-            )
-        return self
+#: Sections that are files of their own, and the folder of the shipped ones.
+PARTS = {
+    "model": "traffic/models",
+    "machine": "traffic/machines",
+    "operators": "traffic/operators",
+}
+_GB = 1e9
 
 
 class ServingSpec(Spec):
@@ -82,6 +47,7 @@ class ServingSpec(Spec):
     microbatches: Annotated[Count, Field(ge=1, le=2)]
     mtp_tokens: Annotated[Count, Field(ge=0, le=8)]
     mtp_acceptance: Annotated[Fraction, Field(ge=0, le=1)]
+    step: Annotated[Count, Field(ge=0, le=100_000)] = 0
 
 
 class MessageSpec(Spec):
@@ -100,86 +66,40 @@ class MessagesSpec(Spec):
 
     dispatch: MessageSpec
     combine: MessageSpec
+    flag: Bytes = 0
+    buffers: Annotated[Count, Field(ge=1, le=2)] = 2
     network: Literal["ub", "rdma", "vpc"] = "ub"
+    operation: Literal["write", "sdma-write"] = "write"
     service_level: Annotated[Count, Field(ge=0, le=15)] = 0
     send_order: Literal["shuffled", "rotated"] = "shuffled"
 
 
-class DieSpec(Spec):
-    """What one die can compute and read."""
-
-    hbm_bandwidth: BytesPerSecond
-    int8_rate: OpsPerSecond
-    bf16_rate: OpsPerSecond
-    cube_cores: PositiveCount
-
-
-class FixedTimeSpec(Spec):
-    """An operator that takes the same time whatever its input."""
-
-    fixed: Picoseconds
-
-
-class AttentionTimeSpec(Spec):
-    """Attention of one microbatch: a fixed part and one in proportion to query x KV tokens.
-
-    The slope is set by one known point: ``anchor_time`` for ``anchor_query_tokens`` query
-    tokens that each attend to ``anchor_kv_tokens``.
-    """
-
-    fixed: Picoseconds
-    anchor_time: Picoseconds
-    anchor_query_tokens: PositiveCount
-    anchor_kv_tokens: PositiveCount
-
-    @model_validator(mode="after")
-    def _check(self) -> AttentionTimeSpec:
-        if self.anchor_time < self.fixed:
-            raise ValueError(
-                f"anchor_time: found {self.anchor_time} ps, allowed fixed = {self.fixed} ps or more"
-            )
-        return self
-
-
-class RooflineTimeSpec(Spec):
-    """A matrix operator: the longer of reading its weights and computing, plus ``launch``."""
-
-    launch: Picoseconds
-    precision: Literal["int8", "bf16"]
-    cube_cores: PositiveCount
-    compute_efficiency: PositiveFraction
-
-
-class HeadTimeSpec(RooflineTimeSpec):
-    """The LM head of one pass and the sampling of its tokens."""
-
-    sampling: Picoseconds
-
-
-class OperatorsSpec(Spec):
-    """Time of each operator on one die."""
-
-    attention: AttentionTimeSpec
-    gate: FixedTimeSpec
-    dispatch: FixedTimeSpec
-    expert: RooflineTimeSpec
-    combine: FixedTimeSpec
-    ffn: RooflineTimeSpec
-    head: HeadTimeSpec
-
-
-class ReferenceRow(Spec):
-    """A published result that a run of the same point is shown beside."""
+class SourcedRow(Spec):
+    """A published throughput."""
 
     ranks: PositiveCount
-    batch_per_npu: PositiveCount
-    kv_tokens: PositiveCount
-    tpot: Picoseconds
     tokens_per_s_per_npu: PositiveCount
-    slo: Picoseconds | None = None
     source: str
     strength: Literal["read", "secondary", "recalled", "derived", "assumed", "fitted"]
     note: str = ""
+
+
+class ReferenceRow(SourcedRow):
+    """A published result of decode that a run of the same point is shown beside."""
+
+    batch_per_npu: PositiveCount
+    kv_tokens: PositiveCount
+    tpot: Picoseconds
+    slo: Picoseconds | None = None
+
+
+class PrefillRow(SourcedRow):
+    """A published result of prefill that a run of the same point is shown beside."""
+
+    tokens_per_npu: PositiveCount
+    gate: str
+    attention: Literal["staged", "data"]
+    microbatches: PositiveCount
 
 
 class ReferenceSpec(Spec):
@@ -188,8 +108,35 @@ class ReferenceSpec(Spec):
     rows: list[ReferenceRow] = Field(default_factory=list)
 
 
-class WorkloadSpec(Spec):
-    """A traffic specification."""
+class PromptsSpec(Spec):
+    """Prompts of one length in the batch of an instance."""
+
+    tokens: PositiveCount
+    count: PositiveCount
+
+
+class PrefillServingSpec(Spec):
+    """The point of operation: the prompts that all ranks of an instance fill at once."""
+
+    prompts: Annotated[list[PromptsSpec], Field(min_length=1)]
+    attention: Literal["staged", "data"]
+    microbatches: Annotated[Count, Field(ge=1, le=2)]
+    step: Annotated[Count, Field(ge=0, le=100_000)] = 0
+
+    @property
+    def tokens(self) -> int:
+        """Prompt tokens of the batch."""
+        return sum(prompts.tokens * prompts.count for prompts in self.prompts)
+
+
+class PrefillReferenceSpec(Spec):
+    """Published results."""
+
+    rows: list[PrefillRow] = Field(default_factory=list)
+
+
+class CommonSpec(Spec):
+    """What specifications of decode and prefill have in common."""
 
     name: str
     schema_version: Annotated[Count, Field(alias="schema", ge=1, le=1)]
@@ -198,11 +145,108 @@ class WorkloadSpec(Spec):
     simulate_moe_layers: PositiveCount | None = None
     model: ModelSpec
     deployment: DeploymentSpec
-    serving: ServingSpec
     messages: MessagesSpec
     gate: Annotated[SerializeAsAny[GatePolicy], BeforeValidator(parse_gate)]
-    die: DieSpec
+    machine: MachineSpec
     operators: OperatorsSpec
+
+    @property
+    def npus(self) -> int:
+        """NPUs of the deployment."""
+        return self.deployment.ranks // self.deployment.dies_per_npu
+
+    def check_deployment(self) -> None:
+        """Check that experts and layers fit the deployment.
+
+        Raises
+        ------
+        ValueError
+            Names the key, what was found and what is allowed.
+        """
+        deployment = self.deployment
+        if deployment.ranks % deployment.dies_per_npu:
+            raise ValueError(
+                f"deployment.ranks: found {deployment.ranks}, "
+                f"allowed a multiple of dies_per_npu = {deployment.dies_per_npu}"
+            )
+        try:
+            deployment.check_experts(self.model.routed_experts, self.model.shared_experts)
+        except ValueError as error:
+            raise ValueError(f"deployment: {error}") from None
+        if (self.simulate_moe_layers or 1) > self.model.moe_layers:
+            raise ValueError(
+                f"simulate_moe_layers: found {self.simulate_moe_layers}, "
+                f"allowed 1 to {self.model.moe_layers}"
+            )
+        for name in ("dispatch", "combine"):
+            size = getattr(self.messages, name).message_bytes(self.model.hidden_size)
+            if not 1 <= size < 2**31:
+                raise ValueError(
+                    f"messages.{name}: found a message of {size} B, allowed 1 to 2**31 - 1"
+                )
+
+
+class PrefillSpec(CommonSpec):
+    """A traffic specification of prefill: attention of all ranks by tokens, heads, tokens."""
+
+    kind: Literal["prefill"]
+    serving: PrefillServingSpec
+    reference: PrefillReferenceSpec = PrefillReferenceSpec()
+
+    @property
+    def prompt_lengths(self) -> list[int]:
+        """Tokens of each prompt of the batch."""
+        return [part.tokens for part in self.serving.prompts for _ in range(part.count)]
+
+    @property
+    def tokens_per_npu(self) -> int:
+        """Prompt tokens of the batch for each NPU, rounded down."""
+        return self.serving.tokens // self.npus
+
+    @model_validator(mode="after")
+    def _check(self) -> PrefillSpec:
+        self.check_deployment()
+        attention, ranks = self.model.attention, self.deployment.ranks
+        if self.messages.flag or self.messages.buffers != 2:
+            raise ValueError(
+                "messages.flag: found flags or one buffer, allowed flag 0 B and 2 buffers: bulk "
+                "transfers of prefill tell their end themselves"
+            )
+        if not isinstance(attention, MlaSpec):
+            raise ValueError(f"model.attention.kind: found {attention.kind!r}, allowed 'mla'")
+        if self.serving.attention == "staged" and attention.heads % ranks:
+            raise ValueError(
+                f"deployment.ranks: found {ranks}, allowed a divisor of model.attention.heads = "
+                f"{attention.heads}, which ranks divide among them"
+            )
+        if self.deployment.attention_tp != 1:
+            raise ValueError(
+                f"deployment.attention_tp: found {self.deployment.attention_tp}, allowed 1: "
+                "in prefill all ranks share the heads"
+            )
+        fewest = self.serving.microbatches * (1 if self.serving.attention == "staged" else ranks)
+        if len(self.prompt_lengths) < fewest:
+            raise ValueError(
+                f"serving.prompts: found {len(self.prompt_lengths)} prompts, allowed {fewest} or "
+                "more: one a microbatch, and a rank with attention 'data'"
+            )
+        largest = self.serving.tokens * (
+            self.messages.dispatch.message_bytes(self.model.hidden_size)
+            + self.messages.combine.message_bytes(self.model.hidden_size)
+        )
+        if largest // ranks >= 2**31:
+            raise ValueError(
+                f"serving.prompts: found {self.serving.tokens} tokens, of which one rank may send "
+                f"another {largest // ranks} B, allowed below 2**31 B"
+            )
+        return self
+
+
+class WorkloadSpec(CommonSpec):
+    """A traffic specification of decode."""
+
+    kind: Literal["decode"] = "decode"
+    serving: ServingSpec
     reference: ReferenceSpec = ReferenceSpec()
 
     @property
@@ -220,47 +264,99 @@ class WorkloadSpec(Spec):
         """Tokens that one die runs through the model each step."""
         return self.requests_per_rank * self.query_tokens_per_request
 
-    @property
-    def npus(self) -> int:
-        """NPUs of the deployment."""
-        return self.deployment.ranks // self.deployment.dies_per_npu
+    def stream_cores(self, stream: Literal["attention", "expert"]) -> CoresSpec:
+        """Return the cores that a stream has: all of the die unless microbatches share it."""
+        if self.serving.microbatches > 1:
+            cores: CoresSpec = getattr(self.operators.streams, stream)
+            return cores
+        die = self.machine.die
+        return CoresSpec(cube_cores=die.cube_cores, vector_cores=die.vector_cores)
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Return what one die must hold, by kind: weights, KV cache, message buffers."""
+        model, deployment, serving = self.model, self.deployment, self.serving
+        operators, attention = self.operators, self.model.attention
+        size = {
+            name: ELEMENT_BYTES[getattr(operators, name).precision]
+            for name in ("prologue", "output", "gate", "expert", "ffn", "projection", "head")
+        }
+        hidden, tp = model.hidden_size, deployment.attention_tp
+        out = attention.output_parameters(hidden)
+        absorbed = attention.absorbed_parameters() if isinstance(attention, MlaSpec) else 0
+        rest = attention.parameters(hidden) - out - absorbed
+        a_layer = (
+            rest * size["prologue"]
+            + absorbed * ELEMENT_BYTES[operators.output.absorbed]
+            + out * size["output"]
+        ) // tp
+        mtp = min(serving.mtp_tokens, 1)  # later guesses run the same layer again
+        an_expert = model.expert_parameters * size["expert"] * deployment.experts_per_rank
+        router = hidden * model.routed_experts * size["gate"]
+        weights = (
+            (model.layers + mtp) * a_layer
+            + model.dense_layers * model.dense_parameters * size["ffn"]
+            + (model.moe_layers + mtp) * (an_expert + router)
+            + mtp * 2 * hidden * hidden * size["projection"]
+            + 2 * hidden * model.vocabulary * size["head"]  # embedding and head
+        )
+        shared_heads = tp if isinstance(attention, GqaSpec) else 1
+        cache = (
+            tp
+            * self.requests_per_rank
+            * serving.kv_tokens
+            * (attention.cache_elements // shared_heads)
+            * ELEMENT_BYTES[operators.attention.cache]
+            * (model.layers + mtp)
+        )
+        messages = [
+            getattr(self.messages, p).message_bytes(hidden) for p in ("dispatch", "combine")
+        ]
+        of_both = sum(messages) if self.messages.buffers == 2 else max(messages)
+        buffers = deployment.ranks * self.tokens_per_rank * of_both
+        return {"weights": weights, "KV cache": cache, "message buffers": buffers}
+
+    def _check_memory(self) -> None:
+        parts = self.memory_bytes()
+        needed, capacity = sum(parts.values()), self.machine.die.hbm_capacity
+        if needed > capacity:
+            shown = ", ".join(f"{name} {size / _GB:.1f} GB" for name, size in parts.items())
+            raise ValueError(
+                f"machine.die.hbm_capacity: found {capacity / _GB:.1f} GB a die, which "
+                f"{self.model.name} exceeds by {(needed - capacity) / _GB:.1f} GB: {shown}; "
+                f"allowed {needed / _GB:.1f} GB or more; or more ranks, fewer experts_per_rank, a "
+                "smaller batch"
+            )
 
     @model_validator(mode="after")
     def _check(self) -> WorkloadSpec:
-        deployment, serving, die = self.deployment, self.serving, self.die
-        if deployment.ranks % deployment.dies_per_npu:
-            raise ValueError(
-                f"deployment.ranks: found {deployment.ranks}, "
-                f"allowed a multiple of dies_per_npu = {deployment.dies_per_npu}"
-            )
+        self.check_deployment()
+        deployment, serving, die = self.deployment, self.serving, self.machine.die
         parts = deployment.dies_per_npu * serving.microbatches
         if serving.batch_per_npu % parts:
             raise ValueError(
                 f"serving.batch_per_npu: found {serving.batch_per_npu}, allowed a multiple of "
                 f"dies_per_npu x microbatches = {parts}"
             )
-        try:
-            deployment.check_experts(self.model.routed_experts, self.model.shared_experts)
-        except ValueError as error:
-            raise ValueError(f"deployment: {error}") from None
-        if (self.simulate_moe_layers or 1) > self.model.moe_layers:
-            raise ValueError(
-                f"simulate_moe_layers: found {self.simulate_moe_layers}, "
-                f"allowed 1 to {self.model.moe_layers}"
+        tp = deployment.attention_tp
+        for name in ("heads", "kv_heads"):
+            heads = getattr(self.model.attention, name, tp)
+            if heads % tp:
+                raise ValueError(
+                    f"deployment.attention_tp: found {tp}, allowed a divisor of "
+                    f"model.attention.{name} = {heads}"
+                )
+        streams = self.operators.streams
+        for name in ("cube_cores", "vector_cores"):
+            both, all_cores = (
+                sum(getattr(of, name) for of in (streams.attention, streams.expert)),
+                getattr(die, name),
             )
-        for name in ("expert", "ffn", "head"):
-            cores = getattr(self.operators, name).cube_cores
-            if cores > die.cube_cores:
+            if both > all_cores:
                 raise ValueError(
-                    f"operators.{name}.cube_cores: found {cores}, "
-                    f"allowed 1 to die.cube_cores = {die.cube_cores}"
+                    f"operators.streams: found {both} {name} of both streams together, "
+                    f"allowed up to machine.die.{name} = {all_cores}"
                 )
-        for name in ("dispatch", "combine"):
-            size = getattr(self.messages, name).message_bytes(self.model.hidden_size)
-            if not 1 <= size < 2**31:
-                raise ValueError(
-                    f"messages.{name}: found a message of {size} B, allowed 1 to 2**31 - 1"
-                )
+        self._check_memory()
         return self
 
 
@@ -270,17 +366,17 @@ class Workload:
 
     Attributes
     ----------
-    spec : WorkloadSpec
+    spec : WorkloadSpec or PrefillSpec
         Checked; quantities are integers in ps, bytes, bytes/s and operations/s.
     raw : dict
-        The mapping as written, overrides applied: what a trace carries.
+        The mapping as written, bases and parts put in, overrides applied: what a trace carries.
     label : str
         File or name, for messages to people.
     folder : Path
         Where relative file names in the specification start.
     """
 
-    spec: WorkloadSpec
+    spec: WorkloadSpec | PrefillSpec
     raw: dict[str, Any]
     label: str
     folder: Path
@@ -316,9 +412,15 @@ def load_workload(
     else:
         label, raw = load_yaml(source, "traffic")
         folder = _folder_of(source)
-    raw = _resolve_base(copy.deepcopy(raw), label, folder)
+    raw = _resolve_parts(_resolve_base(copy.deepcopy(raw), label, folder), label, folder)
     for key, value in (overrides or {}).items():
         override(raw, key, value, label)
+    raw = _resolve_parts(raw, label, folder)  # an override may name another model or machine
+    kind = raw.get("kind", "decode")
+    if kind not in ("decode", "prefill"):
+        raise SpecError(f"{label}: kind: found {kind!r}, allowed: decode, prefill")
+    if kind == "prefill":
+        return Workload(validate_spec(PrefillSpec, raw, label), raw, label, folder)
     return Workload(validate_spec(WorkloadSpec, raw, label), raw, label, folder)
 
 
@@ -328,7 +430,9 @@ def _folder_of(source: str | Path) -> Path:
     return Path(str(shipped("traffic")[str(source)])).parent
 
 
-def _resolve_base(raw: dict[str, Any], label: str, folder: Path) -> dict[str, Any]:
+def _resolve_base(
+    raw: dict[str, Any], label: str, folder: Path, shipped_in: str = "traffic"
+) -> dict[str, Any]:
     """Lay a specification over the one that its ``base`` names, and that over its own base."""
     bases = [label]
     while "base" in raw:
@@ -337,7 +441,10 @@ def _resolve_base(raw: dict[str, Any], label: str, folder: Path) -> dict[str, An
             raise SpecError(f"{label}: base: found {base!r}, allowed a shipped name or a YAML file")
         if base.endswith((".yaml", ".yml")):
             base = str(folder / base)
-        base_label, base_raw = load_yaml(base, "traffic")
+        try:
+            base_label, base_raw = load_yaml(base, shipped_in)
+        except SpecError as error:
+            raise SpecError(f"{label}: base: {error}") from None
         if base_label in bases:
             raise SpecError(f"{label}: base: found {base_label}, which is based on itself")
         bases.append(base_label)
@@ -345,13 +452,29 @@ def _resolve_base(raw: dict[str, Any], label: str, folder: Path) -> dict[str, An
     return raw
 
 
+def _resolve_parts(raw: dict[str, Any], label: str, folder: Path) -> dict[str, Any]:
+    """Put in the parts that a specification names, such as its model."""
+    for key, shipped_in in PARTS.items():
+        part = raw.get(key)
+        if isinstance(part, str):
+            part = {"base": part}
+        if isinstance(part, dict):
+            raw[key] = _resolve_base(dict(part), f"{label}: {key}", folder, shipped_in)
+    return raw
+
+
 def _lay_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Merge mappings key by key; a sourced number and a policy are replaced whole."""
+    """Merge mappings key by key; a sourced number, a policy and a part are replaced whole.
+
+    A part, such as the model, is written as the name of its file or as a mapping with ``base``.
+    """
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
+        if key in PARTS and isinstance(old, str):
+            old = {"base": old}
         if isinstance(old, dict) and isinstance(value, dict):
-            whole = {"value", "policy"} & (old.keys() | value.keys())
+            whole = {"value", "policy"} & (old.keys() | value.keys()) or "base" in value
             value = value if whole else _lay_over(old, value)
         result[key] = value
     return result

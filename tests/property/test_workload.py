@@ -16,6 +16,9 @@ few = settings(max_examples=25, deadline=None)
 GATES = st.one_of(
     st.just({"policy": "uniform"}),
     st.builds(lambda s: {"policy": "zipf", "exponent": s}, st.sampled_from([0.3, 1.0, 2.5])),
+    st.just(
+        {"policy": "drifting", "of": {"policy": "zipf", "exponent": 1.0}, "half_life_steps": 3}
+    ),
     st.builds(
         lambda c: {"policy": "dirichlet", "concentration": c}, st.sampled_from([0.01, 1.0, 30.0])
     ),
@@ -55,6 +58,9 @@ def workloads(draw):
         "serving.microbatches": microbatches,
         "serving.batch_per_npu": 2 * microbatches * draw(st.integers(1, 4)),
         "serving.mtp_tokens": draw(st.integers(0, 2)),
+        "deployment.attention_tp": draw(st.sampled_from([t for t in (1, 2, 4) if ranks % t == 0])),
+        "messages.buffers": draw(st.sampled_from([1, 2])),
+        "messages.flag": draw(st.sampled_from(["0 B", "512 B"])),
         "messages.send_order": draw(st.sampled_from(["shuffled", "rotated"])),
         "gate": draw(GATES),
         "seed": draw(st.integers(0, 2**32)),

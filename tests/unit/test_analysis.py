@@ -13,9 +13,13 @@ from synthetic_run import Synthetic, write_run
 FOLDER = Path(__file__).parents[2] / "analysis"
 #: Scripts that simulate a topology; all others read a run folder.
 MACHINE_SCRIPTS = ["fit_fabric.py", "validate_fabric.py"]
+#: The script that simulates whole decode steps; it has no input to be wrong.
+STEP_SCRIPTS = ["fit_step.py"]
 #: Scripts that simulate a workload.
 STUDIES = ["layer_sampling.py"]
-SCRIPTS = sorted({path.name for path in FOLDER.glob("*.py")} - {*MACHINE_SCRIPTS, *STUDIES})
+SCRIPTS = sorted(
+    {path.name for path in FOLDER.glob("*.py")} - {*MACHINE_SCRIPTS, *STEP_SCRIPTS, *STUDIES}
+)
 PAPER_ROW = {"batch_per_npu": 96, "tpot_ps": 49_400_000_000, "strength": "secondary"}
 
 
@@ -76,8 +80,33 @@ def test_every_script_is_in_the_readme():
         assert f"`{name} RUN" in readme
     for name in MACHINE_SCRIPTS:
         assert f"`{name} TOPOLOGY`" in readme
-    for name in STUDIES:
+    for name in [*STEP_SCRIPTS, *STUDIES]:
         assert f"`{name}`" in readme
+
+
+@pytest.mark.parametrize(
+    ("row", "slope", "expected"),
+    [
+        ("decode", 5.0, "communication.message_cost 6.796: step 84.0 ms\npaper: step 84.0 ms"),
+        ("prefill", -500.0, "efficiency.prefill 0.200: step 2449.8 ms\npaper: step 2449.8 ms"),
+    ],
+)
+def test_fit_of_a_step_finds_where_a_line_meets_the_row(script, monkeypatch, row, slope, expected):
+    def generate(workload, *, layers, seed, overrides):
+        ((key, value),) = overrides.items()
+        assert key in ("machine.communication.message_cost", "machine.efficiency.prefill")
+        return float(str(value).removesuffix(" us"))
+
+    class Tokens:
+        def __init__(self, value):
+            self.summary = {"step_ms": (50 if slope > 0 else 2549.761) + slope * value}
+
+    monkeypatch.setattr("ubfabric.generate_trace", generate)
+    monkeypatch.setattr("ubfabric.replay", lambda fabric, value, run, **options: value)
+    monkeypatch.setattr("ubfabric.rebuild_tokens", Tokens)
+    code, out, err = script("fit_step.py", row)
+    assert (code, err) == (0, "")
+    assert expected in out
 
 
 @pytest.mark.parametrize("name", MACHINE_SCRIPTS)

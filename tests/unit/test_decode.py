@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from ubfabric import decode as decode_module
+from ubfabric import steps as steps_module
 from ubfabric.decode import DecodeStep, generate_trace
 from ubfabric.errors import SpecError
 from ubfabric.placement import place_experts
+from ubfabric.steps import PHASES, Stage
 from ubfabric.trace import check_trace, write_trace
 from ubfabric.workload import load_workload
 
@@ -50,13 +51,18 @@ def test_all_layers_come_by_default():
 def test_streams_alternate_microbatches_within_a_layer():
     frames = tables(small(layers=1))
     dense, moe, mtp, head = (frames[i][2] for i in (0, 3, 4, 5))
-    parts = ["gate", "dispatch", "expert", "combine"]
-    assert of_rank(dense, 3, 0) == [("attention", 0), ("attention", 1)]
+    attention = [(kind, m) for m in (0, 1) for kind in ("prologue", "attention", "output")]
+    fused = ("{}", "{}-flag", "{}-receive", "{}-copy")
+    dispatch, combine = ([stage.format(name) for stage in fused] for name in PHASES)
+    parts = ["gate", *dispatch, "expert", *combine]
+    assert of_rank(dense, 3, 0) == attention
     assert of_rank(dense, 3, 1) == [("ffn", 0), ("ffn", 1)]
-    assert of_rank(moe, 3, 0) == [("attention", 0), ("attention", 1)]
+    assert of_rank(moe, 3, 0) == attention
     assert of_rank(moe, 3, 1) == [(kind, m) for m in (0, 1) for kind in parts]
-    assert of_rank(mtp, 3, 0) == [("head", -1), ("attention", 0), ("attention", 1)]
-    assert of_rank(head, 3, 0) == [("head", -1)] and of_rank(head, 3, 1) == []
+    before = [("head", -1), ("sampling", -1), ("projection", -1)]
+    assert of_rank(mtp, 3, 0) == before + attention
+    assert of_rank(head, 3, 0) == [("head", -1), ("sampling", -1), ("host", -1)]
+    assert of_rank(head, 3, 1) == []
 
 
 def test_tasks_depend_on_what_they_need_of_their_own_rank():
@@ -72,25 +78,93 @@ def test_tasks_depend_on_what_they_need_of_their_own_rank():
             assert all(other.rank == rank for other in found)
             names = [(o.kind, o.layer, o.microbatch) for o in found]
             needs[row.kind, row.layer, row.microbatch] = names
-    assert needs["attention", 0, 1] == []
-    assert needs["ffn", 0, 1] == [("attention", 0, 1)]
-    assert needs["attention", 3, 1] == [("ffn", 2, 1)]
-    assert needs["gate", 3, 1] == [("attention", 3, 1)]
+    assert needs["prologue", 0, 1] == []
+    assert needs["attention", 0, 1] == [("prologue", 0, 1)]
+    assert needs["output", 0, 1] == [("attention", 0, 1)]
+    assert needs["ffn", 0, 1] == [("output", 0, 1)]
+    assert needs["prologue", 3, 1] == [("ffn", 2, 1)]
+    assert needs["gate", 3, 1] == [("output", 3, 1)]
     assert needs["dispatch", 3, 1] == [("gate", 3, 1)]
-    assert needs["expert", 3, 1] == [("dispatch", 3, 1)]
+    assert needs["dispatch-flag", 3, 1] == [("dispatch", 3, 1)]
+    assert needs["dispatch-receive", 3, 1] == [("dispatch-flag", 3, 1)]
+    assert needs["dispatch-copy", 3, 1] == [("dispatch-receive", 3, 1)]
+    assert needs["expert", 3, 1] == [("dispatch-copy", 3, 1)]
     assert needs["combine", 3, 1] == [("expert", 3, 1)]
-    assert needs["attention", 4, 1] == [("combine", 3, 1)]
-    assert needs["head", 61, -1] == [("combine", 4, 0), ("combine", 4, 1)]
-    assert needs["attention", 61, 1] == [("head", 61, -1)]
-    assert needs["head", 62, -1] == [("combine", 61, 0), ("combine", 61, 1)]
+    assert needs["prologue", 4, 1] == [("combine-copy", 3, 1)]
+    assert needs["head", 61, -1] == [("combine-copy", 4, 0), ("combine-copy", 4, 1)]
+    assert needs["sampling", 61, -1] == [("head", 61, -1)]
+    assert needs["projection", 61, -1] == [("sampling", 61, -1)]
+    assert needs["prologue", 61, 1] == [("projection", 61, -1)]
+    assert needs["head", 62, -1] == [("combine-copy", 61, 0), ("combine-copy", 61, 1)]
+    assert needs["host", 62, -1] == [("sampling", 62, -1)]
 
 
-def test_only_dispatch_and_combine_communicate():
-    for _, _, tasks in tables(small()):
-        communicates = tasks.kind.isin(["dispatch", "combine"])
-        assert (tasks.sends[communicates] == tasks.kind[communicates]).all()
-        assert (tasks.waits == tasks.sends).all()
-        assert (tasks.sends[~communicates] == "").all()
+def communicating(tasks):
+    rows = tasks[(tasks["rank"] == 0) & (tasks.microbatch == 0)]
+    rows = rows[(rows.sends != "") | (rows.waits != "")]
+    return list(zip(rows.kind, rows.sends, rows.waits, strict=True))
+
+
+def test_data_go_before_flags_and_both_are_awaited_before_the_copy():
+    moe = tables(small())[3][2]
+    assert communicating(moe) == [
+        stage
+        for p in PHASES
+        for stage in (
+            (p, p, ""),
+            (f"{p}-flag", f"{p}-flag", f"{p}-flag"),
+            (f"{p}-receive", "", p),
+        )
+    ]
+
+
+def test_flags_go_from_every_rank_to_every_rank():
+    flows = tables(small())[3][1]
+    flags = flows[(flows.phase == "dispatch-flag") & (flows.microbatch == 1)]
+    assert (flags.messages == 1).all() and (flags.message_bytes == 512).all()
+    assert sorted(zip(flags.src, flags.dst, strict=True)) == [
+        (a, b) for a in range(8) for b in range(8)
+    ]
+    first = flags[flags.src == 5]
+    assert first.dst.tolist() == [6, 7, 0, 1, 2, 3, 4, 5]  # its successor before all
+
+
+def test_without_flags_a_phase_is_sent_and_awaited_by_one_task():
+    moe = tables(small(overrides={"messages.flag": "0 B"}))[3]
+    assert communicating(moe[2]) == [(p, p, p) for p in PHASES]
+    assert set(moe[1].phase) == set(PHASES)
+
+
+def test_one_buffer_takes_a_round_of_flags_before_each_phase():
+    moe = tables(small(overrides={"messages.buffers": 1}))[3]
+    kinds = [kind for kind, m in of_rank(moe[2], 2, 1) if m == 0]
+    assert kinds[1:3] == ["dispatch-ready", "dispatch"]
+    assert kinds[kinds.index("expert") + 1] == "combine-ready"
+    ready = moe[1][(moe[1].phase == "combine-ready") & (moe[1].microbatch == 0)]
+    assert len(ready) == 64 and (ready.message_bytes == 512).all()
+
+
+def test_ranks_that_share_heads_exchange_states_and_sums():
+    moe = tables(small(overrides={"deployment.attention_tp": 4}))[3]
+    rows = of_rank(moe[2], 3, 0)
+    assert [kind for kind, m in rows if m == 1] == [
+        "gather", "prologue", "attention", "output", "reduce", "reduce-copy",
+    ]  # fmt: skip
+    for phase in ("gather", "reduce"):
+        flows = moe[1][(moe[1].phase == phase) & (moe[1].microbatch == 0)]
+        pairs = sorted(zip(flows.src, flows.dst, strict=True))
+        assert pairs == [(a, b) for a in range(8) for b in range(8) if a // 4 == b // 4 and a != b]
+        # 4 requests of 2 tokens a microbatch, 7,168 numbers in BF16
+        assert (flows.messages == 1).all() and (flows.message_bytes == 8 * 7168 * 2).all()
+
+
+def test_a_message_costs_an_engine_what_it_costs_the_cores_of_the_stream():
+    tasks = tables(generate_trace(REFERENCE, layers=1))[3][2]
+    sends = tasks.sends != ""
+    assert (tasks.message_cost_ps[sends] == 3_560_000).all()  # 16 cores on 16 engines
+    assert (tasks.message_cost_ps[~sends] == 0).all()
+    alone = tables(generate_trace(REFERENCE, layers=1, overrides={"serving.microbatches": 1}))[3][2]
+    assert set(alone.message_cost_ps) == {0, 3_560_000 * 16 // 48}
 
 
 @pytest.mark.parametrize(
@@ -104,6 +178,9 @@ def test_only_dispatch_and_combine_communicate():
         {"messages.network": "rdma", "messages.service_level": 3},
         {"gate": {"policy": "zipf", "exponent": 1.5}},
         {"deployment.expert_layout": {"policy": "balanced"}},
+        {"deployment.attention_tp": 2},
+        {"messages.buffers": 1},
+        {"messages.flag": "0 B"},
     ],
 )
 def test_generated_trace_passes_all_checks(changes):
@@ -130,6 +207,7 @@ def test_later_mtp_passes_run_one_token_a_request():
 
 def test_flows_carry_the_reference_message_sizes():
     flows = tables(generate_trace(REFERENCE, layers=1))[3][1]
+    flows = flows[flows.phase.isin(PHASES)]
     sizes = flows.groupby(["phase", "microbatch"], observed=True).message_bytes.agg(["min", "max"])
     assert sizes.loc["dispatch"].to_numpy().tolist() == [[7_680, 7_680]] * 2
     assert sizes.loc["combine"].to_numpy().tolist() == [[14_336, 14_336]] * 2
@@ -168,21 +246,32 @@ def moe_plan(decode):
     return next(plan for plan in decode.plans if plan.label == "moe")
 
 
-def test_attention_passes_through_its_anchor_and_its_fixed_part():
-    decode = step()
-    assert decode.duration_ps(moe_plan(decode), "attention") == 600_000_000
-    quarter = step(serving__batch_per_npu=48, serving__kv_tokens=2048)
-    assert quarter.duration_ps(moe_plan(quarter), "attention") == 240_000_000
+def stage_us(decode, plan, kind):
+    return decode.duration_ps(plan, Stage(kind, 0)) / 1e6
 
 
-def test_expert_time_is_the_longer_of_reading_and_computing():
+def test_attention_of_a_microbatch_works_on_its_tokens_and_requests():
     decode = step()
-    operator = decode.spec.operators.expert
-    parameters = 3 * 7168 * 2048
-    read_us, token_us = parameters / 1.6e6, 2 * parameters / (752e6 * 8 / 24 * 0.8)
-    assert (round(read_us, 1), round(token_us, 2)) == (27.5, 0.44)
-    us = decode.roofline_ps(operator, parameters, [0, 1, 62, 480]) / 1e6
-    assert us == pytest.approx([read_us, read_us, read_us, 480 * token_us])
+    # 48 tokens x 128 heads x 4,096 x (576 + 512), two operations each, on 16 of 24 cores
+    ops = 2 * 48 * 128 * 4096 * (576 + 512)
+    expected = 2 + ops / (376e6 * 16 / 24 * 0.654)
+    assert stage_us(decode, moe_plan(decode), "attention") == pytest.approx(expected, rel=1e-6)
+    # without microbatches all tokens on all cores
+    alone = step(serving__microbatches=1)
+    expected = 2 + 2 * ops / (376e6 * 0.654)
+    assert stage_us(alone, moe_plan(alone), "attention") == pytest.approx(expected, rel=1e-6)
+
+
+def test_ranks_that_share_heads_share_tokens_and_work():
+    plain, shared = step(SMALL), step(SMALL, deployment__attention_tp=4)
+    times = [stage_us(d, moe_plan(d), "attention") for d in (plain, shared)]
+    # four times the tokens with a quarter of the heads: as much to compute, and no faster
+    assert times[0] == pytest.approx(times[1], rel=0.01)
+    times = [stage_us(d, moe_plan(d), "output") for d in (plain, shared)]
+    # four times the tokens, but a quarter of the weights to read; 6 us are launches
+    assert times[1] - 6 == pytest.approx((times[0] - 6) / 4, rel=0.01)
+    added = 4 * 8 * 7168 * 2 / (1.6e6 * 0.841)
+    assert stage_us(shared, moe_plan(shared), "reduce-copy") == pytest.approx(added, rel=1e-3)
 
 
 def test_expert_task_takes_the_time_of_its_tokens():
@@ -192,9 +281,20 @@ def test_expert_task_takes_the_time_of_its_tokens():
     received = flows[flows.phase == "dispatch"].groupby(["microbatch", "dst"]).messages.sum()
     experts = tasks[tasks.kind == "expert"].set_index(["microbatch", "rank"]).duration_ps
     token_ps = 2 * 3 * 7168 * 2048 * 1e12 / (752e12 * 8 / 24 * 0.8)
-    expected = 10_000_000 + received * token_ps
+    expected = 6_000_000 + received * token_ps
     assert experts.sort_index().to_numpy() == pytest.approx(expected.sort_index().to_numpy(), abs=1)
     assert experts.max() > experts.min()
+
+
+@pytest.mark.parametrize(
+    ("phase", "a_message"), [("dispatch", 7680 + 7168), ("combine", 14336 + 14336 / 9)]
+)
+def test_copies_take_the_time_of_what_came(phase, a_message):
+    flows, tasks = tables(generate_trace(REFERENCE, layers=1))[3][1:]
+    received = flows[flows.phase == phase].groupby(["microbatch", "dst"]).messages.sum()
+    copies = tasks[tasks.kind == f"{phase}-copy"].set_index(["microbatch", "rank"]).duration_ps
+    expected = received * a_message / (1.6e12 * 0.841) * 1e12
+    assert copies.sort_index().to_numpy() == pytest.approx(expected.sort_index().to_numpy(), abs=1)
 
 
 def test_replicas_of_a_rank_run_one_after_another_and_idle_ones_cost_nothing():
@@ -203,20 +303,41 @@ def test_replicas_of_a_rank_run_one_after_another_and_idle_ones_cost_nothing():
     placement = place_experts(decode.spec.deployment, popularity, 8)
     tokens = np.zeros(len(placement.slot_expert), np.int64)
     tokens[:3] = 1
-    read_ps = 3 * 7168 * 2048 / 1.6e12 * 1e12
-    times = decode.expert_ps(placement, tokens)
-    assert times[0] == pytest.approx(10_000_000 + 3 * read_ps, abs=1)
-    assert (times[1:] == 10_000_000).all()
+    read_ps = 3 * 7168 * 2048 / (1.6e12 * 0.841) * 1e12
+    times = decode.expert_ps(placement, tokens, None)
+    assert times[0] == pytest.approx(6_000_000 + 3 * read_ps, abs=1)
+    assert (times[1:] == 6_000_000).all()
 
 
 def test_dense_and_head_are_bound_by_memory_at_the_reference_point():
     decode = step()
     dense = next(plan for plan in decode.plans if plan.label == "dense")
     head = next(plan for plan in decode.plans if plan.label == "head")
-    read_ps = 3 * 7168 * 18432 / 1.6e12 * 1e12
-    assert decode.duration_ps(dense, "ffn") == pytest.approx(10_000_000 + read_ps, abs=1)
-    read_ps = 2 * 7168 * 129280 / 1.6e12 * 1e12
-    assert decode.duration_ps(head, "head") == pytest.approx(110_000_000 + read_ps, abs=1)
+    read_us = 3 * 7168 * 18432 / (1.6e6 * 0.841)
+    assert stage_us(decode, dense, "ffn") == pytest.approx(8 + read_us, rel=1e-6)
+    read_us = 2 * 7168 * 129280 / (1.6e6 * 0.841)
+    assert stage_us(decode, head, "head") == pytest.approx(4 + read_us, rel=1e-6)
+    # the last pass of one MTP token works on one token a request
+    read_us = 48 * 129280 * 4 * 4 / (1.6e6 * 0.841)
+    assert stage_us(decode, head, "sampling") == pytest.approx(8 + read_us, rel=1e-6)
+    assert stage_us(decode, head, "host") == 2_000
+
+
+def test_measured_times_replace_the_roofline_operator_by_operator(tmp_path):
+    (tmp_path / "t.csv").write_text(
+        "operator,tokens,kv_tokens,time\nattention,1,1024,100 us\nattention,48,1024,100 us\n"
+        "expert,1,,50 us\nexpert,999,,50 us\n"
+    )
+    text = "base: decode-ep8-sample\nname: a\noperators: {table: t.csv}\n"
+    (tmp_path / "a.yaml").write_text(text)
+    (_, _, measured), (_, _, plain) = (
+        tables(generate_trace(s))[3] for s in (tmp_path / "a.yaml", SMALL)
+    )
+    times = measured.groupby("kind").duration_ps.max()
+    assert times["attention"] == 100_000_000
+    # 50 us for each of the 33 replicas of a rank that got tokens
+    assert times["expert"] % 50_000_000 == 0 and 25 <= times["expert"] // 50_000_000 <= 33
+    assert times["prologue"] == plain.groupby("kind").duration_ps.max()["prologue"]
 
 
 def test_redundant_replicas_of_hot_experts_lower_the_longest_expert_time():
@@ -329,8 +450,75 @@ def test_sparse_and_dense_counting_of_messages_agree(monkeypatch):
     plan = moe_plan(placement_step)
     popularity = np.full(256, 1 / 256)
     placement = place_experts(placement_step.spec.deployment, popularity, 8)
-    slots = placement_step.route(plan, 0, popularity, placement)
-    dense = decode_module._count_messages(slots, placement, plan.tokens)
-    monkeypatch.setattr(decode_module, "_PAIRS_COUNTED_PER_MESSAGE", 0)
-    sparse = decode_module._count_messages(slots, placement, plan.tokens)
+    slots = placement.assign_replicas(placement_step.route(plan, 0))
+    dense = steps_module.count_messages(slots, placement, plan.tokens)
+    monkeypatch.setattr(steps_module, "_PAIRS_COUNTED_PER_MESSAGE", 0)
+    sparse = steps_module.count_messages(slots, placement, plan.tokens)
     assert (dense == sparse).all() and dense[2].sum() == 8 * plan.tokens * 9
+
+
+def recorded_sample(tmp_path, experts, **extra):
+    np.savez(tmp_path / "r.npz", experts=experts)
+    keys = "".join(f"{key}: {value}\n" for key, value in extra.items())
+    text = "base: decode-ep8-sample\nname: a\ngate: {policy: recorded, file: r.npz}\n" + keys
+    (tmp_path / "a.yaml").write_text(text)
+    return load_workload(tmp_path / "a.yaml")
+
+
+def test_recorded_tokens_are_routed_in_order_and_alike_in_all_layers(tmp_path):
+    rng = np.random.default_rng(3)
+    tokens = np.argsort(rng.random((500, 58, 256)), axis=2)[:, :, :8].astype(np.int16)
+    decode = DecodeStep(recorded_sample(tmp_path, tokens), 1, [3, 4])
+    plan, later = (plan for plan in decode.plans if plan.label == "moe")
+    first, second = decode.route(plan, 0), decode.route(plan, 1)
+    assert first.shape == (8 * 8, 8)
+    place = int(np.flatnonzero((tokens[:, 0] == first[0]).all(axis=1))[0])
+    order = (place + np.arange(128)) % 500
+    assert (first == tokens[order[:64], 0]).all() and (second == tokens[order[64:], 0]).all()
+    assert (decode.route(later, 0) == tokens[order[:64], 1]).all()
+    mtp = next(plan for plan in decode.plans if plan.label == "mtp")
+    assert (decode.route(mtp, 0) == tokens[order[:64], 57]).all()
+    flows = decode.chunk(3).flows.to_pandas()
+    sent = flows[(flows.phase == "dispatch") & (flows.microbatch == 0)].messages.sum()
+    assert sent == 64 * 9
+    assert decode.planned_load(3) == pytest.approx(np.bincount(tokens[:, 0].ravel()) / 4000)
+
+
+def test_a_plan_is_kept_until_the_next_and_gets_worse_as_popularity_drifts():
+    gate = {"policy": "drifting", "of": {"policy": "hottest", "ratio": 30.0}, "half_life_steps": 8}
+    base = {
+        "gate": gate,
+        "deployment.plan.interval_steps": 16,
+        "deployment.redundancy.policy": "greedy",
+        "deployment.expert_layout.policy": "balanced",
+    }
+
+    def at(number):
+        workload = load_workload("decode-ep32-sample", base | {"serving.step": number})
+        return DecodeStep(workload, 1, 1)
+
+    loads = {number: at(number).planned_load(3) for number in (0, 15, 16, 17)}
+    assert (loads[0] == loads[15]).all() and (loads[16] == loads[17]).all()
+    assert (loads[15] != loads[16]).any()
+    assert sorted(loads[15]) == pytest.approx(sorted(loads[16]))
+
+    def worst(number):
+        flows = at(number).chunk(3).flows.to_pandas()
+        return flows[flows.phase == "dispatch"].groupby("dst").messages.sum().max()
+
+    assert worst(15) > 1.3 * worst(0) and worst(15) > 1.3 * worst(16)
+
+
+def test_counted_load_is_a_count_of_tokens():
+    skew = {"gate": {"policy": "hottest", "ratio": 10.0}}
+    exact = DecodeStep(load_workload(SMALL, skew), 1, 1).planned_load(3)
+    counted = {
+        n: DecodeStep(
+            load_workload(SMALL, skew | {"deployment.plan.counted_tokens": n}), 1, 1
+        ).planned_load(3)
+        for n in (100, 20_000)
+    }
+    assert counted[100] * 800 == pytest.approx(np.rint(counted[100] * 800))
+    off = {n: abs(load - exact).sum() for n, load in counted.items()}
+    # what is left is the group rule, which shifts some load, and chance
+    assert off[20_000] < 0.2 and off[100] > 2 * off[20_000]

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ubfabric.errors import SpecError
-from ubfabric.gate import GATE_POLICIES, parse_gate, route_tokens, selection_weights
+from ubfabric.gate import GATE_POLICIES, RoutedModel, parse_gate, route_tokens, selection_weights
 
 DEEPSEEK = {"top_k": 8, "n_groups": 8, "kept_groups": 4, "group_score_experts": 2}
 
@@ -16,8 +18,8 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-def shares(policy, n_experts=256, layer=3, folder=Path(), seed=0):
-    return parse_gate(policy).prepare(n_experts, folder)(layer, rng(seed))
+def shares(policy, n_experts=256, layer=3, folder=Path(), seed=0, step=0):
+    return parse_gate(policy).prepare(n_experts, folder, step)(layer, rng(seed))
 
 
 def affinity_winners(popularity, n_tokens, top_k, n_groups, kept_groups, best, generator):
@@ -168,7 +170,7 @@ def test_missing_file_is_refused(tmp_path):
     ("raw", "message"),
     [
         ("zipf", r"found 'zipf', allowed a mapping with 'policy'"),
-        ({"policy": "pareto"}, r"found 'pareto', allowed: dirichlet, file, uniform, zipf"),
+        ({"policy": "pareto"}, r"found 'pareto', allowed: dirichlet, drifting, file, hottest, "),
         ({"policy": "zipf"}, r"exponent: .*required"),
         ({"policy": "zipf", "exponent": -1.0}, r"exponent: found -1\.0"),
         ({"policy": "uniform", "skew": 1}, r"skew: found 1; unknown key; allowed: policy"),
@@ -181,5 +183,147 @@ def test_malformed_policy_is_refused(raw, message):
 
 
 def test_policies_are_found_by_name():
-    assert set(GATE_POLICIES) >= {"uniform", "zipf", "dirichlet", "file"}
+    names = {"uniform", "zipf", "hottest", "dirichlet", "drifting", "file", "recorded"}
+    assert set(GATE_POLICIES) >= names
     assert all(cls.name == name for name, cls in GATE_POLICIES.items())
+
+
+@pytest.mark.parametrize("ratio", [1.0, 5.0, 30.0, 200.0])
+def test_hottest_expert_has_its_ratio_to_the_mean(ratio):
+    popularity = shares({"policy": "hottest", "ratio": ratio})
+    assert popularity.max() / popularity.mean() == pytest.approx(ratio)
+
+
+def test_thirty_times_the_mean_leaves_a_fifth_of_the_experts_above_it():
+    popularity = shares({"policy": "hottest", "ratio": 30.0})
+    assert (popularity > popularity.mean()).mean() == pytest.approx(0.20, abs=0.025)
+
+
+def test_no_expert_is_hotter_than_all_together():
+    with pytest.raises(SpecError, match=r"gate: ratio: found 256, allowed 1 to below 256"):
+        shares({"policy": "hottest", "ratio": 256.0})
+
+
+DRIFTING = {
+    "policy": "drifting",
+    "of": {"policy": "zipf", "exponent": 1.0},
+    "half_life_steps": 10.0,
+}
+
+
+def test_drift_moves_shares_between_experts_and_forgets_at_its_half_life():
+    first = shares(DRIFTING, n_experts=4096)
+    assert sorted(first) == pytest.approx(sorted(shares(DRIFTING["of"], n_experts=4096)))
+
+    def correlation(step):
+        later = shares(DRIFTING, n_experts=4096, step=step)
+        assert sorted(later) == pytest.approx(sorted(first))
+        ranks = (np.argsort(np.argsort(x)) for x in (first, later))
+        return np.corrcoef(*ranks)[0, 1]
+
+    # of ranks, the correlation of a Gaussian pair is 6 / pi x arcsin(rho / 2)
+    for step, rho in ((1, 0.5**0.1), (10, 0.5), (40, 0.0625)):
+        expected = 6 / np.pi * np.arcsin(rho / 2)
+        assert correlation(step) == pytest.approx(expected, abs=0.04)
+
+
+def test_drift_of_an_unknown_policy_is_refused():
+    with pytest.raises(ValueError, match=r"of: .*found 'pareto', allowed: dirichlet"):
+        parse_gate(DRIFTING | {"of": {"policy": "pareto"}})
+    with pytest.raises(SpecError, match=r"'recorded' inside another policy"):
+        shares(DRIFTING | {"of": {"policy": "recorded", "file": "x.npz"}})
+
+
+TINY = RoutedModel(layers=3, dense_layers=1, n_experts=4, top_k=2)
+EXPERTS = np.array([[[0, 1], [2, 3]], [[3, 0], [1, 2]], [[1, 2], [0, 1]]], np.int16)
+
+
+def recorded(folder, name):
+    return parse_gate({"policy": "recorded", "file": name}).recorded(TINY, folder)
+
+
+def record_rows(experts=EXPERTS, first_layer=1):
+    return [
+        {"token": 7 * token, "layer": first_layer + layer, "experts": of.tolist()}
+        for token, layers in enumerate(experts)
+        for layer, of in enumerate(layers)
+    ]
+
+
+def test_npz_parquet_and_csv_hold_the_same_record(tmp_path):
+    np.savez(tmp_path / "moe.npz", experts=EXPERTS)
+    with_dense = np.concatenate([np.zeros((3, 1, 2), np.int16), EXPERTS], axis=1)
+    np.savez(tmp_path / "all.npz", experts=with_dense)
+    np.savez(tmp_path / "named.npz", experts=EXPERTS[:, ::-1], layers=np.array([2, 1]))
+    rows = record_rows()
+    pq.write_table(pa.Table.from_pylist(rows[::-1]), tmp_path / "r.parquet")
+    lines = [f"{r['token']},{r['layer']},{';'.join(map(str, r['experts']))}" for r in rows]
+    (tmp_path / "r.csv").write_text("\n".join(["token,layer,experts", *lines]))
+    for name in ("moe.npz", "all.npz", "named.npz", "r.parquet", "r.csv"):
+        record = recorded(tmp_path, name)
+        assert record(1).tolist() == EXPERTS[:, 0].tolist(), name
+        assert record(2).tolist() == record(3).tolist() == EXPERTS[:, 1].tolist(), name
+
+
+def save(folder, name, **arrays):
+    np.savez(folder / name, **arrays)
+    return name
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"ids": EXPERTS}, r"found arrays ids, allowed: experts, and optionally layers"),
+        ({"experts": EXPERTS[0]}, r"found int16 of shape \(2, 2\), allowed integers of shape"),
+        ({"experts": EXPERTS * 0.5}, r"experts: found float\d+ of shape \(3, 2, 2\)"),
+        ({"experts": EXPERTS[:, :1]}, r"experts: found 1 layers, allowed 3 or 2; or name them"),
+        ({"experts": EXPERTS, "layers": np.arange(3)}, r"layers: found int64 of shape \(3,\)"),
+        ({"experts": EXPERTS[:, :, :1]}, r"experts: found 1 a token, allowed 2, the model's top_k"),
+        ({"experts": EXPERTS + 1}, r"layer 1: token 1 in order: found experts \[4, 1\]"),
+        ({"experts": EXPERTS * 0}, r"found experts \[0, 0\], allowed different ones of 0 to 3"),
+    ],
+)
+def test_malformed_npz_is_refused_in_one_line(tmp_path, arrays, message):
+    with pytest.raises(SpecError, match=message) as caught:
+        recorded(tmp_path, save(tmp_path, "r.npz", **arrays))
+    assert "r.npz" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("token,experts\n0,1;2\n", r"found columns token, experts, allowed: token, layer, exp"),
+        ("token,layer,experts\n", r"found no rows"),
+        ("token,layer,experts\n0,1,1\n", r"row 1: found token 0, layer 1, experts \[1\]"),
+        ("token,layer,experts\n0,1,1;x\n", r"row 1: found token 0, layer 1, experts \[1, 'x'\]"),
+        ("token,layer,experts\n-1,1,1;2\n", r"row 1: found token -1"),
+        (
+            "token,layer,experts\n0,1,1;2\n0,1,1;2\n",
+            r"token 0: found layer 1 2 times, allowed once",
+        ),
+        ("token,layer,experts\n0,1,1;2\n0,2,1;2\n4,1,1;2\n", r"token 4: found layer 2 0 times"),
+        ("token,layer,experts\n0,1,1;9\n", r"layer 1: token 0 in order: found experts \[1, 9\]"),
+    ],
+)
+def test_malformed_record_is_refused_in_one_line(tmp_path, text, message):
+    (tmp_path / "r.csv").write_text(text)
+    with pytest.raises(SpecError, match=message) as caught:
+        recorded(tmp_path, "r.csv")
+    assert "r.csv" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_record_that_is_no_record_is_refused(tmp_path):
+    (tmp_path / "r.npz").write_text("no archive")
+    (tmp_path / "r.parquet").write_text("no table")
+    for name in ("none.npz", "r.npz", "r.parquet"):
+        with pytest.raises(SpecError, match=rf"{name}: cannot be read"):
+            recorded(tmp_path, name)
+    with pytest.raises(SpecError, match=r"found ending '\.json', allowed: \.npz, \.parquet, \.csv"):
+        recorded(tmp_path, "r.json")
+
+
+def test_record_without_an_earlier_layer_is_refused(tmp_path):
+    save(tmp_path, "r.npz", experts=EXPERTS[:, :1], layers=np.array([2]))
+    record = recorded(tmp_path, "r.npz")
+    with pytest.raises(SpecError, match=r"layer 1 is missing; found layers 2"):
+        record(1)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 from synthetic_run import US, Synthetic, write_run
 
+import ubfabric as ub
 from ubfabric.errors import ResultError
 from ubfabric.results import LINK_SCHEMA, RunWriter
 from ubfabric.tokens import SHARES, rebuild_tokens
@@ -574,3 +575,25 @@ def layer_run(path, completions_us, metadata, first_kind="combine"):
     table = table.assign(rank=0, stream=0, microbatch=0, kind="combine")
     table.loc[0, "kind"] = first_kind
     return task_run(path, [], metadata=metadata, table=table)
+
+
+def test_stages_of_an_operator_count_as_one_task(tmp_path):
+    trace = ub.generate_trace("decode-ep8-sample", layers=[3])
+    result = ub.replay(ub.build_topology("one-node"), trace, tmp_path / "run")
+    tokens = ub.rebuild_tokens(result)
+    assert not tokens.streams["kind"].str.contains("-").any()
+    tasks = result.tasks()
+    tasks["kind"] = tasks["kind"].astype(str)
+    for phase in ("dispatch", "combine"):
+        parts = tasks[tasks["kind"].str.startswith(phase)]
+        assert parts["kind"].nunique() == 4
+        spans = parts.groupby(["layer", "microbatch", "rank"]).agg(
+            start=("start_ps", "min"), finish=("finish_ps", "max")
+        )
+        spans["time"] = spans["finish"] - spans["start"]
+        busy = tokens.streams[tokens.streams["kind"] == phase].set_index("rank")["busy_ps"]
+        assert (busy == spans.groupby("rank")["time"].sum()).all()
+        # the median over ranks of the MoE layer, in which stages are one operator as well
+        median = tokens.summary["rank_latency_us"][phase]["p50"] * 1e6
+        of_layer = spans.loc[3, "time"].sort_values()
+        assert median == pytest.approx(of_layer.iloc[(len(of_layer) - 1) // 2])

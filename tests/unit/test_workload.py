@@ -28,7 +28,7 @@ def test_reference_has_the_papers_deployment():
 
 
 def test_every_number_of_the_reference_has_a_source():
-    _, raw = load_yaml(REFERENCE, "traffic")
+    raw = load_workload(REFERENCE).raw
     sourced = {row["key"] for row in provenance(raw)}
     plain = []
 
@@ -45,6 +45,22 @@ def test_every_number_of_the_reference_has_a_source():
 
     walk(raw, "")
     assert plain == ["schema", "seed", "messages.service_level"]
+
+
+@pytest.mark.parametrize("folder", ["models", "machines", "operators"])
+def test_every_number_of_a_shipped_part_has_a_source(folder):
+    for name in shipped(f"traffic/{folder}"):
+        _, raw = load_yaml(name, f"traffic/{folder}")
+        sourced = {row["key"] for row in provenance(raw)}
+
+        def check(value, key, sourced=sourced, name=name):
+            if isinstance(value, dict) and key not in sourced:
+                for inner, item in value.items():
+                    check(item, f"{key}.{inner}" if key else inner)
+            else:
+                assert key in sourced or isinstance(value, str), f"{name}: {key}"
+
+        check(raw, "")
 
 
 @pytest.mark.parametrize("name", sorted(shipped("traffic")))
@@ -83,11 +99,53 @@ def test_base_replaces_sourced_numbers_whole(tmp_path):
 
 
 def test_base_leaves_no_note_on_a_number_it_does_not_supply(tmp_path):
-    number = "{value: 90 us, source: measured, strength: read}"
-    text = f"base: {REFERENCE}\noperators: {{attention: {{fixed: {number}}}}}\n"
-    attention = load_workload(write(tmp_path, "a.yaml", text)).raw["operators"]["attention"]
-    assert attention["fixed"] == {"value": "90 us", "source": "measured", "strength": "read"}
-    assert attention["anchor_time"]["value"] == "600 us"
+    number = "{value: 0.9, source: measured, strength: read}"
+    text = f"base: {REFERENCE}\nmachine: {{efficiency: {{memory: {number}}}}}\n"
+    efficiency = load_workload(write(tmp_path, "a.yaml", text)).raw["machine"]["efficiency"]
+    assert efficiency["memory"] == {"value": 0.9, "source": "measured", "strength": "read"}
+    assert efficiency["attention"]["value"] == 0.654
+
+
+def test_model_and_machine_are_files_of_their_own(tmp_path):
+    write(tmp_path, "m.yaml", "base: pangu-ultra-moe\nname: mine\nlayers: 40\n")
+    file = write(tmp_path, "a.yaml", f"base: {REFERENCE}\nname: a\nmodel: m.yaml\n")
+    model = load_workload(file).spec.model
+    assert (model.name, model.layers, model.hidden_size) == ("mine", 40, 7680)
+    # a part with a base replaces the base's part whole, one without changes single numbers of it
+    write(tmp_path, "b.yaml", "base: a.yaml\nname: b\nmodel: {layers: 30}\n")
+    assert load_workload(tmp_path / "b.yaml").spec.model.hidden_size == 7680
+    assert load_workload(tmp_path / "b.yaml").spec.model.layers == 30
+    text = "base: a.yaml\nname: c\nmodel: {base: deepseek-r1, layers: 30}\n"
+    assert load_workload(write(tmp_path, "c.yaml", text)).spec.model.hidden_size == 7168
+    text = f"base: {REFERENCE}\nname: d\nmodel: {{layers: 50}}\nmachine: {{host_gap: 1 ms}}\n"
+    workload = load_workload(write(tmp_path, "d.yaml", text), {"model.dense_layers": 1})
+    assert workload.spec.model.moe_layers == 49 and workload.spec.machine.host_gap == 10**9
+    assert workload.raw["model"]["vocabulary"]["value"] == 129_280
+    other = load_workload(file, {"model": "deepseek-r1"})
+    assert other.spec.model.name == "DeepSeek-R1"
+
+
+def test_memory_of_a_die_holds_weights_cache_and_buffers():
+    parts = load_workload(REFERENCE).spec.memory_bytes()
+    assert parts["message buffers"] == 645 * 2**20
+    # 48 requests of 4,096 tokens, 512 + 64 numbers in BF16, 61 layers and the MTP layer
+    assert parts["KV cache"] == 48 * 4096 * 576 * 2 * 62
+    a_layer = 7168 * (1536 + 576) + 1536 * 128 * 192 + 128 * 128 * 7168  # INT8
+    absorbed = 2 * 128 * 512 * 256  # BF16
+    experts = 59 * (3 * 7168 * 2048 + 2 * 7168 * 256)
+    rest = 3 * 3 * 7168 * 18432 + 2 * 2 * 7168 * 7168 + 2 * 2 * 7168 * 129280
+    assert parts["weights"] == 62 * (a_layer + absorbed) + experts + rest
+    halved = changed(deployment__attention_tp=2).memory_bytes()
+    assert halved["weights"] == parts["weights"] - 31 * (a_layer + absorbed)
+    assert halved["KV cache"] == 2 * parts["KV cache"]  # the latent is not divided among heads
+    single = changed(messages__buffers=1).memory_bytes()
+    assert single["message buffers"] == 420 * 2**20
+
+
+def test_model_that_does_not_fit_is_refused_with_what_is_missing():
+    with pytest.raises(SpecError, match=r"hbm_capacity: found 64\.0 GB a die, which DeepSeek-R1 "
+                       r"exceeds by \d+\.\d GB: weights 20\.6 GB, KV cache 56\.2 GB"):  # fmt: skip
+        changed(serving__kv_tokens=16_384)
 
 
 def test_gate_file_is_found_beside_the_specification(tmp_path):
@@ -138,26 +196,35 @@ def test_bad_base_is_refused(tmp_path, text, message):
         ("model__kept_groups", 9, "kept_groups: found 9, allowed 1 to 8"),
         ("model__dense_layers", 61, "dense_layers: found 61, allowed below 61"),
         ("simulate_moe_layers", 59, "simulate_moe_layers: found 59, allowed 1 to 58"),
-        ("operators__gate__fixed", 15, "operators.gate.fixed: found 15, which has no unit"),
-        ("operators__gate__fixed", "-1 us", "found '-1 us', which is negative"),
+        ("machine__launch", 15, "machine.launch: found 15, which has no unit"),
+        ("machine__launch", "-1 us", "found '-1 us', which is negative"),
         (
-            "operators__attention__anchor_time",
-            "1 us",
-            "anchor_time: found 1000000 ps, allowed fixed",
+            "operators__streams__expert__cube_cores",
+            9,
+            "operators.streams: found 25 cube_cores of both .* allowed up to .*cube_cores = 24",
         ),
         (
-            "operators__expert__cube_cores",
-            25,
-            "operators.expert.cube_cores: found 25, allowed 1 to",
+            "machine__die__int8_rate",
+            "752 TB/s",
+            "machine.die.int8_rate: found '752 TB/s'; expected .* Top/s",
         ),
-        ("die__int8_rate", "752 TB/s", "die.int8_rate: found '752 TB/s'; expected .* Top/s"),
+        ("machine__efficiency__memory", 1.2, "machine.efficiency.memory: found 1.2"),
+        ("model", "gpt", "model: base: 'gpt' is neither .* shipped in traffic/models: deep"),
+        ("model__attention__kind", "mha", "model.attention: .*'mla', 'gqa'"),
+        ("deployment__attention_tp", 3, "attention_tp: found 3, allowed a divisor of ranks = 320"),
+        (
+            "deployment__attention_tp",
+            160,
+            "attention_tp: found 160, allowed a divisor of model.attention.heads = 128",
+        ),
+        ("messages__buffers", 3, "messages.buffers: found 3"),
         ("messages__network", "ib", "messages.network: found 'ib'"),
         ("messages__dispatch__pad", "9 GB", "messages.dispatch: found a message of 9000007168 B"),
         ("gate", {"policy": "zipf"}, "gate: exponent: .*required"),
-        ("gate__policy", "pareto", "gate: policy: found 'pareto', allowed: dirichlet, file"),
+        ("gate__policy", "pareto", "gate: policy: found 'pareto', allowed: dirichlet, drift"),
         ("schema", 2, "schema: found 2"),
         ("seed", -1, "seed: found -1"),
-        ("reference__rows", [{"ranks": 3}], "reference.rows.0.batch_per_npu: required key"),
+        ("reference__rows", [{"ranks": 3}], "reference.rows.0.tokens_per_s_per_npu: required"),
         ("name__x", 1, "override 'name.x': 'name' is not a mapping"),
     ],
 )

@@ -1,43 +1,93 @@
 """Decode of DeepSeek-R1 at EP320, held against the results of arXiv 2506.12708.
 
-The paper's rows (batch 96, 24 and 8 an NPU at 4,096 KV tokens) are secondary sources in
-``traffic/deepseek-r1-decode-ep320.yaml``. The attention time of 600 us a microbatch at
-batch 96 is read from notes on the same paper and is the longest of the two streams, so
-the first row checks that nothing else adds up to much more or less, not that the time
-was predicted. Operator times elsewhere are linear in tokens by assumption.
+The paper's rows are secondary sources in ``traffic/deepseek-r1-decode-ep320.yaml``. Operator
+times follow from the model's shape and the machine's peaks; one parameter, what a message costs
+a vector core, is fitted on the row at batch 96 (``analysis/fit_step.py``). Batch 24 and 8, the
+time without MTP and the times of a stream are predictions.
+
+Whether the paper's rows at batch 24 and 8 used two microbatches is not said. Two are taken at
+batch 24 and one at batch 8, where two would miss the objective of 15 ms that the row is for
+(simulated: 20.0 ms); with one, batch 24 comes out at 19.9 ms.
 """
 
 import pytest
 
 import ubfabric as ub
 
-#: Batch an NPU to the allowed error of TPOT. At batch 96 attention is given and the rest of a
-#: step (dense layers, MTP, head, launches) is derived or assumed: 10 %. At batch 24 and 8 the
-#: step hangs on how attention and the assumed fixed costs scale down from the one anchor:
-#: measured -21 % and -9 %, bounded a little above. Closer bounds need operator times that
-#: follow from the hardware.
-TOLERANCE = {96: 0.10, 24: 0.25, 8: 0.12}
 
-
-def tokens_at(batch_per_npu, tmp_path):
+def tokens_at(tmp_path, **serving):
     trace = ub.generate_trace(
         "deepseek-r1-decode-ep320",
-        layers=3,
+        layers=4,
         seed=1,
-        overrides={"serving.batch_per_npu": batch_per_npu},
+        overrides={f"serving.{key}": value for key, value in serving.items()},
     )
     return ub.rebuild_tokens(ub.replay(ub.cloudmatrix384(), trace, tmp_path / "run"))
 
 
+#: Batch an NPU, microbatches, and the allowed error of TPOT: 1 % where the parameter was fitted,
+#: 5 % where it is a prediction (measured: +1.0 % at batch 24, +3.0 % at batch 8).
+ROWS = [
+    (96, 2, 0.01),
+    pytest.param(24, 2, 0.05, marks=pytest.mark.slow),
+    pytest.param(8, 1, 0.05, marks=pytest.mark.slow),
+]
+
+
 @pytest.mark.validation
-@pytest.mark.parametrize(
-    "batch_per_npu",
-    [96, pytest.param(24, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)],
-)
-def test_tpot_is_near_the_papers_row(batch_per_npu, tmp_path):
-    tokens = tokens_at(batch_per_npu, tmp_path)
+@pytest.mark.parametrize(("batch", "microbatches", "tolerance"), ROWS)
+def test_tpot_is_near_the_papers_row(batch, microbatches, tolerance, tmp_path):
+    tokens = tokens_at(tmp_path, batch_per_npu=batch, microbatches=microbatches)
     row = tokens.paper.set_index("quantity").loc["TPOT"]
-    assert abs(row["difference_percent"]) <= 100 * TOLERANCE[batch_per_npu]
+    assert abs(row["difference_percent"]) <= 100 * tolerance
     # throughput is batch over TPOT, in the paper as here
     rate = tokens.summary["tokens_per_s_per_npu"]
-    assert rate == pytest.approx(batch_per_npu / tokens.summary["tpot_ms"] * 1e3, rel=1e-6)
+    assert rate == pytest.approx(batch / tokens.summary["tpot_ms"] * 1e3, rel=1e-6)
+
+
+def layer_us(tokens):
+    return tokens.layers.loc[tokens.layers["steady"], "increment_ps"].mean() / 1e6
+
+
+@pytest.mark.validation
+@pytest.mark.slow
+def test_layers_with_and_without_mtp_and_streams_are_near_the_notes(tmp_path):
+    with_mtp = tokens_at(tmp_path / "1")
+    without = tokens_at(tmp_path / "0", mtp_tokens=0)
+    # notes on the paper: 1,260 us and 874 us a layer; measured 1,274 and 821 us
+    assert layer_us(with_mtp) == pytest.approx(1260, rel=0.05)
+    assert layer_us(without) == pytest.approx(874, rel=0.08)
+    # MTP gains 6 to 49 % in the paper, more at small batch
+    assert 1.06 <= without.summary["tpot_ms"] / with_mtp.summary["tpot_ms"] <= 1.49
+    # and about 600 us a stream and microbatch, in both; measured 544 and 634 us
+    streams = with_mtp.streams.groupby(["rank", "kind"])["busy_ps"].sum().unstack().median() / 1e6
+    moe = with_mtp.summary["moe_layers_simulated"] + 1  # and the MTP layer
+    attention = streams[["prologue", "attention", "output"]].sum() / (moe + 3)
+    expert = streams[["gate", "dispatch", "expert", "combine"]].sum() / moe
+    assert attention / 2 == pytest.approx(600, rel=0.12)
+    assert expert / 2 == pytest.approx(600, rel=0.12)
+
+
+@pytest.mark.validation
+@pytest.mark.slow
+def test_two_microbatches_do_not_gain_what_the_paper_says(tmp_path):
+    """A miss, on record: the paper gains 9.4 % at batch 96, the simulation loses 13 %.
+
+    Two microbatches read all weights twice and run every operator on a part of the cores. What
+    one microbatch is simulated at, 1.11 ms a layer, the paper's gain puts at 1.38 ms; operators
+    on the whole die are too fast here (see also the step of arXiv 2508.02520).
+    """
+    two = tokens_at(tmp_path / "2")
+    one = tokens_at(tmp_path / "1", microbatches=1)
+    gain = one.summary["tpot_ms"] / two.summary["tpot_ms"] - 1
+    assert -0.17 <= gain <= -0.07
+
+
+@pytest.mark.validation
+@pytest.mark.slow
+def test_step_of_another_serving_system_on_the_same_machine(tmp_path):
+    """EP288 without microbatches, arXiv 2508.02520; nothing is fitted to it."""
+    trace = ub.generate_trace("xdeepserve-decode-ep288", layers=4, seed=1)
+    tokens = ub.rebuild_tokens(ub.replay(ub.cloudmatrix384(), trace, tmp_path / "run"))
+    row = tokens.paper.set_index("quantity").loc["TPOT"]
+    assert -16 <= row["difference_percent"] <= -6  # measured -11.3 %: 44.4 ms for 50 ms

@@ -1,0 +1,286 @@
+"""One batch of prefill of a mixture-of-experts model as a trace.
+
+Attention is ``staged``, the hybrid parallelism of CloudMatrix-Infer (arXiv 2506.12708, prefill
+section): all ranks of an instance fill a batch of prompts together. Each has an equal share of the
+packed tokens for the down-projections; an all-gather of the latents gives every rank all tokens, of
+which it does its share of the heads; an all-to-all brings the heads of its own tokens back for the
+output projection. Or it is ``data`` parallel: each rank has prompts of its own and all heads; every
+rank is taken to be as loaded as the most loaded one, since all meet in the dispatch.
+
+Then gate, dispatch, experts and combine as in decode, in bulk: one transfer to each rank, by SDMA
+where ``messages.operation`` says so.
+
+A die has one stream of products and attention, and one of transfers for each microbatch, with what
+goes with them: packing, copying and the down-projections, 3 % of the products. With two
+microbatches one computes while the other's data move.
+
+Not modelled: the MTP layer's pass over the prompt, chunks of prompts, reuse of a cached prefix,
+and contention of the streams for HBM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ubfabric.errors import SpecError
+from ubfabric.operators import ELEMENT_BYTES, MlaSpec, Precision, Work
+from ubfabric.placement import ExpertPlacement
+from ubfabric.steps import (
+    ALL_MICROBATCHES,
+    PHASES,
+    PS_PER_S,
+    Block,
+    LayerPlan,
+    Stage,
+    Step,
+    count_messages,
+    slot_tokens,
+)
+from ubfabric.trace import TraceChunk, empty_table
+from ubfabric.workload import PrefillSpec, Workload
+
+#: Streams of a die: products, and transfers of the first microbatch; the second's come after.
+COMPUTE_STREAM, FIRST_TRANSFER_STREAM = 0, 1
+#: All-gather of latents before the heads, all-to-all of the heads' results after them.
+GATHER, SCATTER = "gather", "scatter"
+_BF16, _INT8 = ELEMENT_BYTES["bf16"], ELEMENT_BYTES["int8"]
+#: Bytes of an element that is read in BF16 and written in INT8.
+_QUANTISED = _BF16 + _INT8
+
+
+class PrefillStep(Step):
+    """Builds the chunks of a prefill batch; parameters and errors as of :class:`Step`."""
+
+    def __init__(self, workload: Workload, seed: int, layers: int | Sequence[int]) -> None:
+        super().__init__(workload, seed, layers)
+        attention = workload.spec.model.attention
+        if not isinstance(workload.spec, PrefillSpec) or not isinstance(attention, MlaSpec):
+            raise SpecError(f"{workload.label}: kind: found 'decode', allowed: prefill")
+        self.spec, self.attention = workload.spec, attention
+        self.is_staged = self.spec.serving.attention == "staged"
+        #: Ranks that share a microbatch's prompts and its heads.
+        self.sharing = self.n_ranks if self.is_staged else 1
+        self.heads = attention.heads // self.sharing
+        parts = deal(self.spec.prompt_lengths, self.microbatches)
+        if not self.is_staged:
+            by_rank = [deal(part, self.n_ranks) for part in parts]
+            parts = [max(ranks, key=sum) for ranks in by_rank]
+        #: Lengths of the prompts of each microbatch that a rank has its part in.
+        self.prompts = parts
+        #: Tokens of a rank in a microbatch, padded to the same number everywhere.
+        self.tokens = max(-(-sum(lengths) // self.sharing) for lengths in parts)
+        model = self.model
+        rows = [(layer, "dense", self.tokens, 0) for layer in range(model.dense_layers)]
+        rows += [(layer, "moe", self.tokens, 0) for layer in self.moe_layers]
+        last_tokens = -(-len(self.spec.prompt_lengths) // self.n_ranks)
+        rows.append((model.layers, "head", 0, last_tokens))
+        self.plans = self.number(rows)
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what the metadata of a prefill trace have beside those of any step.
+
+        ``batch_per_npu`` is in prompt tokens, so that the token stage's tokens/s an NPU are those
+        of prefill, and its TPOT is the time of the batch.
+        """
+        rows = [
+            {
+                "ranks": row.ranks,
+                "tokens_per_npu": row.tokens_per_npu,
+                "gate": row.gate,
+                "attention": row.attention,
+                "microbatches": row.microbatches,
+                "tokens_per_s_per_npu": row.tokens_per_s_per_npu,
+                "source": row.source,
+                "strength": row.strength,
+                "note": row.note,
+            }
+            for row in self.spec.reference.rows
+        ]
+        point = {
+            "ranks": self.n_ranks,
+            "tokens_per_npu": self.spec.tokens_per_npu,
+            "gate": self.spec.gate.policy,
+            "attention": self.spec.serving.attention,
+            "microbatches": self.microbatches,
+        }
+        same_point = [row for row in rows if point.items() <= row.items()]
+        return {
+            "kind": "prefill",
+            "batch_per_npu": self.spec.tokens_per_npu,
+            "tokens_per_npu": self.spec.tokens_per_npu,
+            "gate": self.spec.gate.policy,
+            "attention": self.spec.serving.attention,
+            "paper_row": same_point[0] if same_point else None,
+            "paper_rows": rows,
+        }
+
+    def stages(self, plan: LayerPlan) -> list[Stage]:
+        """Return the tasks of one rank in a layer, the microbatches interleaved."""
+        if plan.label == "head":
+            return [Stage(kind, ALL_MICROBATCHES) for kind in ("head", "sampling", "host")]
+        groups = [["down", "heads", "output", "ffn"]]
+        if self.is_staged:
+            groups = [["down", GATHER, "heads", SCATTER, "output", "ffn"]]
+        if plan.label == "moe":
+            groups[0][-1:] = ["gate", "dispatch", "dispatch-copy"]
+            groups.append(["expert", "combine", "combine-copy"])
+        return [
+            self._stage(kind, microbatch)
+            for group in groups
+            for microbatch in range(self.microbatches)
+            for kind in group
+        ]
+
+    def _stage(self, kind: str, microbatch: int) -> Stage:
+        moves = kind in (GATHER, SCATTER, *PHASES)
+        phase = kind if moves else ""
+        is_light = kind.endswith("-copy") or (kind == "down" and self.is_staged)
+        stream = FIRST_TRANSFER_STREAM + microbatch if moves or is_light else COMPUTE_STREAM
+        return Stage(kind, microbatch, phase, phase, stream)
+
+    def chunk(self, position: int) -> TraceChunk:
+        """Build one chunk; the same whether or not others were built before."""
+        plan = self.plans[position]
+        durations: dict[tuple[str, int], np.ndarray | int] = {}
+        blocks: list[Block] = []
+        if plan.label != "head" and self.sharing > 1:
+            blocks = self._head_blocks(plan)
+        if plan.label == "moe":
+            placement = self.place(plan.layer)
+            for microbatch in range(self.microbatches):
+                slots = placement.assign_replicas(self.route(plan, microbatch))
+                tokens_by_slot = slot_tokens(slots, placement, plan.tokens)
+                durations["expert", microbatch] = self._expert_ps(placement, tokens_by_slot)
+                there = count_messages(slots, placement, plan.tokens)
+                for phase, messages in (("dispatch", there), ("combine", there[[1, 0, 2]])):
+                    blocks.append(self._bulk(microbatch, phase, messages))
+                    arrived = np.bincount(messages[1], messages[2], self.n_ranks)
+                    durations[f"{phase}-copy", microbatch] = self.copy_ps(phase, arrived)
+        flows = self.flow_table(plan.layer, blocks) if blocks else empty_table("flows")
+        return TraceChunk(plan.layer, plan.label, flows, self.task_table(position, durations))
+
+    def _bulk(self, microbatch: int, phase: str, messages: np.ndarray) -> Block:
+        """Return the flows of a phase: tokens one by one, or one transfer of SDMA to each rank."""
+        size = getattr(self.messages, phase).message_bytes(self.model.hidden_size)
+        operation = self.messages.operation
+        if operation == "write":
+            return Block(microbatch, phase, messages, size)
+        src, dst, count = messages[:, messages[0] != messages[1]]  # what stays is only copied
+        one_each = np.stack([src, dst, np.ones(len(src), np.int64)])
+        return Block(microbatch, phase, one_each, count * size, operation)
+
+    def _head_blocks(self, plan: LayerPlan) -> list[Block]:
+        """Return the flows of the all-gather and the all-to-all of attention."""
+        attention, n = self.attention, self.n_ranks
+        src, dst = (part.ravel() for part in np.indices((n, n)))
+        pairs = np.stack([src, dst, np.ones(len(src), np.int64)])[:, src != dst]
+        sizes = {
+            # Queries are quantised for the next product; the rest is as the cache holds it.
+            GATHER: plan.tokens
+            * (attention.q_lora_rank * _INT8 + attention.cache_elements * _BF16),
+            SCATTER: plan.tokens * self.heads * attention.v_head_dim * _BF16,
+        }
+        return [
+            Block(microbatch, phase, pairs, size, self.messages.operation)
+            for microbatch in range(self.microbatches)
+            for phase, size in sizes.items()
+        ]
+
+    def message_cost_ps(self, stage: Stage) -> int:
+        """Return what a message of dispatch or combine costs an engine; SDMA has its own start."""
+        if stage.sends not in PHASES or self.messages.operation != "write":
+            return 0
+        communication, die = self.spec.machine.communication, self.spec.machine.die
+        return communication.message_cost * communication.engines // die.vector_cores
+
+    def _expert_ps(self, placement: ExpertPlacement, tokens_by_slot: np.ndarray) -> np.ndarray:
+        """Return the time of the expert operator of each rank, its activation function included."""
+        times = self.expert_ps(placement, tokens_by_slot, None)
+        launches = self.times.launches_ps("expert")
+        if launches == 0:  # measured
+            return times
+        arrived = np.bincount(placement.slot_rank, tokens_by_slot, self.n_ranks)
+        gated = (self.model.ffn_matrices - 1) * _BF16 + _INT8  # read, and written in INT8
+        moved = arrived * self.model.expert_ffn_size * gated / self.memory_bytes_per_s * PS_PER_S
+        longer = (times - launches + moved) / self.spec.machine.efficiency.prefill
+        whole: np.ndarray = launches + np.rint(longer).astype(np.int64)
+        return whole
+
+    def duration_ps(self, plan: LayerPlan, stage: Stage) -> int:
+        """Return the time of a stage that does not depend on routing, in picoseconds."""
+        kind, machine = stage.kind, self.spec.machine
+        if kind == "host":
+            return machine.host_gap
+        if kind in ("head", "sampling"):
+            return int(np.rint(self.times.time_ps(kind, plan.head_tokens)))
+        if kind == "dispatch":  # tokens are quantised into the buffer they are sent from
+            size = self.messages.dispatch.message_bytes(self.model.hidden_size)
+            a_token = self.model.hidden_size * _BF16
+            a_token += (self.model.top_k + self.model.shared_experts) * size
+            return machine.launch + self._moved_ps(plan.tokens * a_token)
+        if kind in (GATHER, SCATTER, "combine"):
+            return machine.launch
+        kernels = self._kernels(kind, plan.tokens, stage.microbatch)
+        time = sum(float(self.times.roofline_ps(work)) for work in kernels)
+        return round(time / machine.efficiency.prefill) + len(kernels) * machine.launch
+
+    def _moved_ps(self, n_bytes: float) -> int:
+        return round(n_bytes / self.memory_bytes_per_s * PS_PER_S)
+
+    def _kernels(self, kind: str, tokens: int, microbatch: int) -> list[Work]:
+        """Return the work of each kernel of a stage, activations read and written included."""
+        model, attention = self.model, self.attention
+        operators = self.spec.operators
+        hidden, rank = model.hidden_size, attention.q_lora_rank
+        norm = Work({}, tokens * hidden * (2 * _BF16 + _QUANTISED))  # of state and residual
+        qk = attention.qk_nope_head_dim + attention.qk_rope_head_dim
+        if kind == "down":
+            down = rank + attention.cache_elements
+            latents = Work({}, tokens * (rank * _QUANTISED + attention.cache_elements * 2 * _BF16))
+            return [norm, _product(tokens, hidden, down, operators.prologue.precision), latents]
+        if kind == "heads":
+            every = tokens * self.sharing
+            lengths = np.array(self.prompts[microbatch], np.int64)
+            pairs = int((lengths * (lengths + 1) // 2).sum())  # of a query and a key before it
+            latents = Work({}, every * attention.kv_lora_rank * _QUANTISED)
+            queries = _product(every, rank, self.heads * qk, operators.prologue.precision)
+            keys = self.heads * (attention.qk_nope_head_dim + attention.v_head_dim)
+            values = _product(every, attention.kv_lora_rank, keys, operators.prologue.precision)
+            rotated = Work({}, every * self.heads * attention.qk_rope_head_dim * 2 * _BF16)
+            ops = 2 * self.heads * pairs * (qk + attention.v_head_dim)
+            read = every * self.heads * 2 * (qk + attention.v_head_dim) * _BF16
+            fused = Work({operators.attention.precision: ops}, read, "attention")
+            return [latents, queries, values, rotated, fused]
+        if kind == "output":
+            out = attention.heads * attention.v_head_dim
+            quantised = Work({}, tokens * out * _QUANTISED)
+            return [quantised, _product(tokens, out, hidden, operators.output.precision)]
+        if kind == "gate":
+            router = _product(tokens, hidden, model.routed_experts, operators.gate.precision)
+            return [Work({}, tokens * hidden * 4 * _BF16), router]
+        wide = (model.ffn_matrices - 1) * model.dense_ffn_size
+        gated = Work({}, tokens * (wide * _BF16 + model.dense_ffn_size * _INT8))
+        precision = operators.ffn.precision
+        up = _product(tokens, hidden, wide, precision)
+        return [norm, up, gated, _product(tokens, model.dense_ffn_size, hidden, precision)]
+
+
+def _product(tokens: int, inner: int, outer: int, precision: Precision) -> Work:
+    """Return the work of a product of tokens with a matrix; its result is written in BF16."""
+    size = ELEMENT_BYTES[precision]
+    moved = inner * outer * size + tokens * (inner * size + outer * _BF16)
+    return Work({precision: 2 * tokens * inner * outer}, moved)
+
+
+def deal(lengths: list[int], n_parts: int) -> list[list[int]]:
+    """Deal prompts out: the longest first, each to the part with the fewest tokens so far."""
+    parts: list[list[int]] = [[] for _ in range(n_parts)]
+    sums = [0] * n_parts
+    for length in sorted(lengths, reverse=True):
+        fewest = sums.index(min(sums))
+        parts[fewest].append(length)
+        sums[fewest] += length
+    return parts

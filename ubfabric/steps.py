@@ -1,0 +1,453 @@
+"""What steps of decode and prefill have in common: routing of tokens, flows and tasks of a layer.
+
+A step is a list of layers (:class:`LayerPlan`), a layer a list of stages (:class:`Stage`), each of
+which becomes one task of every rank. :class:`Step` routes tokens to expert replicas and turns
+stages and messages into the tables of a trace; what the stages are, and how long each takes, is
+said by its subclasses in :mod:`ubfabric.decode` and :mod:`ubfabric.prefill`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ubfabric.errors import SpecError
+from ubfabric.gate import RoutedModel, route_tokens
+from ubfabric.operators import CoresSpec, OperatorTimes
+from ubfabric.placement import ExpertPlacement, place_experts
+from ubfabric.sampling import draw_layers
+from ubfabric.trace import FLOW_SCHEMA, TASK_SCHEMA, TraceChunk
+from ubfabric.workload import Workload
+
+PHASES = ("dispatch", "combine")
+#: Microbatch of a stage that concerns all.
+ALL_MICROBATCHES = -1
+PS_PER_S = 10**12
+# What a random generator is for; part of its seed.
+_FOR_POPULARITY, _FOR_ROUTING, _FOR_ORDER, _FOR_LAYERS, _FOR_COUNTING = 1, 2, 3, 4, 5
+# Counting every pair of ranks is faster than sorting messages up to about this ratio.
+_PAIRS_COUNTED_PER_MESSAGE = 16
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """Place of one layer in the step.
+
+    Attributes
+    ----------
+    layer : int
+        Index in the model; MTP layers and the head follow the model's last.
+    label : str
+        ``dense``, ``moe``, ``mtp`` or ``head``.
+    first_task : int
+        Id of the layer's first task.
+    tokens : int
+        Tokens of one rank in one microbatch.
+    head_tokens : int
+        Tokens of one rank that the LM head before this layer works on; 0 without one.
+    """
+
+    layer: int
+    label: str
+    first_task: int
+    tokens: int
+    head_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One task of each rank in a layer.
+
+    Attributes
+    ----------
+    kind : str
+        Operator, or operator and stage: ``dispatch-copy``.
+    microbatch : int
+        -1 when it concerns all.
+    sends, waits : str
+        Phases, as in the task table.
+    stream : int
+        Stream that runs it.
+    """
+
+    kind: str
+    microbatch: int
+    sends: str = ""
+    waits: str = ""
+    stream: int = 0
+
+
+@dataclass(frozen=True)
+class Block:
+    """All flows of one phase and microbatch of a layer.
+
+    Attributes
+    ----------
+    microbatch : int
+    phase : str
+    messages : ndarray of int64, shape (3, n_flows)
+        Source rank, destination rank, and messages of each flow, sorted by source.
+    message_bytes : int or ndarray of int64, shape (n_flows,)
+        Bytes of each message.
+    operation : str
+        As in the flow table.
+    """
+
+    microbatch: int
+    phase: str
+    messages: np.ndarray
+    message_bytes: int | np.ndarray
+    operation: str = "write"
+
+
+class Step(ABC):
+    """Builds the chunks of one step, each on its own.
+
+    Parameters
+    ----------
+    workload : Workload
+        Checked specification.
+    seed : int
+        Seeds popularity, routing and send order, by layer and microbatch.
+    layers : int or sequence of int
+        How many MoE layers to emit, drawn by the seed, or which, by their numbers in the model.
+
+    Raises
+    ------
+    SpecError
+        If ``layers`` or ``seed`` is out of range, or a file of gate or operators does not fit.
+    """
+
+    plans: list[LayerPlan]
+
+    def __init__(self, workload: Workload, seed: int, layers: int | Sequence[int]) -> None:
+        spec = workload.spec
+        self.seed = seed
+        model, deployment = spec.model, spec.deployment
+        if seed < 0:
+            raise SpecError(f"seed: found {seed}, allowed 0 or more")
+        first, total = model.dense_layers, model.moe_layers
+        self.is_drawn = isinstance(layers, (int, np.integer))
+        if isinstance(layers, (int, np.integer)):
+            if not 1 <= layers <= total:
+                raise SpecError(f"layers: found {layers}, allowed 1 to {total} MoE layers")
+            drawn = draw_layers(total, int(layers), self._rng(0, _FOR_LAYERS))
+            self.moe_layers = [first + layer for layer in drawn]
+        else:
+            self.moe_layers = list(layers)
+            wanted = sorted(set(self.moe_layers) & set(range(first, model.layers)))
+            if not wanted or wanted != self.moe_layers:
+                raise SpecError(
+                    f"layers: found {self.moe_layers}, allowed MoE layers {first} to "
+                    f"{model.layers - 1}, ascending, each once"
+                )
+        self.n_ranks = deployment.ranks
+        self.model, self.deployment, self.messages = model, deployment, spec.messages
+        self.microbatches = spec.serving.microbatches
+        self.memory_bytes_per_s = spec.machine.memory_bytes_per_s
+        self.times = OperatorTimes(
+            model, spec.machine, spec.operators, workload.folder, deployment.attention_tp
+        )
+        step, interval = spec.serving.step, deployment.plan.interval_steps
+        routed = RoutedModel(model.layers, model.dense_layers, model.routed_experts, model.top_k)
+        self.recorded = spec.gate.recorded(routed, workload.folder)
+        if self.recorded is None:
+            self.popularity, self.planned = (
+                spec.gate.prepare(model.routed_experts, workload.folder, at)
+                for at in (step, step // interval * interval)
+            )
+
+    @abstractmethod
+    def stages(self, plan: LayerPlan) -> list[Stage]:
+        """Return the tasks of one rank in a layer, in table order: all streams' order."""
+
+    @abstractmethod
+    def duration_ps(self, plan: LayerPlan, stage: Stage) -> int:
+        """Return the time of a stage that does not depend on routing, in picoseconds."""
+
+    @abstractmethod
+    def chunk(self, position: int) -> TraceChunk:
+        """Build one chunk; the same whether or not others were built before."""
+
+    def message_cost_ps(self, stage: Stage) -> int:
+        """Return what each message of a stage costs an engine of the topology."""
+        return 0
+
+    def chunks(self) -> Iterator[TraceChunk]:
+        """Yield all chunks in order."""
+        for position in range(len(self.plans)):
+            yield self.chunk(position)
+
+    def number(self, rows: list[tuple[int, str, int, int]]) -> list[LayerPlan]:
+        """Return plans of ``(layer, label, tokens, head tokens)``, their tasks numbered."""
+        plans, first_task = [], 0
+        for layer, label, tokens, head_tokens in rows:
+            plan = LayerPlan(layer, label, first_task, tokens, head_tokens)
+            plans.append(plan)
+            first_task += len(self.stages(plan)) * self.n_ranks
+        return plans
+
+    def place(self, layer: int) -> ExpertPlacement:
+        """Place the experts of a layer as planned."""
+        return place_experts(self.deployment, self.planned_load(layer), self.model.top_k)
+
+    def route(self, plan: LayerPlan, microbatch: int) -> np.ndarray:
+        """Choose the experts of one microbatch of all ranks.
+
+        Recorded tokens are taken in their order, from a place that the seed gives, the same in
+        all layers; after the last comes the first again.
+
+        Returns
+        -------
+        ndarray of int, shape (n_ranks * tokens, top_k)
+            Experts of each token; tokens in order of source rank.
+        """
+        count = self.n_ranks * plan.tokens
+        if self.recorded is not None:
+            record = self.recorded(plan.layer)
+            first = int(self._rng(0, _FOR_ROUTING).integers(len(record))) + microbatch * count
+            return record[(first + np.arange(count)) % len(record)]
+        popularity = self.popularity(plan.layer, self._rng(plan.layer, _FOR_POPULARITY))
+        return self._draw(popularity, count, self._rng(plan.layer, _FOR_ROUTING, microbatch))
+
+    def planned_load(self, layer: int) -> np.ndarray:
+        """Return the load of each routed expert that replicas and layout are planned from.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_experts,), summing to one
+        """
+        counted = self.deployment.plan.counted_tokens
+        n_experts = self.model.routed_experts
+        if self.recorded is not None:
+            experts = self.recorded(layer)
+            experts = experts[:counted] if counted else experts
+        else:
+            popularity = self.planned(layer, self._rng(layer, _FOR_POPULARITY))
+            if not counted:
+                return popularity
+            experts = self._draw(popularity, counted, self._rng(layer, _FOR_COUNTING))
+        counts = np.bincount(experts.ravel().astype(np.int64), minlength=n_experts)
+        load: np.ndarray = counts / counts.sum()
+        return load
+
+    def _draw(self, popularity: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        model = self.model
+        return route_tokens(
+            popularity,
+            count,
+            top_k=model.top_k,
+            n_groups=model.expert_groups,
+            kept_groups=model.kept_groups,
+            group_score_experts=model.group_score_experts,
+            rng=rng,
+        )
+
+    def expert_ps(
+        self, placement: ExpertPlacement, tokens_by_slot: np.ndarray, cores: CoresSpec | None
+    ) -> np.ndarray:
+        """Return the time of the expert operator of each rank.
+
+        Parameters
+        ----------
+        tokens_by_slot : ndarray of int64, shape (n_slots,)
+            Tokens that each expert replica received.
+        cores : CoresSpec, optional
+            Cores of the die that the operator has; all by default.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_ranks,), picoseconds
+            Replicas of a rank run one after another; one without tokens costs nothing.
+        """
+        times = self.times.time_ps("expert", tokens_by_slot, cores)
+        total = np.bincount(placement.slot_rank, weights=times, minlength=self.n_ranks)
+        return self.times.launches_ps("expert") + np.rint(total).astype(np.int64)
+
+    def copy_ps(self, phase: str, messages: np.ndarray) -> np.ndarray:
+        """Return the time in which each rank copies what came from buffer to operator.
+
+        Dispatch: each message is read and its token written; combine: each message is read, and
+        one token written for all of them that it gets.
+
+        Parameters
+        ----------
+        phase : {'dispatch', 'combine'}
+        messages : ndarray of float64, shape (n_ranks,)
+            Messages that each rank received.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_ranks,), picoseconds
+        """
+        model, size = self.model, getattr(self.messages, phase)
+        written = model.hidden_size * float(size.element)
+        if phase == "combine":
+            written /= model.top_k + model.shared_experts
+        a_message = size.message_bytes(model.hidden_size) + written
+        rate = self.memory_bytes_per_s
+        times: np.ndarray = np.rint(messages * (a_message / rate * PS_PER_S)).astype(np.int64)
+        return times
+
+    def _rng(self, layer: int, purpose: int, microbatch: int = 0) -> np.random.Generator:
+        seed = np.random.SeedSequence([self.seed, layer, purpose, microbatch])
+        return np.random.Generator(np.random.PCG64(seed))
+
+    def flow_table(self, layer: int, blocks: list[Block]) -> pa.Table:
+        """Build the flow table of a layer.
+
+        Dispatch and combine go in the order that ``messages.send_order`` says; in all other
+        phases each rank begins with its successor, or all would begin with rank 0.
+        """
+        messages = self.messages
+        phases = tuple(dict.fromkeys(block.phase for block in blocks))
+        operations = tuple(dict.fromkeys(block.operation for block in blocks))
+        flows, sizes = [], []
+        for number, block in enumerate(blocks):
+            src, dst, _ = block.messages
+            if messages.send_order == "rotated" or block.phase not in PHASES:
+                turn = (dst - src - 1) % self.n_ranks
+            else:
+                rng = self._rng(layer, _FOR_ORDER, number)
+                turn = rng.integers(1 << 31, size=len(src), dtype=np.int64)
+            order = np.argsort(src << 31 | turn, kind="stable")
+            flows.append(block.messages[:, order])
+            sizes.append(np.broadcast_to(block.message_bytes, len(src))[order])
+        counts = [block.shape[1] for block in flows]
+        src, dst, n_messages = np.concatenate(flows, axis=1).astype(np.int32)
+        total = len(src)
+
+        def codes(names: tuple[str, ...], of: list[str]) -> pa.DictionaryArray:
+            numbers = np.repeat([names.index(name) for name in of], counts).astype(np.int32)
+            return _dictionary(numbers, names)
+
+        columns = {
+            "phase": codes(phases, [block.phase for block in blocks]),
+            "layer": np.full(total, layer, np.int16),
+            "microbatch": np.repeat(np.array([b.microbatch for b in blocks], np.int8), counts),
+            "src": src,
+            "dst": dst,
+            "messages": n_messages,
+            "message_bytes": np.concatenate(sizes).astype(np.int32),
+            "network": _dictionary(np.zeros(total, np.int32), (messages.network,)),
+            "service_level": np.full(total, messages.service_level, np.int8),
+            "start_ps": np.full(total, -1, np.int64),
+            "operation": codes(operations, [block.operation for block in blocks]),
+        }
+        arrays = [pa.array(columns[name]) for name in FLOW_SCHEMA.names]
+        return pa.Table.from_arrays(arrays, schema=FLOW_SCHEMA)
+
+    def task_table(
+        self, position: int, durations: dict[tuple[str, int], np.ndarray | int]
+    ) -> pa.Table:
+        """Build the task table of a layer: one block of all ranks a stage.
+
+        ``durations`` has the times that depend on routing, by kind and microbatch.
+        """
+        plan = self.plans[position]
+        stages = self.stages(plan)
+        ranks = np.arange(self.n_ranks)
+        times, offsets, depends_on = [], [0], []
+        for index, stage in enumerate(stages):
+            time = durations.get((stage.kind, stage.microbatch))
+            if time is None:
+                time = self.duration_ps(plan, stage)
+            times.append(np.broadcast_to(np.asarray(time, np.int64), self.n_ranks))
+            needed = self._needs(position, stages, index)
+            depends_on.append((np.array(needed, np.int64)[None, :] + ranks[:, None]).ravel())
+            offsets.append(offsets[-1] + len(needed) * self.n_ranks)
+        per_rank = np.diff(offsets) // self.n_ranks
+        ends = np.cumsum(np.repeat(per_rank, self.n_ranks))
+        n_tasks = len(stages) * self.n_ranks
+
+        def repeat(values: list[Any], dtype: Any) -> np.ndarray:
+            return np.repeat(np.array(values, dtype), self.n_ranks)
+
+        def repeat_text(values: list[str]) -> pa.Array:
+            return pa.array(repeat(values, object), pa.string())
+
+        columns = {
+            "task": plan.first_task + np.arange(n_tasks, dtype=np.int64),
+            "rank": np.tile(ranks.astype(np.int32), len(stages)),
+            "stream": repeat([stage.stream for stage in stages], np.int8),
+            "kind": repeat_text([stage.kind for stage in stages]),
+            "layer": np.full(n_tasks, plan.layer, np.int16),
+            "microbatch": repeat([stage.microbatch for stage in stages], np.int8),
+            "duration_ps": np.concatenate(times),
+            "sends": repeat_text([stage.sends for stage in stages]),
+            "waits": repeat_text([stage.waits for stage in stages]),
+            "message_cost_ps": repeat([self.message_cost_ps(s) for s in stages], np.int64),
+            "depends_on": pa.ListArray.from_arrays(
+                pa.array(np.concatenate([[0], ends]), pa.int32()),
+                pa.array(np.concatenate(depends_on)),
+            ),
+        }
+        arrays = [pa.array(columns[name]) for name in TASK_SCHEMA.names]
+        return pa.Table.from_arrays(arrays, schema=TASK_SCHEMA)
+
+    def _needs(self, position: int, stages: list[Stage], index: int) -> list[int]:
+        """Return the first task id of each stage that this one needs the result of.
+
+        The stage before it in the chain of its microbatch; the first of a chain needs the head of
+        its layer, or the last of the layer before.
+        """
+        plan, stage = self.plans[position], stages[index]
+        if stage.microbatch == ALL_MICROBATCHES:
+            if index:
+                return [plan.first_task + (index - 1) * self.n_ranks]
+            return self._results(position - 1)
+        before = [i for i in range(index) if stages[i].microbatch == stage.microbatch]
+        of_all = [i for i in range(index) if stages[i].microbatch == ALL_MICROBATCHES]
+        if before or of_all:
+            return [plan.first_task + (before or of_all)[-1] * self.n_ranks]
+        return self._results(position - 1)[stage.microbatch : stage.microbatch + 1]
+
+    def _results(self, position: int) -> list[int]:
+        """Return the first task ids of a layer's last stages, one a microbatch."""
+        if position < 0:
+            return []
+        plan = self.plans[position]
+        last = {stage.microbatch: index for index, stage in enumerate(self.stages(plan))}
+        return [
+            plan.first_task + index * self.n_ranks
+            for microbatch, index in sorted(last.items())
+            if microbatch != ALL_MICROBATCHES
+        ]
+
+
+def slot_tokens(slots: np.ndarray, placement: ExpertPlacement, tokens: int) -> np.ndarray:
+    """Return the number of tokens that each expert replica receives."""
+    n_slots = len(placement.slot_expert)
+    counts = np.bincount(slots.ravel(), minlength=n_slots)
+    if len(placement.shared_slot):
+        counts = counts + tokens * np.bincount(placement.shared_slot, minlength=n_slots)
+    return counts
+
+
+def count_messages(slots: np.ndarray, placement: ExpertPlacement, tokens: int) -> np.ndarray:
+    """Return ``[src, dst, messages]`` of the dispatch, shape (3, n_flows), sorted by src, dst."""
+    n_ranks = placement.n_ranks
+    source = np.repeat(np.arange(n_ranks, dtype=np.int64), slots.size // n_ranks)
+    cells = source * n_ranks + placement.slot_rank[slots.ravel()]
+    if n_ranks * n_ranks <= _PAIRS_COUNTED_PER_MESSAGE * len(cells):
+        counts = np.bincount(cells, minlength=n_ranks * n_ranks)
+        if len(placement.shared_slot):
+            shared = np.arange(n_ranks) * n_ranks + placement.slot_rank[placement.shared_slot]
+            counts[shared] += tokens
+        used = np.flatnonzero(counts)
+        counts = counts[used]
+    else:  # few of the n_ranks ** 2 pairs talk: sort instead of counting every pair
+        if len(placement.shared_slot):
+            shared = np.arange(n_ranks) * n_ranks + placement.slot_rank[placement.shared_slot]
+            cells = np.concatenate([cells, np.repeat(shared, tokens)])
+        used, counts = np.unique(cells, return_counts=True)
+    return np.stack([used // n_ranks, used % n_ranks, counts])
+
+
+def _dictionary(codes: np.ndarray, names: tuple[str, ...]) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), pa.array(names, pa.string()))
