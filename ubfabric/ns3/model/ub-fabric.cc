@@ -999,9 +999,8 @@ UbFabric::RunAhead(int64_t planesPs, int64_t barrierPs)
         for (uint32_t plane = 0; plane < m_planes.size(); ++plane)
         {
             m_incoming[plane].swap(m_endpoints->Outgoing(plane));
-            m_arrived[plane].packets.swap(m_planes[plane]->Outbox());
-            m_arrived[plane].accounts.swap(m_planes[plane]->AccountOutbox());
         }
+        CollectArrived();
         m_workers->Run([&](uint32_t task) {
             if (task > 0)
             {
@@ -1026,13 +1025,19 @@ UbFabric::RunAhead(int64_t planesPs, int64_t barrierPs)
 }
 
 void
-UbFabric::TakeDeliveries()
+UbFabric::CollectArrived()
 {
     for (uint32_t plane = 0; plane < m_planes.size(); ++plane)
     {
         m_arrived[plane].packets.swap(m_planes[plane]->Outbox());
         m_arrived[plane].accounts.swap(m_planes[plane]->AccountOutbox());
     }
+}
+
+void
+UbFabric::TakeDeliveries()
+{
+    CollectArrived();
     if (m_partition)
     {
         m_partition->Exchange(OwnStatus(), m_arrived);

@@ -343,6 +343,9 @@ class UbFabric : public Object, public UbWindowedProcess
      */
     void TakeArrived(UbArrived& arrived);
 
+    /// Take what has arrived out of the planes.
+    void CollectArrived();
+
     /// Hand what arrived in the planes to the endpoints and devices.
     void TakeDeliveries();
 
