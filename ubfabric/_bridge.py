@@ -331,6 +331,7 @@ class Engine:
         namespace = load()
         if _engine_alive:
             raise BridgeError("a simulation is at work in this process; close it first")
+        namespace.UbRun.Run.__release_gil__ = True  # others prepare and write tables meanwhile
         self._run = namespace.UbRun()
         _engine_alive = True
         self._chunks: dict[int, tuple[np.ndarray, ...]] = {}

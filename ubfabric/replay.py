@@ -13,7 +13,9 @@ import platform
 import sys
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -76,6 +78,8 @@ PLANE_POLICIES = {
 _SLICE_PACKET_HOPS = 1_000_000
 #: Most flows of one chunk; the engine keeps their number in 26 bits.
 _MAX_FLOWS = 1 << 26
+#: Batches whose tables may wait to be written.
+_MAX_BEING_WRITTEN = 2
 #: Most packets of one flow; the engine counts them down in 32 bits.
 _MAX_PACKETS = (1 << 32) - 1
 #: Further limits of the engine, which would end the process if they were exceeded.
@@ -511,15 +515,21 @@ class _Asked:
         self.flows = chunk.flows.select(_KEPT_FLOWS)
         self.tasks = chunk.tasks.select(_KEPT_TASKS)
         self.names = {name: _names(chunk.flows[name]) for name in _NUMBERED}
+        self.tasks_file, self.first_task_row = chunk.tasks_file, chunk.first_task_row
 
 
 @dataclass
-class _Loaded:
-    """Layers that the engine works on as one chunk."""
+class _Batch:
+    """Layers that the engine works on as one chunk, as records; see :meth:`Engine.add_chunk`."""
 
     layers: list[_Asked]
     flows: np.ndarray
     tasks: np.ndarray
+    first_task: int
+    send_order: np.ndarray
+    open_order: np.ndarray
+    dep_start: np.ndarray
+    deps: np.ndarray
     accounts: np.ndarray | None
 
 
@@ -554,32 +564,41 @@ class _Session:
         self.sampled_bytes = np.zeros(arrays.n_links, np.uint64)
         number = {name: node for node, name in enumerate(arrays.node_names)}
         self.rank_node = np.array([number[name] for name in rank_nodes], np.uint32)
-        self.loaded: dict[int, _Loaded] = {}
+        self.loaded: dict[int, _Batch] = {}
         self.done: set[int] = set()
         self.known_tasks = np.empty(0, np.int64)
         self.known_streams = np.empty(0, np.uint32)
         self.n_written = 0
         self.n_layers = 0
         self.reach = _Reach(arrays, rank_nodes, self.rank_node)
+        self.tables: ThreadPoolExecutor
+        self.being_written: deque[Future[None]] = deque()
 
     def run(self, bar: Progress) -> None:
-        """Simulate the whole trace."""
+        """Simulate the whole trace.
+
+        The engine does not hold the interpreter: while it works on layers, one thread makes
+        records of the next and another writes tables of those that are done.
+        """
         engine = self.engine
-        batches = self._batches()
-        coming = next(batches, None)
         started = time.perf_counter()
-        with bar:
+        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as self.tables, bar:
             line = bar.add_task("", total=self.trace.n_chunks, rate="", now="")
+            batches = self._batches()
+            coming = next(batches, None)
+            following = ahead.submit(next, batches, None)
             while True:
                 if coming is not None:
-                    following = next(batches, None)
-                    self._load(coming, is_last=following is None)
-                    coming = following
+                    batch, coming = coming, following.result()
+                    following = ahead.submit(next, batches, None)
+                    self._load(batch, is_last=coming is None)
                     if engine.needs_chunk():
                         continue
                 self._run_on(bar, line, started)
                 if coming is None:
                     break
+            for written in self.being_written:
+                written.result()
         left = engine.leftover()
         if left:
             ports = self._stalled_ports()
@@ -675,7 +694,8 @@ class _Session:
         step = np.diff(np.concatenate([self.sampled_bytes[None], sent]), axis=0)
         self.sampled_bytes = sent[-1]
         at, link = np.nonzero((step > 0) | (waiting > 0))
-        self.writer.write_samples(
+        self._behind(
+            self.writer.write_samples,
             pa.table(
                 {
                     "time_ps": times[at],
@@ -683,10 +703,15 @@ class _Session:
                     "bytes": step[at, link].astype(np.int64),
                     "waiting_bytes": waiting[at, link].astype(np.int64),
                 }
-            )
+            ),
         )
 
-    def _batches(self) -> Iterator[list[TraceChunk]]:
+    def _batches(self) -> Iterator[_Batch]:
+        """Yield the records of what is loaded at once."""
+        for layers in self._layers():
+            yield self._records_of(layers)
+
+    def _layers(self) -> Iterator[list[TraceChunk]]:
         """Yield what is loaded at once: a layer, or everything if the trace is open loop."""
         chunks = self.trace.chunks()
         first = next(chunks, None)
@@ -706,7 +731,8 @@ class _Session:
                 )
             yield [chunk]
 
-    def _load(self, layers: list[TraceChunk], *, is_last: bool) -> None:
+    def _records_of(self, layers: list[TraceChunk]) -> _Batch:
+        """Check layers against those before and make records of them."""
         parts = []
         for chunk in layers:
             self.known_tasks, sender, waiter = check_and_link(
@@ -740,28 +766,39 @@ class _Session:
             raise TraceError(
                 f"{layers[0].flows_file}: {len(flows)} flows in one layer, allowed {_MAX_FLOWS - 1}"
             )
-        accounts = np.zeros(len(flows), _bridge.ACCOUNT_RECORD) if self.config.account else None
-        number = self.engine.add_chunk(
-            flows,
-            tasks,
+        return _Batch(
+            layers=[_Asked(chunk) for chunk in layers],
+            flows=flows,
+            tasks=tasks,
             first_task=first_task,
             send_order=send_order,
+            open_order=np.ascontiguousarray(open_order),
             dep_start=dep_start,
             deps=deps.astype(np.uint64),
-            open_order=np.ascontiguousarray(open_order),
+            accounts=np.zeros(len(flows), _bridge.ACCOUNT_RECORD) if self.config.account else None,
+        )
+
+    def _load(self, batch: _Batch, *, is_last: bool) -> None:
+        number = self.engine.add_chunk(
+            batch.flows,
+            batch.tasks,
+            first_task=batch.first_task,
+            send_order=batch.send_order,
+            dep_start=batch.dep_start,
+            deps=batch.deps,
+            open_order=batch.open_order,
             is_last=is_last,
-            accounts=accounts,
+            accounts=batch.accounts,
         )
         if number is None:
             raise TraceError(
-                f"{layers[0].tasks_file}: more than 32 layers are unfinished at one time; a rank "
-                "runs that far ahead of another"
+                f"{batch.layers[0].tasks_file}: more than 32 layers are unfinished at one time; a "
+                "rank runs that far ahead of another"
             )
-        asked = [_Asked(chunk) for chunk in layers]
-        self.loaded[number] = _Loaded(asked, flows, tasks, accounts)
-        self._check_new_streams(layers[0], tasks)
+        self.loaded[number] = batch
+        self._check_new_streams(batch.layers[0], batch.tasks)
 
-    def _check_new_streams(self, chunk: TraceChunk, tasks: np.ndarray) -> None:
+    def _check_new_streams(self, asked: _Asked, tasks: np.ndarray) -> None:
         """Refuse a stream that begins in this layer and could have begun before it was loaded.
 
         A layer is loaded when a stream runs out of tasks. A stream that had none so far does
@@ -774,11 +811,11 @@ class _Session:
         late = first[started & (tasks["ready_ps"][first] < tasks["start_ps"][first])]
         if len(late):
             row = int(late.min())
-            rank = chunk.tasks["rank"][row].as_py()
-            stream = chunk.tasks["stream"][row].as_py()
+            rank = asked.tasks["rank"][row].as_py()
+            stream = asked.tasks["stream"][row].as_py()
             raise TraceError(
-                f"{chunk.tasks_file}: row {chunk.first_task_row + row + 1}: stream {stream} of "
-                f"rank {rank} has its first task in layer {chunk.layer} and could begin it before "
+                f"{asked.tasks_file}: row {asked.first_task_row + row + 1}: stream {stream} of "
+                f"rank {rank} has its first task in layer {asked.layer} and could begin it before "
                 "that layer is needed; give the stream a task, of no duration, in the first layer"
             )
 
@@ -845,24 +882,34 @@ class _Session:
                 )
 
     def _collect(self) -> None:
-        """Write what is complete, in the order of the trace."""
+        """Have what is complete written, in the order of the trace."""
         self.done.update(self.engine.take_complete())
         while self.n_written in self.done:
             self.done.remove(self.n_written)
-            loaded = self.loaded.pop(self.n_written)
+            batch = self.loaded.pop(self.n_written)
             self.n_written += 1
-            flow_row = task_row = 0
-            for asked in loaded.layers:
-                flows = loaded.flows[flow_row : flow_row + asked.flows.num_rows]
-                tasks = loaded.tasks[task_row : task_row + asked.tasks.num_rows]
-                if loaded.accounts is not None:
-                    account = loaded.accounts[flow_row : flow_row + len(flows)]
-                    self.writer.write_account(_account_table(asked, account))
-                flow_row += len(flows)
-                task_row += len(tasks)
-                self.writer.write_flows(asked.layer, _flows_table(asked, flows, self.cut))
-                self.writer.write_tasks(_tasks_table(asked, tasks))
-                self.n_layers += 1
+            self.n_layers += len(batch.layers)
+            self._behind(self._write, batch)
+
+    def _behind(self, write: Callable[[Any], None], what: Any) -> None:
+        """Have something written beside the simulation, after all that was asked for before."""
+        if len(self.being_written) >= _MAX_BEING_WRITTEN:
+            self.being_written.popleft().result()
+        self.being_written.append(self.tables.submit(write, what))
+
+    def _write(self, batch: _Batch) -> None:
+        """Write the tables of layers."""
+        flow_row = task_row = 0
+        for asked in batch.layers:
+            flows = batch.flows[flow_row : flow_row + asked.flows.num_rows]
+            tasks = batch.tasks[task_row : task_row + asked.tasks.num_rows]
+            if batch.accounts is not None:
+                account = batch.accounts[flow_row : flow_row + len(flows)]
+                self.writer.write_account(_account_table(asked, account))
+            flow_row += len(flows)
+            task_row += len(tasks)
+            self.writer.write_flows(asked.layer, _flows_table(asked, flows, self.cut))
+            self.writer.write_tasks(_tasks_table(asked, tasks))
 
 
 class _Reach:

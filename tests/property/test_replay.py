@@ -322,7 +322,7 @@ def test_loading_layer_by_layer_or_all_at_once_is_the_same(case):
             yield chunks
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["ubfabric.replay"]._Session, "_batches", at_once)
+        patch.setattr(sys.modules["ubfabric.replay"]._Session, "_layers", at_once)
         whole = run(graph, trace, **how)
     assert layered.files == whole.files
 

@@ -597,9 +597,9 @@ def test_layers_are_loaded_when_needed_and_that_does_not_show(monkeypatch):
     loads, most = [], []
     original = replay_module._Session._load
 
-    def spy(session, layers, *, is_last):
-        original(session, layers, is_last=is_last)
-        loads.append((len(layers), session.engine.now_ps))
+    def spy(session, batch, *, is_last):
+        original(session, batch, is_last=is_last)
+        loads.append((len(batch.layers), session.engine.now_ps))
         most.append(len(session.loaded))
 
     monkeypatch.setattr(replay_module._Session, "_load", spy)
@@ -612,7 +612,7 @@ def test_layers_are_loaded_when_needed_and_that_does_not_show(monkeypatch):
     def at_once(session):
         yield list(session.trace.chunks())
 
-    monkeypatch.setattr(replay_module._Session, "_batches", at_once)
+    monkeypatch.setattr(replay_module._Session, "_layers", at_once)
     whole = run(graph, trace)
     assert loads[n_layers:] == [(n_layers, 0)]
     assert layered.files == whole.files

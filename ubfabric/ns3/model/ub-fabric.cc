@@ -4,6 +4,7 @@
 #include "ub-fabric.h"
 
 #include "ub-net-device.h"
+#include "ub-windows.h"
 #include "ub-workers.h"
 
 #include "ns3/abort.h"
@@ -395,6 +396,7 @@ UbFabric::DoDispose()
         m_impl = nullptr;
     }
     m_step.Cancel();
+    m_windows.reset();
     m_workers.reset();
     m_partition.reset();
     m_exchange = nullptr;
@@ -498,6 +500,11 @@ UbFabric::Build(const UbFabricArrays& arrays)
     if (m_nThreads > 1)
     {
         m_workers = std::make_unique<UbWorkers>(m_nThreads, 1 + arrays.nPlanes);
+        m_windows =
+            std::make_unique<UbWindows>(*m_endpoints,
+                                        m_planes,
+                                        *m_workers,
+                                        [this](UbArrived& arrived) { TakeArrived(arrived); });
     }
     m_tasks = std::make_unique<UbTaskGraph>(*m_endpoints);
     m_endpoints->SetTaskGraph(m_tasks.get());
@@ -946,6 +953,7 @@ UbFabric::RunPlanes(int64_t untilPs)
             {
                 RunPlane(task - 1, untilPs);
             }
+            return UB_OVER;
         });
         return;
     }
@@ -973,71 +981,30 @@ UbFabric::CanRunAhead() const
     // what a broken link does to routes, and what ordinary ns-3 models make of packets, depends
     // on how far the fabric has come when they hear of it; and other processes wait for a window
     return m_workers && !m_partition && !m_isObserved && !m_sendsByBacklog &&
-           m_devicePacketsInside == 0 && m_endpoints->LookaheadPs() > 1 && !m_tasks->NeedsChunk() &&
+           m_devicePacketsInside == 0 && m_endpoints->LookaheadPs() >= UbWindows::WINDOWS &&
+           !m_tasks->NeedsChunk() &&
            std::none_of(m_planes.begin(), m_planes.end(), [](const auto& plane) {
                return plane->MayBreak();
            });
 }
 
 void
-UbFabric::RunAhead(int64_t planesPs, int64_t barrierPs)
+UbFabric::RunAhead(int64_t fromPs, int64_t barrierPs)
 {
-    const int64_t lookaheadPs = m_endpoints->LookaheadPs();
-    const auto within = [barrierPs](int64_t fromPs, int64_t widthPs) {
-        return fromPs > barrierPs - widthPs ? barrierPs : fromPs + widthPs;
-    };
-    int64_t endpointsPs = m_endpoints->RunBefore(within(planesPs, lookaheadPs / 2));
-    bool goesOn = endpointsPs < barrierPs && !m_tasks->NeedsChunk() && !m_endpoints->HasFailed();
-    while (goesOn)
-    {
-        // What arrives from planesPs on moves no endpoint before planesPs + lookaheadPs: so the
-        // endpoints go there while the planes catch up, and what has arrived up to planesPs is
-        // theirs already.
-        const int64_t targetPs = within(planesPs, lookaheadPs);
-        const uint64_t hops = GetPacketHops();
-        int64_t reachedPs = endpointsPs;
-        for (uint32_t plane = 0; plane < m_planes.size(); ++plane)
-        {
-            m_incoming[plane].swap(m_endpoints->Outgoing(plane));
-        }
-        CollectArrived();
-        m_workers->Run([&](uint32_t task) {
-            if (task > 0)
-            {
-                RunPlane(task - 1, endpointsPs);
-                return;
-            }
-            for (UbArrived& arrived : m_arrived)
-            {
-                TakeArrived(arrived);
-            }
-            reachedPs = m_endpoints->RunBefore(targetPs);
-        });
-        planesPs = endpointsPs;
-        endpointsPs = reachedPs;
-        goesOn = endpointsPs == targetPs && endpointsPs < barrierPs && !m_endpoints->HasFailed() &&
-                 !m_tasks->NeedsChunk() && GetPacketHops() - hops >= m_threadHops &&
-                 (m_stopAtHops == 0 || GetPacketHops() < m_stopAtHops);
-    }
-    TakeDeliveries();
-    RunPlanes(endpointsPs);
-    TakeDeliveries();
+    const uint64_t hops = GetPacketHops();
+    m_windows->Run(fromPs, barrierPs, m_threadHops, [this, hops](uint64_t moved) {
+        return !m_tasks->NeedsChunk() && (m_stopAtHops == 0 || hops + moved < m_stopAtHops);
+    });
 }
 
 void
-UbFabric::CollectArrived()
+UbFabric::TakeDeliveries()
 {
     for (uint32_t plane = 0; plane < m_planes.size(); ++plane)
     {
         m_arrived[plane].packets.swap(m_planes[plane]->Outbox());
         m_arrived[plane].accounts.swap(m_planes[plane]->AccountOutbox());
     }
-}
-
-void
-UbFabric::TakeDeliveries()
-{
-    CollectArrived();
     if (m_partition)
     {
         m_partition->Exchange(OwnStatus(), m_arrived);

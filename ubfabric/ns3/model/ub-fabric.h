@@ -26,6 +26,7 @@ namespace ns3
 {
 
 class UbNetDevice;
+class UbWindows;
 class UbWorkers;
 class Packet;
 
@@ -332,19 +333,16 @@ class UbFabric : public Object, public UbWindowedProcess
     /**
      * Run window after window, endpoints and planes at the same time on several threads, while
      * there is much to do.
-     * @param [in] planesPs How far endpoints and planes have come.
+     * @param [in] fromPs How far endpoints and planes have come.
      * @param [in] barrierPs How far they may go.
      */
-    void RunAhead(int64_t planesPs, int64_t barrierPs);
+    void RunAhead(int64_t fromPs, int64_t barrierPs);
 
     /**
      * Hand what arrived in a plane to the endpoints and devices.
      * @param [in,out] arrived What arrived; nothing is left.
      */
     void TakeArrived(UbArrived& arrived);
-
-    /// Take what has arrived out of the planes.
-    void CollectArrived();
 
     /// Hand what arrived in the planes to the endpoints and devices.
     void TakeDeliveries();
@@ -439,6 +437,7 @@ class UbFabric : public Object, public UbWindowedProcess
     std::unique_ptr<UbEndpointProcess> m_endpoints;   //!< the endpoints
     std::unique_ptr<UbTaskGraph> m_tasks;             //!< the tasks
     std::unique_ptr<UbWorkers> m_workers;             //!< threads, if there are several
+    std::unique_ptr<UbWindows> m_windows;             //!< what they run
     std::unique_ptr<UbPartition> m_partition;         //!< who runs which plane, if not all this one
     std::vector<std::vector<UbInjection>> m_incoming; //!< packets on their way into planes
     std::vector<UbArrived> m_arrived;                 //!< packets on their way out of planes

@@ -6,10 +6,30 @@
 namespace ns3
 {
 
+namespace
+{
+
+/// Looks at a number before a thread goes to sleep: tens of microseconds, a few times what it
+/// takes to be woken.
+constexpr uint32_t LOOKS = 2000;
+
+/// Tell the processor that this thread waits.
+inline void
+Pause()
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+} // namespace
+
 UbWorkers::UbWorkers(uint32_t nThreads, uint32_t nTasks)
     : m_nThreads(nThreads),
       m_nTasks(nTasks),
-      m_taken(std::make_unique<std::atomic<uint64_t>[]>(nTasks))
+      m_tasks(std::make_unique<Task[]>(nTasks))
 {
     for (uint32_t thread = 1; thread < nThreads; ++thread)
     {
@@ -20,8 +40,8 @@ UbWorkers::UbWorkers(uint32_t nThreads, uint32_t nTasks)
 UbWorkers::~UbWorkers()
 {
     m_isOver = true;
-    ++m_round;
-    m_round.notify_all();
+    ++m_runs;
+    m_runs.notify_all();
     for (std::thread& thread : m_threads)
     {
         thread.join();
@@ -29,54 +49,102 @@ UbWorkers::~UbWorkers()
 }
 
 void
-UbWorkers::Run(const std::function<void(uint32_t)>& work)
+UbWorkers::Run(const std::function<UbProgress(uint32_t)>& work)
 {
     m_work = &work;
     m_left = m_nTasks;
-    const uint64_t round = ++m_round;
-    m_round.notify_all();
-    Work(0, round);
-    for (uint32_t left = m_left; left != 0; left = m_left)
+    for (uint32_t task = 0; task < m_nTasks; ++task)
     {
-        m_left.wait(left);
+        // taken first: a thread that is late may still look at the tasks of the run before
+        while (m_tasks[task].isTaken.exchange(true, std::memory_order_acquire))
+        {
+            Pause();
+        }
+        m_tasks[task].isOver = false;
+        m_tasks[task].isTaken.store(false, std::memory_order_release);
     }
+    ++m_runs;
+    m_runs.notify_all();
+    Work(0);
 }
 
 void
 UbWorkers::Live(uint32_t thread)
 {
-    uint64_t round = 0;
+    uint32_t runs = 0;
     while (true)
     {
-        m_round.wait(round);
+        Await(m_runs, runs);
         if (m_isOver)
         {
             return;
         }
-        round = m_round;
-        Work(thread, round);
+        runs = m_runs;
+        Work(thread);
     }
 }
 
 void
-UbWorkers::Work(uint32_t thread, uint64_t round)
+UbWorkers::Work(uint32_t thread)
 {
     const uint32_t first = thread * m_nTasks / m_nThreads;
-    for (uint32_t i = 0; i < m_nTasks; ++i)
+    while (true)
     {
-        const uint32_t task = first + i < m_nTasks ? first + i : first + i - m_nTasks;
-        // A thread that is late finds all tasks of its round taken: nobody begins the next round
-        // before they are done.
-        uint64_t last = m_taken[task];
-        if (last < round && m_taken[task].compare_exchange_strong(last, round))
+        // looked at before all else: whatever changes after that ends the wait below
+        const uint32_t steps = m_steps;
+        if (m_left == 0)
         {
-            (*m_work)(task);
-            if (--m_left == 0)
-            {
-                m_left.notify_all();
-            }
+            return;
+        }
+        bool hasMoved = false;
+        for (uint32_t i = 0; i < m_nTasks && !hasMoved; ++i)
+        {
+            hasMoved = Try(m_tasks[first + i < m_nTasks ? first + i : first + i - m_nTasks]);
+        }
+        if (!hasMoved)
+        {
+            Await(m_steps, steps);
         }
     }
+}
+
+bool
+UbWorkers::Try(Task& task)
+{
+    if (task.isTaken.load(std::memory_order_relaxed) ||
+        task.isTaken.exchange(true, std::memory_order_acquire))
+    {
+        return false;
+    }
+    const UbProgress progress =
+        task.isOver ? UB_WAITS : (*m_work)(static_cast<uint32_t>(&task - m_tasks.get()));
+    task.isOver = task.isOver || progress == UB_OVER;
+    task.isTaken.store(false, std::memory_order_release);
+    if (progress == UB_WAITS)
+    {
+        return false;
+    }
+    if (progress == UB_OVER)
+    {
+        --m_left;
+    }
+    ++m_steps;
+    m_steps.notify_all();
+    return true;
+}
+
+void
+UbWorkers::Await(const std::atomic<uint32_t>& number, uint32_t old)
+{
+    for (uint32_t look = 0; look < LOOKS; ++look)
+    {
+        if (number.load(std::memory_order_acquire) != old)
+        {
+            return;
+        }
+        Pause();
+    }
+    number.wait(old);
 }
 
 } // namespace ns3

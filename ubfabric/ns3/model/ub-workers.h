@@ -14,14 +14,22 @@
 namespace ns3
 {
 
+/// What came of an attempt to go on with a task.
+enum UbProgress
+{
+    UB_WAITS, //!< nothing: another task has to go on first
+    UB_MOVED, //!< a step was done
+    UB_OVER   //!< a step was done, and it was the last
+};
+
 /**
  * @ingroup ub-fabric
- * @brief Threads that work on a fixed number of tasks, round after round.
+ * @brief Threads that do a fixed number of tasks, each in steps.
  *
- * Each task is done once a round, by one thread; a round is over when all are done. Which thread
- * does what is not fixed, so a task may share nothing with the others of its round. A thread
- * begins its search for work where it began the last time, so that as a rule it finds the tasks
- * whose data are in its caches.
+ * The steps of one task are done one after another, by any thread; steps of different tasks at
+ * the same time. A task says itself whether its next step can be done yet, so tasks may wait for
+ * each other, and a thread that finds one waiting goes on with another. A thread looks for work
+ * first where it found it before, so that as a rule a task's data are in its caches.
  */
 class UbWorkers
 {
@@ -37,12 +45,20 @@ class UbWorkers
     UbWorkers& operator=(const UbWorkers&) = delete;
 
     /**
-     * Do a round.
-     * @param [in] work Called once for each task, with its number.
+     * Do all tasks to their end.
+     * @param [in] work Does the next step of a task, if it can be done. What a task waits for must
+     * be told by an atomic variable that the other task has written.
      */
-    void Run(const std::function<void(uint32_t)>& work);
+    void Run(const std::function<UbProgress(uint32_t)>& work);
 
   private:
+    /// Tasks do not share a line of the cache: each is written by whoever does a step.
+    struct alignas(64) Task
+    {
+        std::atomic<bool> isTaken{false}; //!< a thread is at it
+        bool isOver{true}; //!< no more steps in this run; belongs to who has taken it
+    };
+
     /**
      * What a thread does all its life.
      * @param [in] thread Its number.
@@ -50,20 +66,35 @@ class UbWorkers
     void Live(uint32_t thread);
 
     /**
-     * Do tasks of a round that nobody has taken.
+     * Do steps until all tasks are over.
      * @param [in] thread Number of the thread.
-     * @param [in] round Number of the round.
      */
-    void Work(uint32_t thread, uint64_t round);
+    void Work(uint32_t thread);
 
-    uint32_t m_nThreads;                                  //!< number of threads
-    uint32_t m_nTasks;                                    //!< number of tasks
-    const std::function<void(uint32_t)>* m_work{nullptr}; //!< of this round
-    std::atomic<uint64_t> m_round{0};                     //!< number of the round
-    std::atomic<uint32_t> m_left{0};                      //!< tasks not done
-    std::atomic<bool> m_isOver{false};                    //!< no more rounds
-    std::unique_ptr<std::atomic<uint64_t>[]> m_taken;     //!< last round of each task
-    std::vector<std::thread> m_threads;                   //!< the threads but the caller's
+    /**
+     * Do the next step of a task, if nobody else is at it.
+     * @param [in] task The task.
+     * @return Whether a step was done.
+     */
+    bool Try(Task& task);
+
+    /**
+     * Wait until a number changes: in vain for a while, as that is sooner over than sleeping and
+     * being woken, then asleep.
+     * @param [in] number The number.
+     * @param [in] old What it was.
+     */
+    static void Await(const std::atomic<uint32_t>& number, uint32_t old);
+
+    uint32_t m_nThreads;                                        //!< number of threads
+    uint32_t m_nTasks;                                          //!< number of tasks
+    const std::function<UbProgress(uint32_t)>* m_work{nullptr}; //!< of this run
+    std::unique_ptr<Task[]> m_tasks;                            //!< the tasks
+    std::atomic<uint32_t> m_runs{0};                            //!< number of the run
+    std::atomic<uint32_t> m_left{0};                            //!< tasks that are not over
+    std::atomic<uint32_t> m_steps{0};                           //!< steps done
+    std::atomic<bool> m_isOver{false};                          //!< no more runs
+    std::vector<std::thread> m_threads;                         //!< the threads but the caller's
 };
 
 } // namespace ns3

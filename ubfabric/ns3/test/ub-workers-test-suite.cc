@@ -6,6 +6,7 @@
 
 #include "ns3/uinteger.h"
 
+#include <algorithm>
 #include <atomic>
 
 using namespace ns3;
@@ -14,16 +15,16 @@ using namespace ns3;
  * @ingroup ub-fabric-test
  * @brief Rounds of tasks on threads.
  */
-class UbRoundsTestCase : public TestCase
+class UbStepsTestCase : public TestCase
 {
   public:
     /**
      * @param [in] nThreads Number of threads.
      * @param [in] nTasks Number of tasks.
      */
-    UbRoundsTestCase(uint32_t nThreads, uint32_t nTasks)
-        : TestCase(std::to_string(nThreads) + " threads do each of " + std::to_string(nTasks) +
-                   " tasks once a round, and see what the round before has done"),
+    UbStepsTestCase(uint32_t nThreads, uint32_t nTasks)
+        : TestCase(std::to_string(nThreads) + " threads do the steps of " + std::to_string(nTasks) +
+                   " tasks in order, none before those that it waits for"),
           m_nThreads(nThreads),
           m_nTasks(nTasks)
     {
@@ -32,27 +33,49 @@ class UbRoundsTestCase : public TestCase
   private:
     void DoRun() override
     {
-        constexpr uint64_t nRounds = 2000;
+        constexpr uint64_t nRuns = 200;
+        constexpr uint64_t nSteps = 20;
+        constexpr uint64_t slack = 3;
         UbWorkers workers(m_nThreads, m_nTasks);
-        // not atomic: a round must order what its tasks do after all of the round before
-        std::vector<uint64_t> done(m_nTasks, 0);
-        std::atomic<uint64_t> total{0};
+        // not atomic: whoever takes a task must see what was done in it before
+        std::vector<uint64_t> done(m_nTasks);
+        std::vector<std::atomic<uint64_t>> told(m_nTasks);
+        std::vector<uint64_t> data(m_nTasks * nSteps);
         std::atomic<bool> isOrdered{true};
-        for (uint64_t round = 0; round < nRounds; ++round)
+        for (uint64_t run = 0; run < nRuns; ++run)
         {
+            std::fill(done.begin(), done.end(), 0);
+            std::fill(data.begin(), data.end(), 0);
+            for (auto& steps : told)
+            {
+                steps = 0;
+            }
             workers.Run([&](uint32_t task) {
+                // the first task may be a few steps ahead of the others, these never of the first
+                const uint64_t step = done[task];
+                for (uint32_t other = 0; other < m_nTasks; ++other)
+                {
+                    if (task == 0 && other > 0 && step >= slack && told[other] + slack <= step)
+                    {
+                        return UB_WAITS;
+                    }
+                }
+                if (task > 0 && told[0] <= step)
+                {
+                    return UB_WAITS;
+                }
+                isOrdered = isOrdered && (task == 0 || data[step] == step + 1);
+                data[task * nSteps + step] = step + 1;
                 ++done[task];
-                ++total;
-                // a task may look at what another did, but only in rounds before
-                isOrdered = isOrdered && done[task] == round + 1;
+                ++told[task];
+                return done[task] == nSteps ? UB_OVER : UB_MOVED;
             });
             for (uint32_t task = 0; task < m_nTasks; ++task)
             {
-                isOrdered = isOrdered && done[task] == round + 1;
+                isOrdered = isOrdered && done[task] == nSteps;
             }
         }
-        NS_TEST_ASSERT_MSG_EQ(total, nRounds * m_nTasks, "tasks done");
-        NS_TEST_ASSERT_MSG_EQ(isOrdered, true, "each once a round");
+        NS_TEST_ASSERT_MSG_EQ(isOrdered, true, "all steps, in order");
     }
 
     uint32_t m_nThreads; //!< number of threads
@@ -189,7 +212,7 @@ class UbWorkersTestSuite : public TestSuite
     {
         for (const uint32_t nThreads : {1U, 2U, 8U})
         {
-            AddTestCase(new UbRoundsTestCase(nThreads, 5), Duration::QUICK);
+            AddTestCase(new UbStepsTestCase(nThreads, 5), Duration::QUICK);
         }
         for (const bool isFaulty : {false, true})
         {
