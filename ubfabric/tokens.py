@@ -1133,7 +1133,9 @@ def _render(tokens: Tokens) -> RenderableType:
         names = ("moved", "over", "transfers", "GB", "mean us", "p50", "p99", "max", "GB/s each")
         table = table_of("Beside the step", *names, left={"moved", "over"})
         for row in tokens.pool.to_dict("records"):
-            times = [f"{row[f'{name}_ps'] / _PS_PER_US:,.1f}" for name in ("mean", "p50", "p99", "max")]
+            times = [
+                f"{row[f'{name}_ps'] / _PS_PER_US:,.1f}" for name in ("mean", "p50", "p99", "max")
+            ]
             size, rate = f"{row['bytes'] / 1e9:,.3f}", f"{row['bytes_per_s'] / 1e9:,.1f}"
             table.add_row(row["kind"], row["network"], f"{row['transfers']}", size, *times, rate)
 

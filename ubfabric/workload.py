@@ -633,7 +633,11 @@ def load_workload(
         override(raw, key, value, label)
     raw = _resolve_parts(raw, label, folder)  # an override may name another model or machine
     kind = raw.get("kind", "decode")
-    models = {"decode": WorkloadSpec, "prefill": PrefillSpec, "pool": PoolSpec}
+    models: dict[str, type[WorkloadSpec] | type[PrefillSpec] | type[PoolSpec]] = {
+        "decode": WorkloadSpec,
+        "prefill": PrefillSpec,
+        "pool": PoolSpec,
+    }
     if kind not in models:
         raise SpecError(f"{label}: kind: found {kind!r}, allowed: {', '.join(models)}")
     if kind == "pool":
