@@ -110,7 +110,7 @@ def draw(steps: pd.DataFrame, transfers: pd.DataFrame, path: str) -> None:
     right.set(ylabel="median time of a transfer (ms)", title="The pool's transfers")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=6, ncols=2)
+        axes.legend(fontsize=6, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.15))
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -159,7 +159,7 @@ POOL = ["--topology", "two-nodes", "--workload", "pool-sample", "--layers", "1",
 def test_interference_of_the_pool_is_told_by_plane(script, tmp_path):
     files = ["-o", tmp_path / "p.png", "--csv", tmp_path / "p.csv", "--runs", tmp_path / "runs"]
     small = [*POOL, "--payload", "8192", "--workers", "1", *files]
-    code, out, err = script("pool_interference.py", *small)
+    code, _, err = script("pool_interference.py", *small)
     assert (code, err) == (0, "")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     step = pd.read_csv(tmp_path / "p-step.csv").set_index("case")
