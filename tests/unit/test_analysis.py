@@ -16,7 +16,12 @@ MACHINE_SCRIPTS = ["fit_fabric.py", "validate_fabric.py"]
 #: The script that simulates whole decode steps; it has no input to be wrong.
 STEP_SCRIPTS = ["fit_step.py"]
 #: Scripts that simulate a workload.
-STUDIES = ["layer_sampling.py", "pool_interference.py"]
+STUDIES = [
+    "draw_study.py",
+    "layer_sampling.py",
+    "pool_interference.py",
+    "reproduce_paper.py",
+]
 SCRIPTS = sorted(
     {path.name for path in FOLDER.glob("*.py")} - {*MACHINE_SCRIPTS, *STEP_SCRIPTS, *STUDIES}
 )

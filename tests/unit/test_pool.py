@@ -300,6 +300,23 @@ def test_a_sweep_varies_the_keys_of_pool_and_step():
     assert points[0].simulation.trace().metadata["batch_per_npu"] == 8
 
 
+def test_a_sweep_notices_another_popularity_file_of_the_step(tmp_path):
+    file = tmp_path / "experts.csv"
+    gate = {"policy": "file", "file": str(file)}
+    sweep = {
+        "topology": "two-nodes",
+        "workload": "pool-sample",
+        "run": {"layers": 1},
+        "list": [{"workload.step.gate": gate}],
+    }
+    hashes = set()
+    for hot in (1, 2):
+        rows = "".join(f"{expert},{hot if expert == 0 else 1}\n" for expert in range(256))
+        file.write_text("expert,tokens\n" + rows)
+        hashes.add(plan_sweep(sweep)[0].point)
+    assert len(hashes) == 2
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Runs of one MoE layer: the step alone, and with the pool over rdma and over ub."""
