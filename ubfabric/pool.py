@@ -19,9 +19,10 @@ elastic memory service):
 ``model-load``
     Weights of dies that start, from the memory of CPUs (warm), at a steady rate.
 ``cached``
-    With a step of prefill whose prompts reuse tokens: the latents of each layer, for which its
-    ranks wait before attention. Read in the order of layers, at most ``cache.ahead_layers``
-    ahead of the step.
+    With a step of prefill whose prompts reuse tokens: latents for which its ranks wait before
+    attention. With ``cache.step_reads`` ``layer`` those of each layer, in the order of layers, at
+    most ``cache.ahead_layers`` ahead of the step; with ``whole`` those of all layers of a
+    microbatch before its first attention.
 
 **Networks.** Dies have ports of ``ub`` and ``rdma``, one CPU of each server one of ``vpc``. What
 goes over ``vpc`` therefore goes die, CPU (ub), CPU of the other server (vpc), die (ub), and each
@@ -606,6 +607,11 @@ class _Builder:
         ahead = chunk - 1 - spec.cache.ahead_layers
         after_step = ahead if ahead >= 0 else None
         size = spec.cache.block_tokens * spec.token_layer_bytes
+        if spec.cache.step_reads == "whole":
+            if chunk > 0:
+                self._keep_cached(chunk, microbatch)
+                return
+            pairs = {pair: count * spec.model.layers for pair, count in pairs.items()}
         network, operation = spec.cache_read.network, spec.cache_read.operation
         if operation == "read":
             for (cpu, die), count in sorted(pairs.items()):
@@ -641,6 +647,15 @@ class _Builder:
             task = _Task(cpu, stream, CACHED_MOVE, microbatch, sends=CACHED, needs=needs)
             task.after_step = None if needs else after_step
             self._add(chunk, task)
+
+    def _keep_cached(self, chunk: int, microbatch: int) -> None:
+        """Keep streams that have read all at first from calling for layers before the step does."""
+        if microbatch > 0:
+            return
+        mine = (CACHED_STREAM, CACHED_FORWARD_STREAM)
+        first = {(task.rank, task.stream) for task in self.tasks[0] if task.stream in mine}
+        for rank, stream in sorted(first):
+            self._add(chunk, _Task(rank, stream, HOLD, -1, after_step=chunk - 1))
 
     def chunk(self, position: int, chunk: TraceChunk) -> TraceChunk:
         """Return a chunk of the step with the pool's flows and tasks."""

@@ -421,7 +421,9 @@ class CacheSpec(Spec):
     prefixes: PositiveCount
     #: Whether the prefixes lie in the cache from the start.
     warm: bool
-    #: Layers that a prefill step's own reads may run ahead of it.
+    #: Whether a prefill step's own reads come layer by layer, or all before the first layer.
+    step_reads: Literal["layer", "whole"]
+    #: Layers that reads by layer may run ahead of the step.
     ahead_layers: Annotated[Count, Field(ge=0, le=16)]
 
 

@@ -166,6 +166,7 @@ def test_a_part_begins_when_the_one_before_has_arrived():
         {"model_load": None, "cache.warm": True},
         PREFILL,
         PREFILL | {"cache_read.network": "vpc"},
+        PREFILL | {"cache_read.network": "vpc", "cache.step_reads": "whole"},
         PREFILL | {"cache_read.operation": "read", "cache.ahead_layers": 0},
     ],
 )
@@ -223,6 +224,16 @@ def test_a_prefill_step_waits_for_the_latents_of_each_layer():
         first = set(waits["task"])
         for row in tasks[tasks["kind"] == "gather"].itertuples():
             assert set(row.depends_on) <= first
+
+
+def test_a_prefill_step_may_read_all_layers_at_first():
+    changes = {key.replace(".", "__"): value for key, value in PREFILL.items()}
+    traffic = pool(cache__step_reads="whole", **changes)
+    moved = []
+    for chunk in traffic.chunks():
+        cached = chunk.flows.to_pandas().query("phase == 'cached'")
+        moved.append(int((cached["messages"] * cached["message_bytes"]).sum()))
+    assert moved == [8 * 256 * 61 * TOKEN_LAYER_BYTES, *[0] * (len(moved) - 1)]
 
 
 def test_reads_of_a_prefill_step_run_ahead_as_far_as_allowed():
