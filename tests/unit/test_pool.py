@@ -359,6 +359,11 @@ def test_the_figures_of_a_step_are_its_own(runs):
             *("kv-transfer", "cache-read", "cache-write", "model-load")
         }
         assert "kv-transfer" in tokens[name].to_text()
+    own = runs["rdma"].step_tasks()
+    assert len(own) == len(runs["alone"].tasks()) < len(runs["rdma"].tasks())
+    assert set(own["kind"].cat.categories) == set(runs["alone"].tasks()["kind"].cat.categories)
+    assert runs["alone"].step_tasks().equals(runs["alone"].tasks())
+    assert len(runs["rdma"].layer_times()) == 6
     inputs = [row["key"] for row in tokens["rdma"].summary["inputs"]]
     assert inputs == [row["key"] for row in alone.summary["inputs"]]
 
