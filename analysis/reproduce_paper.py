@@ -107,7 +107,7 @@ def draw(table: pd.DataFrame, path: str) -> None:
     for role, colour in COLOURS.items():
         mine = (table["role"] == role).to_numpy()
         axes.barh(at[mine], table.loc[mine, "error"], color=colour, label=role)
-    axes.axvspan(-5, 5, color="C2", alpha=0.15, label="5 % or 5 points")
+    axes.axvspan(-5, 5, color="C2", alpha=0.15, zorder=0, label="5 % or 5 points")
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(at, table["quantity"], fontsize=7)
     axes.set_xscale("symlog", linthresh=10)
