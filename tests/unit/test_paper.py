@@ -12,6 +12,7 @@ from ubfabric.errors import SpecError
 from ubfabric.paper import PaperSpec, compare_rows, load_paper, sweep_of
 from ubfabric.specs import validate_spec
 from ubfabric.sweep import load_sweep, plan_sweep
+from ubfabric.workload import load_workload
 
 FOLDER = Path(__file__).parents[2] / "analysis"
 SHIPPED = load_paper(FOLDER / "paper.yaml")
@@ -118,6 +119,8 @@ def test_studies_are_sweeps_of_what_they_say():
         for name in ("fabric", "expert-parallelism", "skew")
     )
     assert len(fabric.combinations()) == 7
+    prefill = load_sweep(FOLDER / "studies" / "fabric-prefill.yaml")[0]
+    assert load_workload(prefill.workload).spec.kind == "prefill"
     ranks = [values["workload.deployment.ranks"] for values in experts.combinations()]
     assert ranks == [32, 64, 160, 320, 480, 768]
     gates = {values["workload.gate"]["policy"] for values in skew.combinations()}
