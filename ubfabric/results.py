@@ -689,8 +689,10 @@ class RunResult:
             own), ``when``: ``before`` the first fault, ``during`` faults until routes have
             followed the last of them, ``after``; ``before`` throughout if there were none.
         """
-        layers = self.step_tasks().groupby("layer").agg(
-            start_ps=("start_ps", "min"), finish_ps=("finish_ps", "max")
+        layers = (
+            self.step_tasks()
+            .groupby("layer")
+            .agg(start_ps=("start_ps", "min"), finish_ps=("finish_ps", "max"))
         )
         layers = layers.sort_values(["finish_ps", "start_ps"]).reset_index()
         begin = layers["finish_ps"].shift(fill_value=int(layers["start_ps"].min() or 0))
