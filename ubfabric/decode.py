@@ -44,7 +44,14 @@ from ubfabric.steps import (
     slot_tokens,
 )
 from ubfabric.trace import TRACE_SCHEMA, Trace, TraceChunk, empty_table
-from ubfabric.workload import CommonSpec, Workload, WorkloadSpec, load_workload
+from ubfabric.workload import (
+    CommonSpec,
+    PoolSpec,
+    PrefillSpec,
+    Workload,
+    WorkloadSpec,
+    load_workload,
+)
 
 #: Streams of a die.
 ATTENTION_STREAM, EXPERT_STREAM = 0, 1
@@ -245,7 +252,7 @@ def generate_trace(
     seed: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Trace:
-    """Generate the trace of one step of decode or prefill, layer by layer.
+    """Generate the trace of one step of decode or prefill, or of a pool, layer by layer.
 
     Parameters
     ----------
@@ -283,19 +290,36 @@ def generate_trace(
     spec = workload.spec
     if layers is None:
         layers = spec.simulate_moe_layers or spec.model.moe_layers
+    if isinstance(spec, PoolSpec):
+        from ubfabric.pool import PoolTraffic
+
+        within = Workload(spec.step, workload.raw["step"], workload.label, workload.folder)
+        step, metadata = _step(within, spec.step, spec.seed, layers)
+        pool = PoolTraffic(workload, step)
+        metadata |= {"spec": workload.raw, "seed": spec.seed} | pool.metadata()
+        return Trace(metadata, len(step.plans), pool.chunks)
+    step, metadata = _step(workload, spec, spec.seed, layers)
+    return Trace(metadata, len(step.plans), step.chunks)
+
+
+def _step(
+    workload: Workload,
+    spec: WorkloadSpec | PrefillSpec,
+    seed: int,
+    layers: int | Sequence[int],
+) -> tuple[Step, dict[str, Any]]:
+    """Return the step of a specification and the metadata of its trace."""
     if isinstance(spec, WorkloadSpec):
-        decode = DecodeStep(workload, spec.seed, layers)
-        return Trace(_metadata(workload, spec, decode), len(decode.plans), decode.chunks)
+        decode = DecodeStep(workload, seed, layers)
+        return decode, _metadata(workload, spec, decode)
     from ubfabric.prefill import PrefillStep
 
-    prefill = PrefillStep(workload, spec.seed, layers)
-    metadata = common_metadata(workload, prefill) | prefill.metadata()
-    return Trace(metadata, len(prefill.plans), prefill.chunks)
+    prefill = PrefillStep(workload, seed, layers)
+    return prefill, common_metadata(workload, spec, prefill) | prefill.metadata()
 
 
-def common_metadata(workload: Workload, step: Step) -> dict[str, Any]:
+def common_metadata(workload: Workload, spec: CommonSpec, step: Step) -> dict[str, Any]:
     """Return what the later stages need to know of any step, JSON-able; see traffic/README.md."""
-    spec: CommonSpec = workload.spec
     return {
         "schema": TRACE_SCHEMA,
         "name": spec.name,
@@ -345,7 +369,7 @@ def _metadata(workload: Workload, spec: WorkloadSpec, step: DecodeStep) -> dict[
         "kv_tokens": serving.kv_tokens,
     }
     same_point = [row for row in rows if point.items() <= row.items()]
-    return common_metadata(workload, step) | {
+    return common_metadata(workload, spec, step) | {
         "batch_per_npu": serving.batch_per_npu,
         "kv_tokens": serving.kv_tokens,
         "requests_per_rank": spec.requests_per_rank,

@@ -14,14 +14,20 @@ A die has one stream of products and attention, and one of transfers for each mi
 goes with them: packing, copying and the down-projections, 3 % of the products. With two
 microbatches one computes while the other's data move.
 
-Not modelled: the MTP layer's pass over the prompt, chunks of prompts, reuse of a cached prefix,
-and contention of the streams for HBM.
+Of a prompt with a cached prefix (``serving.prompts[].reused``) the rest is computed; its queries
+attend over all, so keys and values are made from the cached latents too. These are there from the
+start, or come by flows of phase ``cached`` for which each rank waits before attention
+(:mod:`ubfabric.pool`); with staged attention each rank gets an equal share, and the all-gather
+brings them to all.
+
+Not modelled: the MTP layer's pass over the prompt, chunks of prompts, and contention of the streams
+for HBM.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -40,15 +46,18 @@ from ubfabric.steps import (
     slot_tokens,
 )
 from ubfabric.trace import TraceChunk, empty_table
-from ubfabric.workload import PrefillSpec, Workload
+from ubfabric.workload import PrefillSpec, Prompt, Workload
 
 #: Streams of a die: products, and transfers of the first microbatch; the second's come after.
 COMPUTE_STREAM, FIRST_TRANSFER_STREAM = 0, 1
 #: All-gather of latents before the heads, all-to-all of the heads' results after them.
 GATHER, SCATTER = "gather", "scatter"
+#: Latents of reused tokens that come from the context cache.
+CACHED = "cached"
 _BF16, _INT8 = ELEMENT_BYTES["bf16"], ELEMENT_BYTES["int8"]
 #: Bytes of an element that is read in BF16 and written in INT8.
 _QUANTISED = _BF16 + _INT8
+T = TypeVar("T")
 
 
 class PrefillStep(Step):
@@ -64,18 +73,20 @@ class PrefillStep(Step):
         #: Ranks that share a microbatch's prompts and its heads.
         self.sharing = self.n_ranks if self.is_staged else 1
         self.heads = attention.heads // self.sharing
-        parts = deal(self.spec.prompt_lengths, self.microbatches)
+        parts = deal(self.spec.prompts, self.microbatches, _computed)
         if not self.is_staged:
-            by_rank = [deal(part, self.n_ranks) for part in parts]
-            parts = [max(ranks, key=sum) for ranks in by_rank]
-        #: Lengths of the prompts of each microbatch that a rank has its part in.
+            by_rank = [deal(part, self.n_ranks, _computed) for part in parts]
+            parts = [max(ranks, key=_tokens) for ranks in by_rank]
+        #: Prompts of each microbatch that a rank has its part in.
         self.prompts = parts
-        #: Tokens of a rank in a microbatch, padded to the same number everywhere.
-        self.tokens = max(-(-sum(lengths) // self.sharing) for lengths in parts)
+        #: Tokens that a rank computes in a microbatch, padded to the same number everywhere.
+        self.tokens = max(-(-_tokens(part) // self.sharing) for part in parts)
+        #: Cached tokens of each microbatch that a rank has its part in.
+        self.reused = [sum(prompt.reused for prompt in part) for part in parts]
         model = self.model
         rows = [(layer, "dense", self.tokens, 0) for layer in range(model.dense_layers)]
         rows += [(layer, "moe", self.tokens, 0) for layer in self.moe_layers]
-        last_tokens = -(-len(self.spec.prompt_lengths) // self.n_ranks)
+        last_tokens = -(-len(self.spec.prompts) // self.n_ranks)
         rows.append((model.layers, "head", 0, last_tokens))
         self.plans = self.number(rows)
 
@@ -92,6 +103,7 @@ class PrefillStep(Step):
                 "gate": row.gate,
                 "attention": row.attention,
                 "microbatches": row.microbatches,
+                "reused_tokens": 0,
                 "tokens_per_s_per_npu": row.tokens_per_s_per_npu,
                 "source": row.source,
                 "strength": row.strength,
@@ -105,6 +117,7 @@ class PrefillStep(Step):
             "gate": self.spec.gate.policy,
             "attention": self.spec.serving.attention,
             "microbatches": self.microbatches,
+            "reused_tokens": self.spec.serving.reused_tokens,
         }
         same_point = [row for row in rows if point.items() <= row.items()]
         return {
@@ -113,6 +126,7 @@ class PrefillStep(Step):
             "tokens_per_npu": self.spec.tokens_per_npu,
             "gate": self.spec.gate.policy,
             "attention": self.spec.serving.attention,
+            "reused_tokens": self.spec.serving.reused_tokens,
             "paper_row": same_point[0] if same_point else None,
             "paper_rows": rows,
         }
@@ -124,6 +138,8 @@ class PrefillStep(Step):
         groups = [["down", "heads", "output", "ffn"]]
         if self.is_staged:
             groups = [["down", GATHER, "heads", SCATTER, "output", "ffn"]]
+        if any(self.reused):
+            groups[0].insert(1, CACHED)
         if plan.label == "moe":
             groups[0][-1:] = ["gate", "dispatch", "dispatch-copy"]
             groups.append(["expert", "combine", "combine-copy"])
@@ -135,6 +151,8 @@ class PrefillStep(Step):
         ]
 
     def _stage(self, kind: str, microbatch: int) -> Stage:
+        if kind == CACHED:
+            return Stage(kind, microbatch, "", CACHED, FIRST_TRANSFER_STREAM + microbatch)
         moves = kind in (GATHER, SCATTER, *PHASES)
         phase = kind if moves else ""
         is_light = kind.endswith("-copy") or (kind == "down" and self.is_staged)
@@ -177,17 +195,20 @@ class PrefillStep(Step):
         attention, n = self.attention, self.n_ranks
         src, dst = (part.ravel() for part in np.indices((n, n)))
         pairs = np.stack([src, dst, np.ones(len(src), np.int64)])[:, src != dst]
-        sizes = {
-            # Queries are quantised for the next product; the rest is as the cache holds it.
-            GATHER: plan.tokens
-            * (attention.q_lora_rank * _INT8 + attention.cache_elements * _BF16),
-            SCATTER: plan.tokens * self.heads * attention.v_head_dim * _BF16,
-        }
-        return [
-            Block(microbatch, phase, pairs, size, self.messages.operation)
-            for microbatch in range(self.microbatches)
-            for phase, size in sizes.items()
-        ]
+        # Queries are quantised for the next product; the rest is as the cache holds it.
+        a_query, a_latent = attention.q_lora_rank * _INT8, attention.cache_elements * _BF16
+        blocks = []
+        for microbatch in range(self.microbatches):
+            held = plan.tokens + -(-self.reused[microbatch] // n)
+            sizes = {
+                GATHER: plan.tokens * a_query + held * a_latent,
+                SCATTER: plan.tokens * self.heads * attention.v_head_dim * _BF16,
+            }
+            blocks += [
+                Block(microbatch, phase, pairs, size, self.messages.operation)
+                for phase, size in sizes.items()
+            ]
+        return blocks
 
     def message_cost_ps(self, stage: Stage) -> int:
         """Return what a message of dispatch or combine costs an engine; SDMA has its own start."""
@@ -214,6 +235,8 @@ class PrefillStep(Step):
         kind, machine = stage.kind, self.spec.machine
         if kind == "host":
             return machine.host_gap
+        if kind == CACHED:
+            return 0
         if kind in ("head", "sampling"):
             return int(np.rint(self.times.time_ps(kind, plan.head_tokens)))
         if kind == "dispatch":  # tokens are quantised into the buffer they are sent from
@@ -243,15 +266,19 @@ class PrefillStep(Step):
             return [norm, _product(tokens, hidden, down, operators.prologue.precision), latents]
         if kind == "heads":
             every = tokens * self.sharing
-            lengths = np.array(self.prompts[microbatch], np.int64)
-            pairs = int((lengths * (lengths + 1) // 2).sum())  # of a query and a key before it
-            latents = Work({}, every * attention.kv_lora_rank * _QUANTISED)
+            with_cache = every + self.reused[microbatch]
+            # Pairs of a query and a key before it; cached tokens have keys and no queries.
+            pairs = sum(
+                computed * reused + computed * (computed + 1) // 2
+                for computed, reused in self.prompts[microbatch]
+            )
+            latents = Work({}, with_cache * attention.kv_lora_rank * _QUANTISED)
             queries = _product(every, rank, self.heads * qk, operators.prologue.precision)
             keys = self.heads * (attention.qk_nope_head_dim + attention.v_head_dim)
-            values = _product(every, attention.kv_lora_rank, keys, operators.prologue.precision)
+            values = _product(with_cache, attention.kv_lora_rank, keys, operators.prologue.precision)
             rotated = Work({}, every * self.heads * attention.qk_rope_head_dim * 2 * _BF16)
             ops = 2 * self.heads * pairs * (qk + attention.v_head_dim)
-            read = every * self.heads * 2 * (qk + attention.v_head_dim) * _BF16
+            read = (every + with_cache) * self.heads * (qk + attention.v_head_dim) * _BF16
             fused = Work({operators.attention.precision: ops}, read, "attention")
             return [latents, queries, values, rotated, fused]
         if kind == "output":
@@ -275,12 +302,21 @@ def _product(tokens: int, inner: int, outer: int, precision: Precision) -> Work:
     return Work({precision: 2 * tokens * inner * outer}, moved)
 
 
-def deal(lengths: list[int], n_parts: int) -> list[list[int]]:
+def _computed(prompt: Prompt) -> int:
+    return prompt.computed
+
+
+def _tokens(prompts: list[Prompt]) -> int:
+    """Return the tokens of prompts that are computed."""
+    return sum(prompt.computed for prompt in prompts)
+
+
+def deal(prompts: list[T], n_parts: int, size: Callable[[T], int]) -> list[list[T]]:
     """Deal prompts out: the longest first, each to the part with the fewest tokens so far."""
-    parts: list[list[int]] = [[] for _ in range(n_parts)]
+    parts: list[list[T]] = [[] for _ in range(n_parts)]
     sums = [0] * n_parts
-    for length in sorted(lengths, reverse=True):
+    for prompt in sorted(prompts, key=size, reverse=True):
         fewest = sums.index(min(sums))
-        parts[fewest].append(length)
-        sums[fewest] += length
+        parts[fewest].append(prompt)
+        sums[fewest] += size(prompt)
     return parts

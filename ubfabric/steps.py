@@ -22,7 +22,7 @@ from ubfabric.operators import CoresSpec, OperatorTimes
 from ubfabric.placement import ExpertPlacement, place_experts
 from ubfabric.sampling import draw_layers
 from ubfabric.trace import FLOW_SCHEMA, TASK_SCHEMA, TraceChunk
-from ubfabric.workload import Workload
+from ubfabric.workload import PoolSpec, Workload
 
 PHASES = ("dispatch", "combine")
 #: Microbatch of a stage that concerns all.
@@ -127,6 +127,8 @@ class Step(ABC):
 
     def __init__(self, workload: Workload, seed: int, layers: int | Sequence[int]) -> None:
         spec = workload.spec
+        if isinstance(spec, PoolSpec):
+            raise SpecError(f"{workload.label}: kind: found 'pool', allowed: decode, prefill")
         self.seed = seed
         model, deployment = spec.model, spec.deployment
         if seed < 0:

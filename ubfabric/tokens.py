@@ -119,6 +119,7 @@ from rich.text import Text
 
 from ubfabric.distribution import QUANTILES, Distribution
 from ubfabric.errors import ResultError
+from ubfabric.pool import pool_table
 from ubfabric.quantities import parse_time_ps, provenance
 from ubfabric.results import RunResult
 from ubfabric.sampling import (
@@ -182,6 +183,8 @@ class Tokens:
         ``quantity``, ``unit``, ``simulated``, ``paper``, ``difference``,
         ``difference_percent``, ``point`` (the conditions the paper's row states),
         ``strength``, ``source``, ``note``.
+    pool : DataFrame, one row a kind of transfer beside the step
+        As :func:`ubfabric.pool.pool_table` returns it; empty without a pool.
     """
 
     summary: dict[str, Any]
@@ -192,6 +195,7 @@ class Tokens:
     latency: pd.DataFrame
     intervals: pd.DataFrame
     paper: pd.DataFrame
+    pool: pd.DataFrame
 
     def to_text(self, width: int = 100) -> str:
         """Return the summary as plain text of at most ``width`` columns."""
@@ -263,6 +267,7 @@ def rebuild_tokens(result: RunResult) -> Tokens:
         If the run has no tasks, or the trace's metadata are not usable.
     """
     facts = _facts(result)
+    pool = result.trace_metadata.get("pool") or {}
     tasks = result.tasks()
     if tasks.empty:
         raise ResultError(
@@ -270,9 +275,12 @@ def rebuild_tokens(result: RunResult) -> Tokens:
             "the flow table alone gives completion times"
         )
     tasks["kind"] = tasks["kind"].astype(str)
+    if pool:  # what runs beside the step is not part of it
+        of_step = (tasks["rank"] < pool["step_ranks"]) & ~tasks["kind"].isin(pool["kinds"])
+        tasks = tasks[of_step].reset_index(drop=True)
     tasks = _join_stages(tasks)
     moe_layers = _moe_layers(tasks, facts)
-    latency, loads, senders, by_layer = _flow_latency(result, moe_layers)
+    latency, loads, senders, by_layer, transfers = _flow_latency(result, moe_layers)
     _split_communication(tasks, senders)
     layers = _layer_table(tasks, facts, moe_layers, loads)
     step = _extrapolate(tasks, layers, facts)
@@ -287,7 +295,8 @@ def rebuild_tokens(result: RunResult) -> Tokens:
     paper, elsewhere = _compare(facts, summary, result.trace_metadata)
     summary["paper_rows_at_other_points"] = elsewhere
     summary["paper"] = json.loads(paper.to_json(orient="records"))
-    return Tokens(summary, ranks, shares, streams, layers, latency, intervals, paper)
+    summary["pool"] = json.loads(transfers.to_json(orient="records"))
+    return Tokens(summary, ranks, shares, streams, layers, latency, intervals, paper, transfers)
 
 
 def _facts(result: RunResult) -> _Facts:
@@ -329,10 +338,16 @@ def _facts(result: RunResult) -> _Facts:
         paper_rows=rows,
         inputs=[
             row
-            for row in provenance(metadata.get("spec"))
+            for row in provenance(_step_spec(metadata.get("spec")))
             if row["key"].startswith(("operators.", "machine.")) and _is_time(row["value"])
         ],
     )
+
+
+def _step_spec(spec: Any) -> Any:
+    """Return the specification of the step: a pool's has it inside."""
+    is_pool = isinstance(spec, Mapping) and spec.get("kind") == "pool"
+    return spec["step"] if is_pool else spec
 
 
 def _join_stages(tasks: pd.DataFrame) -> pd.DataFrame:
@@ -370,7 +385,13 @@ def _moe_layers(tasks: pd.DataFrame, facts: _Facts) -> list[int]:
 
 def _flow_latency(
     result: RunResult, moe_layers: list[int]
-) -> tuple[pd.DataFrame, dict[int, float], pd.DataFrame, dict[tuple[str, str], list[Distribution]]]:
+) -> tuple[
+    pd.DataFrame,
+    dict[int, float],
+    pd.DataFrame,
+    dict[tuple[str, str], list[Distribution]],
+    pd.DataFrame,
+]:
     """Walk the flows once.
 
     Returns
@@ -384,19 +405,30 @@ def _flow_latency(
         ``last_sender_ps``: when the last of its sources began to send.
     by_layer : dict of (str, str) to list of Distribution
         By ``message`` or ``fct`` and phase: the latencies of each MoE layer.
+    transfers : DataFrame
+        See :func:`ubfabric.pool.pool_table`.
     """
     by_layer: dict[tuple[str, str], list[Distribution]] = {}
     rows: list[dict[str, Any]] = []
     totals: dict[str, dict[str, Any]] = {}
     loads: dict[int, float] = {}
     senders: list[pd.DataFrame] = []
-    n_ranks = int(result.trace_metadata.get("n_ranks") or 0)
+    pool = result.trace_metadata.get("pool") or {}
+    beside: list[pd.DataFrame] = []
+    n_ranks = int(pool.get("step_ranks") or result.trace_metadata.get("n_ranks") or 0)
     wanted = [
         *("phase", "layer", "microbatch", "src", "dst", "messages", "bytes"),
         *("start_ps", "finish_ps", "fct_ps", "queueing_ps"),
+        *(["network"] if pool else []),
     ]
     for flows in result.flow_batches(wanted):
         layer = int(flows["layer"].iloc[0])
+        if pool:
+            is_pool = flows["phase"].isin(pool["phases"])
+            beside.append(flows[is_pool])
+            flows = flows[~is_pool]
+            if flows.empty:
+                continue
         n_ranks = max(n_ranks, int(flows["src"].max()) + 1, int(flows["dst"].max()) + 1)
         for phase in _phase_order(flows["phase"].cat.categories):
             part = flows[flows["phase"] == phase]
@@ -468,7 +500,9 @@ def _flow_latency(
     columns = ["layer", "phase", "flows", "messages", "bytes"]
     measured = [f"{what}_{name}_ps" for what in ("message", "fct") for name in _STATISTICS]
     latency = pd.DataFrame(records, columns=[*columns, *measured, "queueing_ps"])
-    return latency, loads, pd.concat(senders) if senders else empty, by_layer
+    found = pd.concat(beside) if beside else pd.DataFrame(columns=wanted)
+    transfers = pool_table(found, result.trace_metadata)
+    return latency, loads, pd.concat(senders) if senders else empty, by_layer, transfers
 
 
 def _phase_order(phases: Iterable[str]) -> list[str]:
@@ -1094,6 +1128,14 @@ def _render(tokens: Tokens) -> RenderableType:
                 f"{stats['network']:,.1f} us network"
             )
         )
+
+    if len(tokens.pool):
+        names = ("moved", "over", "transfers", "GB", "mean us", "p50", "p99", "max", "GB/s each")
+        table = table_of("Beside the step", *names, left={"moved", "over"})
+        for row in tokens.pool.to_dict("records"):
+            times = [f"{row[f'{name}_ps'] / _PS_PER_US:,.1f}" for name in ("mean", "p50", "p99", "max")]
+            size, rate = f"{row['bytes'] / 1e9:,.3f}", f"{row['bytes_per_s'] / 1e9:,.1f}"
+            table.add_row(row["kind"], row["network"], f"{row['transfers']}", size, *times, rate)
 
     title = "Where the step goes (mean over ranks"
     title += ", extrapolated like the step)" if s["shares_extrapolated"] else ")"

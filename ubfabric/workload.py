@@ -10,7 +10,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
@@ -36,6 +36,8 @@ PARTS = {
     "machine": "traffic/machines",
     "operators": "traffic/operators",
 }
+#: Section of a pool's specification that is itself a specification, or the name of one.
+STEP = "step"
 _GB = 1e9
 
 
@@ -109,10 +111,21 @@ class ReferenceSpec(Spec):
 
 
 class PromptsSpec(Spec):
-    """Prompts of one length in the batch of an instance."""
+    """Prompts of one length in the batch of an instance, of which a prefix may be cached."""
 
     tokens: PositiveCount
     count: PositiveCount
+    #: Tokens of each prompt whose latents are read from the context cache and not computed.
+    reused: Annotated[Count, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> PromptsSpec:
+        if self.reused >= self.tokens:
+            raise ValueError(
+                f"reused: found {self.reused} tokens of prompts of {self.tokens}, allowed up to "
+                f"{self.tokens - 1}: the last token has to be computed"
+            )
+        return self
 
 
 class PrefillServingSpec(Spec):
@@ -127,6 +140,11 @@ class PrefillServingSpec(Spec):
     def tokens(self) -> int:
         """Prompt tokens of the batch."""
         return sum(prompts.tokens * prompts.count for prompts in self.prompts)
+
+    @property
+    def reused_tokens(self) -> int:
+        """Tokens of the batch that are not computed."""
+        return sum(prompts.reused * prompts.count for prompts in self.prompts)
 
 
 class PrefillReferenceSpec(Spec):
@@ -186,6 +204,13 @@ class CommonSpec(Spec):
                 )
 
 
+class Prompt(NamedTuple):
+    """Tokens of a prompt that are computed, and those before them that are cached."""
+
+    computed: int
+    reused: int
+
+
 class PrefillSpec(CommonSpec):
     """A traffic specification of prefill: attention of all ranks by tokens, heads, tokens."""
 
@@ -194,9 +219,13 @@ class PrefillSpec(CommonSpec):
     reference: PrefillReferenceSpec = PrefillReferenceSpec()
 
     @property
-    def prompt_lengths(self) -> list[int]:
-        """Tokens of each prompt of the batch."""
-        return [part.tokens for part in self.serving.prompts for _ in range(part.count)]
+    def prompts(self) -> list[Prompt]:
+        """Each prompt of the batch."""
+        return [
+            Prompt(part.tokens - part.reused, part.reused)
+            for part in self.serving.prompts
+            for _ in range(part.count)
+        ]
 
     @property
     def tokens_per_npu(self) -> int:
@@ -225,9 +254,9 @@ class PrefillSpec(CommonSpec):
                 "in prefill all ranks share the heads"
             )
         fewest = self.serving.microbatches * (1 if self.serving.attention == "staged" else ranks)
-        if len(self.prompt_lengths) < fewest:
+        if len(self.prompts) < fewest:
             raise ValueError(
-                f"serving.prompts: found {len(self.prompt_lengths)} prompts, allowed {fewest} or "
+                f"serving.prompts: found {len(self.prompts)} prompts, allowed {fewest} or "
                 "more: one a microbatch, and a rank with attention 'data'"
             )
         largest = self.serving.tokens * (
@@ -360,13 +389,200 @@ class WorkloadSpec(CommonSpec):
         return self
 
 
+class ServersSpec(Spec):
+    """Servers of the machine and what each holds, by which the pool's ranks are named."""
+
+    count: PositiveCount
+    dies: PositiveCount
+    cpus: PositiveCount
+
+
+class InstancesSpec(Spec):
+    """Instances of one kind, and the ranks (dies) of each."""
+
+    instances: PositiveCount
+    ranks: PositiveCount
+
+
+class RequestsSpec(Spec):
+    """Load of the pool: each request reads the cache, writes it, and hands its KV over."""
+
+    rate: Annotated[Fraction, Field(gt=0)]
+    arrivals: Literal["poisson", "even"]
+    prompt_tokens: PositiveCount
+    reused: Annotated[Fraction, Field(ge=0, lt=1)]
+
+
+class CacheSpec(Spec):
+    """The context cache: blocks of tokens in the memory of the CPUs, addressed by hash."""
+
+    block_tokens: Annotated[Count, Field(ge=128, le=512)]
+    #: Prompts with different prefixes that requests are drawn from.
+    prefixes: PositiveCount
+    #: Whether the prefixes lie in the cache from the start.
+    warm: bool
+    #: Layers that a prefill step's own reads may run ahead of it.
+    ahead_layers: Annotated[Count, Field(ge=0, le=16)]
+
+
+class TransferSpec(Spec):
+    """Network of a kind of transfer and who moves the bytes.
+
+    ``write``: the cores of the rank that holds the bytes push them. ``sdma-write``: its SDMA
+    engines do; only dies have some. ``read``: the rank that wants them loads them.
+    """
+
+    network: Literal["ub", "rdma", "vpc"]
+    operation: Literal["write", "sdma-write", "read"] = "write"
+
+
+class KvTransferSpec(TransferSpec):
+    """Transfer of the KV cache of a request from prefill to decode."""
+
+    operation: Literal["write", "sdma-write"] = "sdma-write"
+    #: ``layer``: a message a layer, ``whole``: one message.
+    message: Literal["layer", "whole"]
+
+
+class CacheReadSpec(TransferSpec):
+    """Reads of cached blocks."""
+
+    network: Literal["ub", "vpc"]
+    operation: Literal["write", "read"] = "write"
+
+
+class CacheWriteSpec(TransferSpec):
+    """Writes of new blocks."""
+
+    network: Literal["ub", "vpc"]
+    operation: Literal["write", "sdma-write"] = "sdma-write"
+
+
+class ModelLoadSpec(TransferSpec):
+    """Dies that load their part of a model from the memory of the CPUs at a steady rate."""
+
+    network: Literal["ub", "vpc"]
+    operation: Literal["write", "read"] = "write"
+    dies: PositiveCount
+    model: Bytes
+    time: Picoseconds
+    message: Bytes
+
+
+class PoolSpec(Spec):
+    """A traffic specification of a step and what the serving pool moves beside it."""
+
+    name: str
+    schema_version: Annotated[Count, Field(alias="schema", ge=1, le=1)]
+    kind: Literal["pool"]
+    description: str = ""
+    seed: Annotated[Count, Field(ge=0)]
+    step: WorkloadSpec | PrefillSpec
+    servers: ServersSpec
+    prefill: InstancesSpec
+    decode_ranks: PositiveCount
+    layer_time: Picoseconds
+    requests: RequestsSpec
+    cache: CacheSpec
+    kv_transfer: KvTransferSpec | None = None
+    cache_read: CacheReadSpec | None = None
+    cache_write: CacheWriteSpec | None = None
+    model_load: ModelLoadSpec | None = None
+
+    @property
+    def simulate_moe_layers(self) -> int | None:
+        """MoE layers of the step to emit when the caller does not say."""
+        return self.step.simulate_moe_layers
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether the step is one of decode."""
+        return isinstance(self.step, WorkloadSpec)
+
+    @property
+    def model(self) -> ModelSpec:
+        """The model of the step."""
+        return self.step.model
+
+    @property
+    def gate(self) -> GatePolicy:
+        """The gate of the step."""
+        return self.step.gate
+
+    @property
+    def token_layer_bytes(self) -> int:
+        """Bytes that a token leaves in the KV cache of one layer."""
+        precision = self.step.operators.attention.cache
+        return self.model.attention.cache_elements * ELEMENT_BYTES[precision]
+
+    @property
+    def extra_dies(self) -> int:
+        """Dies beside those of the step."""
+        ranks = self.prefill.instances * self.prefill.ranks + self.decode_ranks
+        loading = self.model_load.dies if self.model_load else 0
+        return ranks - self.step.deployment.ranks + loading
+
+    @model_validator(mode="after")
+    def _check(self) -> PoolSpec:
+        step, deployment = self.step, self.step.deployment
+        key = "decode_ranks" if self.is_decode else "prefill.ranks"
+        ranks = self.decode_ranks if self.is_decode else self.prefill.ranks
+        if ranks != deployment.ranks:
+            raise ValueError(
+                f"{key}: found {ranks}, allowed {deployment.ranks}, the ranks of the step"
+            )
+        if deployment.attention_tp != 1:
+            raise ValueError(
+                f"step.deployment.attention_tp: found {deployment.attention_tp}, allowed 1"
+            )
+        dies, needed = self.servers.count * self.servers.dies, deployment.ranks + self.extra_dies
+        if needed > dies:
+            raise ValueError(
+                f"servers: found {dies} dies, of which step, instances and model_load need "
+                f"{needed}; allowed more servers or fewer instances"
+            )
+        if self.requests.prompt_tokens % self.cache.block_tokens:
+            raise ValueError(
+                f"requests.prompt_tokens: found {self.requests.prompt_tokens}, allowed a multiple "
+                f"of cache.block_tokens = {self.cache.block_tokens}"
+            )
+        if self.kv_transfer is not None:
+            layers = self.model.layers if self.kv_transfer.message == "whole" else 1
+            size = self.requests.prompt_tokens * self.token_layer_bytes * layers
+            if size >= 2**31:
+                raise ValueError(
+                    f"requests.prompt_tokens: found {self.requests.prompt_tokens}, with "
+                    f"kv_transfer.message {self.kv_transfer.message} messages of {size} B, allowed "
+                    "below 2**31 B"
+                )
+        if isinstance(step, PrefillSpec):
+            bad = [p.reused for p in step.serving.prompts if p.reused % self.cache.block_tokens]
+            if bad:
+                raise ValueError(
+                    f"step.serving.prompts: found {bad[0]} reused tokens, allowed a multiple of "
+                    f"cache.block_tokens = {self.cache.block_tokens}"
+                )
+            if step.serving.reused_tokens and self.cache_read is None:
+                raise ValueError(
+                    "cache_read: found none, and prompts of the step reuse tokens; allowed a "
+                    "network and an operation"
+                )
+        if self.model_load is not None and not self.model_load.message:
+            raise ValueError("model_load.message: found 0 B, allowed 1 B or more")
+        for name in ("cache_read", "model_load"):
+            part = getattr(self, name)
+            if part is not None and part.operation == "read" and part.network != "ub":
+                raise ValueError(f"{name}.operation: found 'read' over vpc, allowed write")
+        return self
+
+
 @dataclass(frozen=True)
 class Workload:
     """A checked specification together with the text it came from.
 
     Attributes
     ----------
-    spec : WorkloadSpec or PrefillSpec
+    spec : WorkloadSpec, PrefillSpec or PoolSpec
         Checked; quantities are integers in ps, bytes, bytes/s and operations/s.
     raw : dict
         The mapping as written, bases and parts put in, overrides applied: what a trace carries.
@@ -376,7 +592,7 @@ class Workload:
         Where relative file names in the specification start.
     """
 
-    spec: WorkloadSpec | PrefillSpec
+    spec: WorkloadSpec | PrefillSpec | PoolSpec
     raw: dict[str, Any]
     label: str
     folder: Path
@@ -417,11 +633,19 @@ def load_workload(
         override(raw, key, value, label)
     raw = _resolve_parts(raw, label, folder)  # an override may name another model or machine
     kind = raw.get("kind", "decode")
-    if kind not in ("decode", "prefill"):
-        raise SpecError(f"{label}: kind: found {kind!r}, allowed: decode, prefill")
-    if kind == "prefill":
-        return Workload(validate_spec(PrefillSpec, raw, label), raw, label, folder)
-    return Workload(validate_spec(WorkloadSpec, raw, label), raw, label, folder)
+    models = {"decode": WorkloadSpec, "prefill": PrefillSpec, "pool": PoolSpec}
+    if kind not in models:
+        raise SpecError(f"{label}: kind: found {kind!r}, allowed: {', '.join(models)}")
+    if kind == "pool":
+        step = raw.get("step")
+        if not isinstance(step, dict):
+            raise SpecError(f"{label}: step: found {step!r}, allowed a specification of a step")
+        of_step = step.get("kind", "decode")
+        if of_step not in ("decode", "prefill"):
+            raise SpecError(f"{label}: step.kind: found {of_step!r}, allowed: decode, prefill")
+        # Checked by itself first, so that an error names the key of one kind and not of both.
+        validate_spec(models[of_step], step, f"{label}: step")
+    return Workload(validate_spec(models[kind], raw, label), raw, label, folder)
 
 
 def _folder_of(source: str | Path) -> Path:
@@ -453,7 +677,13 @@ def _resolve_base(
 
 
 def _resolve_parts(raw: dict[str, Any], label: str, folder: Path) -> dict[str, Any]:
-    """Put in the parts that a specification names, such as its model."""
+    """Put in the parts that a specification names: its model, or the step of a pool."""
+    step = raw.get(STEP)
+    if isinstance(step, str):
+        step = {"base": step}
+    if isinstance(step, dict):
+        step = _resolve_base(dict(step), f"{label}: {STEP}", folder)
+        raw[STEP] = _resolve_parts(step, f"{label}: {STEP}", folder)
     for key, shipped_in in PARTS.items():
         part = raw.get(key)
         if isinstance(part, str):
@@ -471,7 +701,7 @@ def _lay_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
-        if key in PARTS and isinstance(old, str):
+        if key in (*PARTS, STEP) and isinstance(old, str):
             old = {"base": old}
         if isinstance(old, dict) and isinstance(value, dict):
             whole = {"value", "policy"} & (old.keys() | value.keys()) or "base" in value

@@ -34,8 +34,8 @@ def us(prefill, kind, microbatch=0, label="moe"):
 
 
 def test_prompts_are_dealt_out_evenly():
-    assert deal([4, 1, 2, 3, 2], 2) == [[4, 2], [3, 2, 1]]
-    parts = deal([100] * 7, 3)
+    assert deal([4, 1, 2, 3, 2], 2, int) == [[4, 2], [3, 2, 1]]
+    parts = deal([100] * 7, 3, int)
     assert sorted(map(len, parts)) == [2, 2, 3]
 
 
