@@ -359,8 +359,8 @@ def _render(summary: Mapping[str, Any]) -> RenderableType:
         "TTFT": ("ttft_ms", "ttft"),
         "TPOT": ("tpot_ms", "tpot"),
         "end to end": ("e2e_ms", None),
-        "wait for prefill": ("prefill_wait_ms", None),
-        "wait for decode": ("decode_wait_ms", None),
+        "prefill wait": ("prefill_wait_ms", None),
+        "decode wait": ("decode_wait_ms", None),
         "KV transfer": ("transfer_ms", None),
     }
     for title, (key, objective) in rows.items():

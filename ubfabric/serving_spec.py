@@ -195,34 +195,48 @@ class ServingSystem:
         return free * tokens // parts["KV cache"]
 
     def decode_changes(self, batch_per_die: int, kv_tokens: int) -> dict[str, Any]:
-        """Return the changes that make a shape of a decode step."""
+        """Return the changes that make a shape of a decode step.
+
+        Fewer requests than microbatches are one microbatch.
+        """
         dies = self.decode_spec.deployment.dies_per_npu
-        batch = {"serving.batch_per_npu": batch_per_die * dies, "serving.kv_tokens": kv_tokens}
-        return flatten(self.spec.decode.changes) | batch
+        shape = {"serving.batch_per_npu": batch_per_die * dies, "serving.kv_tokens": kv_tokens}
+        if batch_per_die < self.decode_spec.serving.microbatches:
+            shape["serving.microbatches"] = 1
+        return flatten(self.spec.decode.changes) | shape
 
     def prefill_changes(self, tokens: int, prompt_tokens: int, share: float) -> dict[str, Any]:
         """Return the changes that make a shape of a batch of prefill.
+
+        Fewer prompts than microbatches are one microbatch. Tokens that are less than one prompt
+        (with data-parallel attention one a rank) are so many shorter prompts, since no batch has
+        less.
 
         Raises
         ------
         SpecError
             If the tokens are no whole number of prompts.
         """
-        cached = round(prompt_tokens * share)
-        computed = prompt_tokens - cached
-        fewest = self.prefill_spec.serving.microbatches
-        if self.prefill_spec.serving.attention == "data":
-            fewest *= self.prefill_spec.deployment.ranks
-        if cached != prompt_tokens * share or tokens % computed or tokens < fewest * computed:
+        serving, ranks = self.prefill_spec.serving, self.prefill_spec.deployment.ranks
+        fewest = ranks if serving.attention == "data" else 1
+        length: float = prompt_tokens
+        count, rest = divmod(tokens, prompt_tokens * (1 - share))
+        if count < fewest:
+            count, rest, length = fewest, 0, tokens / fewest / (1 - share)
+        cached = length * share
+        if rest or length != int(length) or cached != int(cached):
             raise SpecError(
                 f"{self.label}: prefill.grid: found {tokens} tokens to compute in prompts of "
-                f"{prompt_tokens} of which {share:g} is cached, allowed {fewest} whole prompts of "
-                f"whole tokens, or more, in each"
+                f"{prompt_tokens} of which {share:g} is cached, allowed a whole number of prompts "
+                "of whole tokens"
             )
-        prompts: dict[str, Any] = {"tokens": prompt_tokens, "count": tokens // computed}
+        prompts: dict[str, Any] = {"tokens": int(length), "count": int(count)}
         if cached:
-            prompts["reused"] = cached
-        return flatten(self.spec.prefill.changes) | {"serving.prompts": [prompts]}
+            prompts["reused"] = int(cached)
+        shape: dict[str, Any] = {"serving.prompts": [prompts]}
+        if count < fewest * serving.microbatches:
+            shape["serving.microbatches"] = 1
+        return flatten(self.spec.prefill.changes) | shape
 
     def check_fabric(self, graph: nx.Graph) -> None:
         """Check that all instances have dies of their own.
