@@ -147,7 +147,7 @@ def make_requests(
     prompt, output = (np.asarray(a, np.int64) for a in (prompt_tokens, output_tokens))
     n = len(arrival)
     reused = np.zeros(n, np.int64) if reused_tokens is None else np.asarray(reused_tokens, np.int64)
-    _check_rows(label, "time", arrival, arrival < 0, "a time that is not negative")
+    _check_rows(label, "time", arrival / PS_PER_S, arrival < 0, "0 s or later")
     early = np.flatnonzero(arrival[1:] < arrival[:-1])
     if len(early):
         row = int(early[0]) + 1
