@@ -248,7 +248,7 @@ class ServingSystem:
         """
         spec = self.spec
         dies = sum(kind == "die" for _, kind in graph.nodes(data="kind"))
-        ranks = [step.spec.deployment.ranks for step in (self.prefill, self.decode)]
+        ranks = [step.deployment.ranks for step in (self.prefill_spec, self.decode_spec)]
         needed = spec.prefill.instances * ranks[0] + spec.decode.instances * ranks[1]
         if needed > dies:
             raise SpecError(
