@@ -31,8 +31,9 @@ Luck is a hash of seed, request and step, so it does not depend on who else is s
 **Not modelled.** Preemption and eviction of running requests; chunked prefill; work of CPUs for
 scheduling, tokenising and sampling; transfers that begin before prefill ends, and a transfer's time
 changing while it is under way; interference of transfers with dispatch and combine; the prompt's
-pass through MTP layers; reading of cached blocks while the batch before computes; limits of memory
-in prefill; failures.
+pass through MTP layers; reading of cached blocks while the batch before computes; on which nodes
+the blocks of one reading lie, which the times of transfers take to be spread evenly; limits of
+memory in prefill; failures.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from ubfabric.errors import TraceError, UbfabricWarning
+from ubfabric.pool import block_home
 from ubfabric.requests import Requests
 from ubfabric.serving_results import (
     ServingResult,
@@ -168,16 +170,11 @@ def pools_of(system: ServingSystem, cache_nodes: tuple[str, ...], block_tokens: 
 # --------------------------------------------------------------------------- luck
 
 
-def _mix(value: int) -> int:
-    """Return a well spread 64-bit number of another (finaliser of MurmurHash3)."""
-    value &= _MASK
-    value = (value ^ (value >> 33)) * 0xFF51AFD7ED558CCD & _MASK
-    value = (value ^ (value >> 33)) * 0xC4CEB9FE1A85EC53 & _MASK
-    return value ^ (value >> 33)
+def _mix(values: np.ndarray) -> np.ndarray:
+    """Return a well spread number for each of an array of uint64, which is changed.
 
-
-def _mix_array(values: np.ndarray) -> np.ndarray:
-    """Return the same of each number of an array of uint64, which is changed."""
+    The finaliser of MurmurHash3; in place, since a step asks for thousands.
+    """
     shift = np.uint64(33)
     for factor in (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)):
         values ^= values >> shift
@@ -201,7 +198,7 @@ class Acceptance:
         chances = [acceptance**guess for guess in range(1, mtp_tokens + 1)]
         self._certain = sum(chance >= 1 for chance in chances)
         self._below = [np.uint64(int(c * 2.0**64)) for c in chances if 0 < c < 1]
-        self._key = np.uint64(_mix(seed + 0x9E3779B97F4A7C15))
+        self._key = _mix(np.array([seed & _MASK], np.uint64) + np.uint64(1))[0]
 
     def tokens(self, requests: np.ndarray, steps: np.ndarray) -> np.ndarray:
         """Return the tokens that requests get, one and the accepted guesses.
@@ -221,7 +218,7 @@ class Acceptance:
             keys |= steps.astype(np.uint64)
             keys += np.uint64(1)
             keys ^= self._key
-            luck = _mix_array(keys)
+            luck = _mix(keys)
             for chance in self._below:
                 tokens += luck < chance
         return tokens
@@ -233,7 +230,8 @@ class Acceptance:
 class BlockStore:
     """Blocks of KV cache and the node in whose memory each lies.
 
-    A block is written to the node that a hash of its id names, and read from there.
+    A block is written to the node that a hash of its id names, and read from there. The last
+    blocks of a prompt leave before its first ones, without which they are no use.
 
     Parameters
     ----------
@@ -246,7 +244,7 @@ class BlockStore:
     def __init__(self, n_nodes: int, capacity: int | None, seed: int) -> None:
         self.n_nodes = n_nodes
         self.capacity = capacity
-        self._key = _mix(seed + 0xD1B54A32D192ED03)
+        self.seed = seed
         self._node: OrderedDict[int, int] = OrderedDict()
         self.written = np.zeros(n_nodes, np.int64)
         self.read_from = np.zeros(n_nodes, np.int64)
@@ -268,7 +266,7 @@ class BlockStore:
         return len(blocks)
 
     def read(self, blocks: list[int]) -> list[int]:
-        """Return the node of each block, which counts as used now.
+        """Return the node of each block; it counts as used now, the first last.
 
         Raises
         ------
@@ -276,25 +274,24 @@ class BlockStore:
             If one is not there.
         """
         nodes = [self._node[block] for block in blocks]
-        for block, node in zip(blocks, nodes, strict=True):
-            self._node.move_to_end(block)
+        for node in nodes:
             self.read_from[node] += 1
+        for block in reversed(blocks):
+            self._node.move_to_end(block)
         return nodes
 
     def write(self, blocks: list[int]) -> list[int]:
-        """Put blocks in and return the node of each; one that is there already stays where it is.
-
-        The last blocks of a prompt leave before its first ones, without which they are no use.
-        """
+        """Put blocks in and return the node of each; what is there already stays where it is."""
+        fresh = [block for block in blocks if block not in self._node]
+        homes = block_home(self.seed, np.array(fresh, np.int64).reshape(-1, 1), self.n_nodes)
+        home = dict(zip(fresh, homes.tolist(), strict=True))
         nodes = []
         for block in reversed(blocks):
-            node = self._node.get(block)
-            if node is None:
-                node = _mix(block ^ self._key) % self.n_nodes
-                self._node[block] = node
-                self.written[node] += 1
+            if block not in self._node:
+                self._node[block] = home[block]
+                self.written[home[block]] += 1
             self._node.move_to_end(block)
-            nodes.append(node)
+            nodes.append(self._node[block])
         while self.capacity is not None and len(self._node) > self.capacity:
             self._node.popitem(last=False)
             self.evicted += 1

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from serving_systems import MS, ms, pools, requests, run, table, times
 
 from ubfabric.errors import TraceError
 from ubfabric.serving import NEVER, Acceptance, BlockStore, simulate_requests
+from ubfabric.step_times import MeasuredTransfers, TimeTable
 
 # --------------------------------------------------------------------------- times by hand
 
@@ -229,6 +232,15 @@ def test_a_block_is_where_it_was_written_and_the_least_recently_used_leaves():
     assert store.written.sum() == 4 and store.read_from.sum() == 2
 
 
+def test_what_was_read_leaves_after_what_was_not():
+    store = BlockStore(5, 4, 1)
+    store.write([1, 2])
+    store.write([3, 4])
+    store.read([1, 2])
+    store.write([5, 6, 7])
+    assert [block for block in range(1, 8) if store.node_of(block) is not None] == [1, 5, 6, 7]
+
+
 def test_the_end_of_a_prompt_leaves_before_its_beginning():
     store = BlockStore(5, 2, 1)
     store.write([1, 2, 3])
@@ -271,6 +283,41 @@ def test_blocks_are_found_when_their_write_is_over():
 
     assert cached(106.9) == [0, 0]  # prefill ends at 100, the write at 107 ms
     assert cached(107) == [0, 50]
+
+
+def test_transfers_know_how_many_are_under_way():
+    # 5 ms each and 5 ms more for each that is under way from the same instance.
+    slower = MeasuredTransfers(
+        table("kv", [[5.0, 10.0, 15.0]], tokens=[1_000_000], concurrent=[1, 2, 3])
+    )
+    at = replace(times(), kv_transfer=slower)
+    asked = requests([0, 50, 50, 203], prompt=[100, 100, 100, 100], output=2)
+    served = run(asked, pools(batch_tokens=200), at)
+    # The second and third end prefill together; the last begins when both have come.
+    assert ms(served, "prefill_end_ps") == [100, 200, 200, 303]
+    assert ms(served, "transfer_end_ps") == [105, 205, 210, 308]
+
+
+def test_the_shape_of_a_batch_has_its_cached_tokens_and_pairs():
+    seen = []
+
+    class Watched(TimeTable):
+        def time_ps(self, *at):
+            seen.append(at)
+            return super().time_ps(*at)
+
+    watched = Watched(
+        "prefill", {"tokens": [1], "prompt_tokens": [1], "cached_share": [0.0]}, [[[MS]]]
+    )
+    asked = requests([0, 0.5, 0.5], prompt=[1, 100, 300], reused_tokens=[0, 0, 200])
+    run(asked, pools(), times(prefill=watched))
+    tokens, length, share = seen[1]
+    assert tokens == 100 + 100 and share == 200 / 400
+    # As many pairs: 100 queries see 1 to 100 keys, 100 more see 201 to 300.
+    pairs = 100 * 101 / 2 + (300 * 301 - 200 * 201) / 2
+    cached = length * share
+    prompts = tokens / (length - cached)
+    assert prompts * (length * (length + 1) - cached * (cached + 1)) / 2 == pytest.approx(pairs)
 
 
 def test_a_given_reuse_counts_in_whole_blocks():
