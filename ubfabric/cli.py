@@ -534,11 +534,15 @@ def info(
     Example: `ubfabric info --workload deepseek-r1-decode-ep320`
     """
     from ubfabric.quantities import provenance
+    from ubfabric.serving_spec import load_serving
+    from ubfabric.specs import load_yaml
     from ubfabric.topology import load_topology_spec
     from ubfabric.workload import load_workload
 
+    is_serving = load_yaml(workload, "traffic")[1].get("kind") == "serving"
+    raw = load_serving(workload).raw if is_serving else load_workload(workload).raw
     _print_sources(provenance(load_topology_spec(topology)[1]), f"topology {topology}")
-    _print_sources(provenance(load_workload(workload).raw), f"workload {workload}")
+    _print_sources(provenance(raw), f"workload {workload}")
 
 
 def _print_sources(rows: list[dict[str, str]], title: str | None = None) -> None:

@@ -163,6 +163,8 @@ def make_requests(
     first = np.zeros(n + 1, np.int64)
     ids = np.zeros(0, np.int64)
     if blocks is not None:
+        if block_tokens < 1:
+            raise TraceError(f"{label}: block_tokens: found {block_tokens}, allowed 1 or more")
         known: dict[Any, int] = {}
         flat: list[int] = []
         for row, (hashes, tokens) in enumerate(zip(blocks, prompt.tolist(), strict=True)):

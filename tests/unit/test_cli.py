@@ -124,6 +124,11 @@ def test_a_mistake_in_serve_is_one_line_and_nothing_is_written(ubfabric, argumen
     assert not Path("served").exists()
 
 
+def test_info_lists_the_numbers_of_a_serving_system(ubfabric):
+    code, out, _ = ubfabric("info", "--workload", "deepseek-r1-serving")
+    assert code == 0 and "arrivals.rate_per_s" in out and "objectives.tpot" in out
+
+
 def test_info_lists_sources_and_strengths(ubfabric):
     code, out, _ = ubfabric("info", "--topology", "one-node", "--workload", "decode-ep8-sample")
     assert code == 0

@@ -173,6 +173,12 @@ def test_a_bad_file_is_refused_in_one_line_with_its_row(tmp_path, name, text, me
     assert str(caught.value).startswith(str(tmp_path / name)) and "\n" not in str(caught.value)
 
 
+def test_ids_need_a_size_of_block(tmp_path):
+    text = "time,prompt_tokens,output_tokens,prefix_hashes\n0,9,1,a\n"
+    with pytest.raises(TraceError, match=r"block_tokens: found 0, allowed 1 or more"):
+        load_requests(write(tmp_path / "r.csv", text), block_tokens=0)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(TraceError, match=r"nothing\.csv: no such file"):
         load_requests(tmp_path / "nothing.csv")
