@@ -141,7 +141,7 @@ def parse_policy(raw: Any, policies: Mapping[str, type[SpecT]]) -> SpecT:
         if first["type"] == "extra_forbidden":
             message = f"unknown key; allowed: {', '.join(sorted(cls.model_fields))}"
         elif first["type"] == "missing":
-            raise ValueError(f"{key}: required key is missing") from None
+            raise ValueError(f"{key}: found nothing, the key is required") from None
         elif "found" in message:
             raise ValueError(f"{key}: {message}" if key else message) from None
         raise ValueError(f"{key}: found {first['input']!r}; {message}") from None

@@ -245,7 +245,7 @@ def test_lengths_follow_their_policies():
     ("changes", "message"),
     [
         ({"policy": "often"}, r"policy: found 'often', allowed: bursts, file, poisson"),
-        ({"policy": "poisson"}, "rate_per_s: required key is missing"),
+        ({"policy": "poisson"}, "rate_per_s: found nothing, the key is required"),
         ({"policy": "poisson", "rate_per_s": -1.0}, r"rate_per_s: found -1\.0; .*greater than 0"),
         ({"policy": "poisson", "rate_per_s": 1.0, "x": 1}, r"x: found 1; unknown key; allowed"),
         (
