@@ -24,7 +24,7 @@ def main() -> None:
     result = RunResult(args.run)
     plot_timeline(result, args.output, ranks=args.ranks, layers=args.layers)
 
-    tasks = result.tasks()
+    tasks = result.step_tasks()
     tasks["time_us"] = (tasks["finish_ps"] - tasks["start_ps"]) / 1e6
     kinds = [str(kind) for kind in tasks["kind"].cat.categories]
     print(f"{'layer':>5}{'first rank':>11}{'last rank':>11}{'apart us':>10}", end="")

@@ -203,7 +203,7 @@ def plot_timeline(
     ResultError
         If there are no tasks, a rank or layer is unknown, or the picture cannot be written.
     """
-    tasks = result.tasks()
+    tasks = result.step_tasks()
     if tasks.empty:
         raise ResultError(f"{result.path}: the run has no tasks (open loop), so no timeline")
     # the stages of an operator, such as dispatch-copy, look like the operator

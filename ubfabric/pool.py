@@ -19,24 +19,25 @@ elastic memory service):
 ``model-load``
     Weights of dies that start, from the memory of CPUs (warm), at a steady rate.
 ``cached``
-    With a step of prefill whose prompts reuse tokens: the latents of each layer, for which its
-    ranks wait before attention. Read in the order of the layers, at most ``cache.ahead_layers``
-    ahead of the step.
+    With a step of prefill whose prompts reuse tokens: latents for which its ranks wait before
+    attention. With ``cache.step_reads`` ``layer`` those of each layer, in the order of layers, at
+    most ``cache.ahead_layers`` ahead of the step; with ``whole`` those of all layers of a
+    microbatch before its first attention.
 
-**Networks.** Dies have ports of ``ub`` and ``rdma``, one CPU of each server one of ``vpc``. What goes
-over ``vpc`` therefore goes die, CPU (ub), CPU of the other server (vpc), die (ub), and each part
-begins when the one before has arrived. Phases are ``<kind>`` over one network, else ``<kind>-up``,
-``<kind>-vpc`` and ``<kind>-down``. Blocks then lie on the CPUs with a vpc port only.
+**Networks.** Dies have ports of ``ub`` and ``rdma``, one CPU of each server one of ``vpc``. What
+goes over ``vpc`` therefore goes die, CPU (ub), CPU of the other server (vpc), die (ub), and each
+part begins when the one before has arrived. Phases are ``<kind>`` over one network, else
+``<kind>-up``, ``<kind>-vpc`` and ``<kind>-down``. Blocks then lie on the CPUs with a vpc port only.
 
-**Time.** Requests arrive by a clock (a stream of the first CPU) at ``requests.rate``. A request is read,
-written and handed over at times of their own: prefill takes longer than a step, so in a step these
-belong to different requests. The length of a step is not known in advance; each layer of the
-trace, dense ones and the head included, stands for ``layer_time`` of the clock. A step that is faster
-ends before the pool does, one that is slower outlasts it; with few layers simulated, the pool
-runs for as many.
+**Time.** Requests arrive by a clock (a stream of the first CPU) at ``requests.rate``. A request is
+read, written and handed over at times of their own: prefill takes longer than a step, so in a
+step these belong to different requests. The length of a step is not known in advance; each layer
+of the trace, dense ones and the head included, stands for ``layer_time`` of the clock. A step that
+is faster ends before the pool does, one that is slower outlasts it; with few layers simulated,
+the pool runs for as many.
 
-Ranks of the step come first, then the other dies in order, then the CPUs; all tasks of the pool are on
-streams of their own.
+Ranks of the step come first, then the other dies in order, then the CPUs; all tasks of the pool are
+on streams of their own, one a kind: a rank sends transfers of a kind one after another.
 
 Not modelled: look-up of blocks and their registration, eviction, decode that pulls instead of
 prefill that pushes, SSDs behind the memory, and a rank's cores being busy otherwise.
@@ -68,9 +69,12 @@ POOL_KINDS = (KV_TRANSFER, CACHE_READ, CACHE_WRITE, MODEL_LOAD)
 #: Parts of a transfer over vpc: die to CPU of its server, CPU to CPU, CPU to die.
 UP, VPC, DOWN = "up", "vpc", "down"
 #: Streams of the pool; those of a step are below.
-CLOCK_STREAM, SEND_STREAM, RECEIVE_STREAM, FORWARD_STREAM = 8, 9, 10, 11
+CLOCK_STREAM = 8
 #: Streams of the reads that the step itself waits for.
-CACHED_STREAM, CACHED_FORWARD_STREAM = 12, 13
+CACHED_STREAM, CACHED_FORWARD_STREAM = 9, 10
+#: First of the streams of transfers, three a kind: sending, waiting, sending on what arrived.
+FIRST_TRANSFER_STREAM = 11
+SEND, RECEIVE, FORWARD = 0, 1, 2
 #: Kind of the tasks that move the reads of the step.
 CACHED_MOVE = f"{CACHED}-move"
 #: Kinds of the tasks that only keep time.
@@ -81,6 +85,11 @@ _MAX_NUMBER = 127
 _FOR_TIMES, _FOR_CHOICE = 11, 12
 #: Serial of blocks of a prefix; new blocks have a serial of their own.
 _PREFIX = 0
+
+
+def stream_of(kind: str, does: int) -> int:
+    """Return the stream on which a rank sends, awaits or forwards transfers of a kind."""
+    return FIRST_TRANSFER_STREAM + 3 * POOL_KINDS.index(kind) + does
 
 
 def block_home(seed: int, keys: np.ndarray, n_homes: int) -> np.ndarray:
@@ -344,7 +353,8 @@ class PoolTraffic:
         # Reads and writes of a block must agree on where it lies, whatever network each takes.
         homes = self.machine.homes(self._cache_network())
         at = block_home(self.seed, np.array(keys), len(homes))
-        blocks, pairs = [], defaultdict(int)
+        blocks: list[tuple[int, int, int, int, int]] = []
+        pairs: dict[tuple[int, int], int] = defaultdict(int)
         for number, (key, home) in enumerate(zip(keys, at.tolist(), strict=True)):
             die, cpu = instance[(turn + number) % len(instance)], homes[home]
             blocks.append((*key, die, cpu))
@@ -368,9 +378,7 @@ class PoolTraffic:
             keys = np.stack([dies, np.full(len(dies), -1), np.full(len(dies), chunk)], axis=1)
             at = block_home(self.seed, keys, len(homes))
             ends = [(homes[home], die, messages) for home, die in zip(at, dies, strict=True)]
-            yield Transfer(
-                MODEL_LOAD, chunk * self.spec.layer_time, ends, round(share / messages)
-            )
+            yield Transfer(MODEL_LOAD, chunk * self.spec.layer_time, ends, round(share / messages))
 
     def _load_network(self) -> str:
         return self.spec.model_load.network if self.spec.model_load else "ub"
@@ -466,9 +474,8 @@ class _Builder:
         # A stream that runs out of tasks calls for the next layer. None does before the clock has
         # passed the layer, so layers are loaded no earlier than clock and step need them. Reads of
         # the step keep to the step and not to the clock.
-        mine = (SEND_STREAM, RECEIVE_STREAM, FORWARD_STREAM)
         every = {(task.rank, task.stream) for tasks in self.tasks for task in tasks}
-        streams = sorted(one for one in every if one[1] in mine)
+        streams = sorted(one for one in every if one[1] >= FIRST_TRANSFER_STREAM)
         for chunk, tasks in enumerate(self.tasks):
             end = max(i for i, task in enumerate(tasks) if task.stream == CLOCK_STREAM)
             for rank, stream in streams:
@@ -538,17 +545,21 @@ class _Builder:
         waits: dict[int, tuple[int, int]] = {}
         if is_read:
             for rank in sorted({dst for _, dst, _ in pairs}):
-                needs = [*after, *self._written_before(one, [src for src, dst, _ in pairs if dst == rank])]
-                task = _Task(rank, SEND_STREAM, one.kind, number, 0, phase, phase, needs)
+                needs = [
+                    *after,
+                    *self._written_before(one, [src for src, dst, _ in pairs if dst == rank]),
+                ]
+                stream = stream_of(one.kind, SEND)
+                task = _Task(rank, stream, one.kind, number, 0, phase, phase, needs)
                 waits[rank] = self._add(chunk, task)
             return waits
         forwards = name in (VPC, DOWN) and len(after) == 1 and self._is_wait(after[0])
         for rank in sorted({src for src, _, _ in pairs}):
-            stream = FORWARD_STREAM if forwards else SEND_STREAM
-            needs = [*after, *self._written_before(one, [rank])]
+            stream = stream_of(one.kind, FORWARD if forwards else SEND)
+            needs = [*after, *([] if forwards else self._written_before(one, [rank]))]
             self._add(chunk, _Task(rank, stream, one.kind, number, 0, phase, "", needs))
         for rank in sorted({dst for _, dst, _ in pairs}):
-            task = _Task(rank, RECEIVE_STREAM, one.kind, number, 0, "", phase)
+            task = _Task(rank, stream_of(one.kind, RECEIVE), one.kind, number, 0, "", phase)
             waits[rank] = self._add(chunk, task)
         return waits
 
@@ -596,6 +607,11 @@ class _Builder:
         ahead = chunk - 1 - spec.cache.ahead_layers
         after_step = ahead if ahead >= 0 else None
         size = spec.cache.block_tokens * spec.token_layer_bytes
+        if spec.cache.step_reads == "whole":
+            if chunk > 0:
+                self._keep_cached(chunk, microbatch)
+                return
+            pairs = {pair: count * spec.model.layers for pair, count in pairs.items()}
         network, operation = spec.cache_read.network, spec.cache_read.operation
         if operation == "read":
             for (cpu, die), count in sorted(pairs.items()):
@@ -631,6 +647,15 @@ class _Builder:
             task = _Task(cpu, stream, CACHED_MOVE, microbatch, sends=CACHED, needs=needs)
             task.after_step = None if needs else after_step
             self._add(chunk, task)
+
+    def _keep_cached(self, chunk: int, microbatch: int) -> None:
+        """Keep streams that have read all at first from calling for layers before the step does."""
+        if microbatch > 0:
+            return
+        mine = (CACHED_STREAM, CACHED_FORWARD_STREAM)
+        first = {(task.rank, task.stream) for task in self.tasks[0] if task.stream in mine}
+        for rank, stream in sorted(first):
+            self._add(chunk, _Task(rank, stream, HOLD, -1, after_step=chunk - 1))
 
     def chunk(self, position: int, chunk: TraceChunk) -> TraceChunk:
         """Return a chunk of the step with the pool's flows and tasks."""
@@ -719,10 +744,13 @@ def pool_table(flows: pd.DataFrame, metadata: Mapping[str, Any]) -> pd.DataFrame
     Returns
     -------
     DataFrame
-        One row a kind: ``kind``, ``network`` (all that it used), ``transfers``, ``bytes`` (counted
+        One row a kind: ``kind``, ``network`` (all that it used), ``transfers`` (over vpc each pair
+        of ranks is one, else all that a request moves), ``bytes`` (counted
         once however many parts a transfer has), and ``mean_ps``, ``p50_ps``, ``p99_ps``,
-        ``max_ps`` from the start of a transfer to its last byte, and ``bytes_per_s``, the mean over
-        transfers. Empty if the trace has no pool.
+        ``max_ps`` from the first byte that a rank hands over to the last one that arrives, and
+        ``bytes_per_s``, the mean over transfers. Time that a transfer waits for earlier ones of its
+        ranks is not in it; time that part of a read waits for blocks that are still being written
+        is. Empty if the trace has no pool.
     """
     phases = (metadata.get("pool") or {}).get("phases", [])
     columns = ["kind", "network", "transfers", "bytes"]

@@ -275,7 +275,9 @@ class PrefillStep(Step):
             latents = Work({}, with_cache * attention.kv_lora_rank * _QUANTISED)
             queries = _product(every, rank, self.heads * qk, operators.prologue.precision)
             keys = self.heads * (attention.qk_nope_head_dim + attention.v_head_dim)
-            values = _product(with_cache, attention.kv_lora_rank, keys, operators.prologue.precision)
+            values = _product(
+                with_cache, attention.kv_lora_rank, keys, operators.prologue.precision
+            )
             rotated = Work({}, every * self.heads * attention.qk_rope_head_dim * 2 * _BF16)
             ops = 2 * self.heads * pairs * (qk + attention.v_head_dim)
             read = (every + with_cache) * self.heads * (qk + attention.v_head_dim) * _BF16

@@ -662,8 +662,24 @@ class RunResult:
         """
         return self._table("tasks", columns)
 
+    def step_tasks(self) -> pd.DataFrame:
+        """Return the tasks of the step: all but those of a serving pool beside it.
+
+        Raises
+        ------
+        ResultError
+            If the file is damaged.
+        """
+        tasks, pool = self.tasks(), self.trace_metadata.get("pool")
+        if not pool:
+            return tasks
+        beside = tasks["kind"].isin(pool["kinds"]) | (tasks["rank"] >= pool["step_ranks"])
+        of_step = tasks[~beside].reset_index(drop=True)
+        of_step["kind"] = of_step["kind"].cat.remove_unused_categories()
+        return of_step
+
     def layer_times(self) -> pd.DataFrame:
-        """Return how long each layer took, and whether a fault was about.
+        """Return how long each layer of the step took, and whether a fault was about.
 
         Returns
         -------
@@ -673,9 +689,10 @@ class RunResult:
             own), ``when``: ``before`` the first fault, ``during`` faults until routes have
             followed the last of them, ``after``; ``before`` throughout if there were none.
         """
-        tasks = self.tasks(["layer", "start_ps", "finish_ps"])
-        layers = tasks.groupby("layer").agg(
-            start_ps=("start_ps", "min"), finish_ps=("finish_ps", "max")
+        layers = (
+            self.step_tasks()
+            .groupby("layer")
+            .agg(start_ps=("start_ps", "min"), finish_ps=("finish_ps", "max"))
         )
         layers = layers.sort_values(["finish_ps", "start_ps"]).reset_index()
         begin = layers["finish_ps"].shift(fill_value=int(layers["start_ps"].min() or 0))

@@ -83,7 +83,7 @@ from ubfabric.specs import Spec, load_yaml, validate_spec
 from ubfabric.tokens import SHARES, Tokens, rebuild_tokens
 from ubfabric.topology import SAVED_GRAPHS, load_topology, load_topology_spec
 from ubfabric.trace import Trace
-from ubfabric.workload import Workload, load_workload
+from ubfabric.workload import PoolSpec, Workload, load_workload
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -385,7 +385,8 @@ def _workload_content(workload: Workload) -> dict[str, Any]:
     gate = workload.spec.gate
     if isinstance(gate, FileGate):
         measured = (workload.folder / gate.file).read_bytes()
-        content["gate"]["file"] = hashlib.sha256(measured).hexdigest()
+        step = content["step"] if isinstance(workload.spec, PoolSpec) else content
+        step["gate"]["file"] = hashlib.sha256(measured).hexdigest()
     return content
 
 

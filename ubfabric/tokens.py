@@ -267,17 +267,13 @@ def rebuild_tokens(result: RunResult) -> Tokens:
         If the run has no tasks, or the trace's metadata are not usable.
     """
     facts = _facts(result)
-    pool = result.trace_metadata.get("pool") or {}
-    tasks = result.tasks()
+    tasks = result.step_tasks()
     if tasks.empty:
         raise ResultError(
             f"{result.path}: the run has no tasks (open loop), so there is no step to rebuild; "
             "the flow table alone gives completion times"
         )
     tasks["kind"] = tasks["kind"].astype(str)
-    if pool:  # what runs beside the step is not part of it
-        of_step = (tasks["rank"] < pool["step_ranks"]) & ~tasks["kind"].isin(pool["kinds"])
-        tasks = tasks[of_step].reset_index(drop=True)
     tasks = _join_stages(tasks)
     moe_layers = _moe_layers(tasks, facts)
     latency, loads, senders, by_layer, transfers = _flow_latency(result, moe_layers)
@@ -1130,10 +1126,10 @@ def _render(tokens: Tokens) -> RenderableType:
         )
 
     if len(tokens.pool):
-        names = ("moved", "over", "transfers", "GB", "mean us", "p50", "p99", "max", "GB/s each")
+        names = ("moved", "over", "n", "GB", "p50 us", "p99 us", "max us", "GB/s each")
         table = table_of("Beside the step", *names, left={"moved", "over"})
         for row in tokens.pool.to_dict("records"):
-            times = [f"{row[f'{name}_ps'] / _PS_PER_US:,.1f}" for name in ("mean", "p50", "p99", "max")]
+            times = [f"{row[f'{name}_ps'] / _PS_PER_US:,.0f}" for name in ("p50", "p99", "max")]
             size, rate = f"{row['bytes'] / 1e9:,.3f}", f"{row['bytes_per_s'] / 1e9:,.1f}"
             table.add_row(row["kind"], row["network"], f"{row['transfers']}", size, *times, rate)
 

@@ -421,7 +421,9 @@ class CacheSpec(Spec):
     prefixes: PositiveCount
     #: Whether the prefixes lie in the cache from the start.
     warm: bool
-    #: Layers that a prefill step's own reads may run ahead of it.
+    #: Whether a prefill step's own reads come layer by layer, or all before the first layer.
+    step_reads: Literal["layer", "whole"]
+    #: Layers that reads by layer may run ahead of the step.
     ahead_layers: Annotated[Count, Field(ge=0, le=16)]
 
 
@@ -633,7 +635,11 @@ def load_workload(
         override(raw, key, value, label)
     raw = _resolve_parts(raw, label, folder)  # an override may name another model or machine
     kind = raw.get("kind", "decode")
-    models = {"decode": WorkloadSpec, "prefill": PrefillSpec, "pool": PoolSpec}
+    models: dict[str, type[WorkloadSpec] | type[PrefillSpec] | type[PoolSpec]] = {
+        "decode": WorkloadSpec,
+        "prefill": PrefillSpec,
+        "pool": PoolSpec,
+    }
     if kind not in models:
         raise SpecError(f"{label}: kind: found {kind!r}, allowed: {', '.join(models)}")
     if kind == "pool":

@@ -16,7 +16,12 @@ MACHINE_SCRIPTS = ["fit_fabric.py", "validate_fabric.py"]
 #: The script that simulates whole decode steps; it has no input to be wrong.
 STEP_SCRIPTS = ["fit_step.py"]
 #: Scripts that simulate a workload.
-STUDIES = ["layer_sampling.py"]
+STUDIES = [
+    "draw_study.py",
+    "layer_sampling.py",
+    "pool_interference.py",
+    "reproduce_paper.py",
+]
 SCRIPTS = sorted(
     {path.name for path in FOLDER.glob("*.py")} - {*MACHINE_SCRIPTS, *STEP_SCRIPTS, *STUDIES}
 )
@@ -150,3 +155,32 @@ def test_the_study_of_layer_sampling_tells_interval_and_truth(script, tmp_path):
     assert real.loc[57, "half_width_percent"] < real.loc[4, "half_width_percent"]
     code, out, err = script("layer_sampling.py", "--workload", "nothing")
     assert (code, out) == (2, "") and err.count("\n") == 1
+
+
+POOL = ["--topology", "two-nodes", "--workload", "pool-sample", "--layers", "1", "--loads", "1"]
+
+
+@pytest.mark.slow
+def test_interference_of_the_pool_is_told_by_plane(script, tmp_path):
+    files = ["-o", tmp_path / "p.png", "--csv", tmp_path / "p.csv", "--runs", tmp_path / "runs"]
+    small = [*POOL, "--payload", "8192", "--workers", "1", *files]
+    code, _, err = script("pool_interference.py", *small)
+    assert (code, err) == (0, "")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    step = pd.read_csv(tmp_path / "p-step.csv").set_index("case")
+    assert list(step.index)[:2] == ["step alone", "as specified"]
+    assert step.loc["step alone", "tpot_ms_change_percent"] == 0
+    pool = pd.read_csv(tmp_path / "p-pool.csv").set_index(["case", "kind"])
+    # a server has 50 GB/s of vpc for all of its dies, a die 25 GB/s of rdma for itself
+    means = pool["mean_us"]
+    assert means["cache over vpc", "cache-write"] > means["as specified", "cache-write"]
+    assert pool.loc[("as specified", "kv-transfer"), "GB_s"] == pytest.approx(20.4, rel=0.1)
+    bytes_moved = pool["GB"].unstack("kind")
+    assert (bytes_moved.nunique() == 1).all()  # the same bytes, whichever way they go
+
+
+def test_interference_of_the_pool_needs_a_pool(script, tmp_path):
+    files = ["--runs", tmp_path / "runs"]
+    code, out, err = script("pool_interference.py", "--workload", "decode-ep8-sample", *files)
+    assert (code, out) == (2, "")
+    assert err == "error: decode-ep8-sample: kind: found 'decode', allowed: pool\n"

@@ -241,3 +241,38 @@ def test_layers_are_drawn_as_for_decode_or_named():
     assert moe([7, 30]) == (False, [7, 30])
     with pytest.raises(SpecError, match="allowed MoE layers 3 to 60, ascending, each once"):
         moe([2])
+
+
+def test_a_cached_prefix_is_attended_to_and_not_computed():
+    """Half of each of 64 prompts of 4,096 tokens cached; figures by hand from the shapes."""
+    half = {"serving__prompts": [{"tokens": 4096, "count": 64, "reused": 2048}]}
+    whole, reused = step(), step(**half)
+    assert (whole.tokens, reused.tokens) == (4096, 2048)
+    assert reused.reused == [32 * 2048] * 2
+    _, flows, tasks = moe(reused)
+    gather = flows[(flows["phase"] == "gather") & (flows["microbatch"] == 0)]
+    # queries of computed tokens in INT8, latents of all of them in BF16
+    assert set(gather["message_bytes"]) == {2048 * 1536 + (2048 + 2048) * 576 * 2}
+    assert set(tasks.loc[tasks["waits"] == "cached", "microbatch"]) == {0, 1}
+    kernels = reused._kernels("heads", reused.tokens, 0)
+    pairs = 32 * (2048 * 2048 + 2048 * 2049 // 2)
+    assert kernels[-1].ops == {"bf16": 2 * 4 * pairs * (192 + 128)}
+    # keys and values of all tokens, queries of the computed ones
+    assert kernels[1].ops == {"int8": 2 * 32 * 2048 * 1536 * 4 * 192}
+    assert kernels[2].ops == {"int8": 2 * 32 * 4096 * 512 * 4 * 256}
+    assert us(reused, "down") == pytest.approx(us(whole, "down") / 2, rel=0.1)
+
+
+def test_a_batch_with_a_cached_prefix_is_not_at_the_papers_point():
+    rows = {"serving.prompts": [{"tokens": 4096, "count": 64, "reused": 128}]}
+    assert generate_trace(REFERENCE, layers=1).metadata["paper_row"] is not None
+    metadata = generate_trace(REFERENCE, layers=1, overrides=rows).metadata
+    assert metadata["paper_row"] is None
+    assert metadata["tokens_per_npu"] == 16384
+    assert metadata["reused_tokens"] == 64 * 128
+
+
+def test_a_prompt_is_not_all_cached():
+    rows = {"serving.prompts": [{"tokens": 512, "count": 64, "reused": 512}]}
+    with pytest.raises(SpecError, match="reused: found 512 tokens of prompts of 512, allowed up"):
+        load_workload(REFERENCE, rows)
