@@ -49,9 +49,13 @@ _HOMES = {
     "rebuild_tokens": "tokens",
     "load_topology": "topology",
     "run_sweep": "sweep",
+    "load_requests": "requests",
+    "serve": "serving",
+    "ServingResult": "serving_results",
     "plot_comparison": "plot",
     "plot_fct": "plot",
     "plot_links": "plot",
+    "plot_serving": "plot",
     "plot_timeline": "plot",
     "plot_tokens": "plot",
     "UbfabricError": "errors",
@@ -78,11 +82,21 @@ if TYPE_CHECKING:
     )
     from ubfabric.parts import replay_in_parts
     from ubfabric.placement import place_ranks
-    from ubfabric.plot import plot_comparison, plot_fct, plot_links, plot_timeline, plot_tokens
+    from ubfabric.plot import (
+        plot_comparison,
+        plot_fct,
+        plot_links,
+        plot_serving,
+        plot_timeline,
+        plot_tokens,
+    )
     from ubfabric.plot_topology import draw_topology
     from ubfabric.replay import replay
+    from ubfabric.requests import load_requests
     from ubfabric.results import RunResult
     from ubfabric.routing import FabricArrays, compile_fabric
+    from ubfabric.serving import serve
+    from ubfabric.serving_results import ServingResult
     from ubfabric.sweep import run_sweep
     from ubfabric.tokens import Tokens, rebuild_tokens
     from ubfabric.topology import (
@@ -101,6 +115,7 @@ __all__ = [
     "FabricArrays",
     "ResultError",
     "RunResult",
+    "ServingResult",
     "SimulationError",
     "SpecError",
     "Tokens",
@@ -118,12 +133,14 @@ __all__ = [
     "describe_topology",
     "draw_topology",
     "generate_trace",
+    "load_requests",
     "load_topology",
     "load_workload",
     "place_ranks",
     "plot_comparison",
     "plot_fct",
     "plot_links",
+    "plot_serving",
     "plot_timeline",
     "plot_tokens",
     "read_topology",
@@ -132,6 +149,7 @@ __all__ = [
     "replay",
     "replay_in_parts",
     "run_sweep",
+    "serve",
     "write_topology",
     "write_trace",
 ]

@@ -319,19 +319,28 @@ def tokens(
 
 @app.command()
 def plot(
-    kind: Annotated[str, typer.Argument(help="fct, timeline, links or tokens.", metavar="KIND")],
+    kind: Annotated[
+        str, typer.Argument(help="fct, timeline, links, tokens or serving.", metavar="KIND")
+    ],
     run: Annotated[Path, typer.Argument(help="Run folder.", metavar="RUN")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .png or .pdf.")],
 ) -> None:
     """Draw a run: FCT by phase, timeline by rank, link load by level, or token latency.
 
+    Or, of a run of requests, latencies with their objectives, and pools over time.
+
     Example: `ubfabric plot fct runs/ep320 -o fct.png`
     """
     from ubfabric.plot import plot as draw
+    from ubfabric.plot import plot_serving
     from ubfabric.results import RunResult
+    from ubfabric.serving_results import ServingResult
 
     _check_output(out, (".png", ".pdf"))
-    draw(RunResult(run), kind, out)
+    if kind == "serving":
+        plot_serving(ServingResult(run), out)
+    else:
+        draw(RunResult(run), kind, out)
     typer.echo(f"wrote {out}")
 
 
@@ -441,6 +450,77 @@ def sweep(
 
 
 @app.command()
+def serve(
+    spec: Annotated[
+        str,
+        typer.Argument(
+            help="A shipped name (serving-sample, ...) or a .yaml specification.", metavar="SPEC"
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", metavar="DIR")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Change a value, as key=value with dots: arrivals.rate_per_s=200.0, "
+            "decode.changes.serving.mtp_acceptance=0.9. May be repeated.",
+            metavar="KEY=VALUE",
+        ),
+    ] = None,
+    requests: Annotated[
+        Path | None,
+        typer.Option(
+            help="Requests of a file in place of drawn ones: our columns, Azure's or Mooncake's; "
+            ".csv, .jsonl, .parquet.",
+            metavar="FILE",
+        ),
+    ] = None,
+    duration: Annotated[
+        str | None,
+        typer.Option(help="Requests arrive for so long, such as 1h.", metavar="TIME"),
+    ] = None,
+    seed: Seed = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of remembered step times; in the user's cache folder if not given.",
+            metavar="DIR",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that simulate step times not remembered; one a core if not given.",
+            metavar="N",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a run of requests of that name.")
+    ] = False,
+) -> None:
+    """Serve requests with step times from packets: TTFT, TPOT and tokens/s by request.
+
+    Example: `ubfabric serve serving-sample -o serving/sample --duration 5min`
+    """
+    from ubfabric.serving import serve as run_serve
+
+    changes = _overrides(overrides)
+    if requests is not None:
+        changes["arrivals"] = {"policy": "file", "file": str(requests.absolute())}
+        if duration is None:
+            changes["duration"] = None
+    if duration is not None:
+        changes["duration"] = duration
+    if seed is not None:
+        changes["seed"] = seed
+    result = run_serve(
+        spec, out, overrides=changes, cache=cache, workers=workers, overwrite=overwrite
+    )
+    Console().print(result)
+    typer.echo(f"wrote {result.path}: requests.parquet, pools.parquet, summary.json")
+
+
+@app.command()
 def info(
     workload: Annotated[
         str, typer.Option(help="Workload whose numbers are listed.")
@@ -454,11 +534,15 @@ def info(
     Example: `ubfabric info --workload deepseek-r1-decode-ep320`
     """
     from ubfabric.quantities import provenance
+    from ubfabric.serving_spec import load_serving
+    from ubfabric.specs import load_yaml
     from ubfabric.topology import load_topology_spec
     from ubfabric.workload import load_workload
 
+    is_serving = load_yaml(workload, "traffic")[1].get("kind") == "serving"
+    raw = load_serving(workload).raw if is_serving else load_workload(workload).raw
     _print_sources(provenance(load_topology_spec(topology)[1]), f"topology {topology}")
-    _print_sources(provenance(load_workload(workload).raw), f"workload {workload}")
+    _print_sources(provenance(raw), f"workload {workload}")
 
 
 def _print_sources(rows: list[dict[str, str]], title: str | None = None) -> None:

@@ -21,7 +21,7 @@ class TopologyError(UbfabricError):
 
 
 class TraceError(UbfabricError):
-    """A traffic trace is malformed or does not fit the topology."""
+    """A trace of traffic or of requests is malformed or does not fit what it is for."""
 
 
 class ResultError(UbfabricError):

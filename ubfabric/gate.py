@@ -23,11 +23,11 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
+from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from ubfabric.errors import SpecError
 from ubfabric.quantities import Fraction
-from ubfabric.specs import Spec
+from ubfabric.specs import Spec, parse_policy
 
 #: ``popularity(layer, rng)`` returns float64 shares of shape (n_experts,), summing to one.
 LayerPopularity = Callable[[int, np.random.Generator], np.ndarray]
@@ -126,21 +126,7 @@ def parse_gate(raw: Any) -> GatePolicy:
     """
     if isinstance(raw, GatePolicy):
         return raw
-    names = ", ".join(sorted(GATE_POLICIES))
-    if not isinstance(raw, dict) or "policy" not in raw:
-        raise ValueError(f"found {raw!r}, allowed a mapping with 'policy': one of {names}")
-    cls = GATE_POLICIES.get(raw["policy"])
-    if cls is None:
-        raise ValueError(f"policy: found {raw['policy']!r}, allowed: {names}")
-    try:
-        return cls.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            message = f"unknown key; allowed: {', '.join(sorted(cls.model_fields))}"
-        raise ValueError(f"{key}: found {first['input']!r}; {message}") from None
+    return parse_policy(raw, GATE_POLICIES)
 
 
 @register_gate

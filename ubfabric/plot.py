@@ -23,6 +23,7 @@ from matplotlib.patches import Patch
 from ubfabric.distribution import Distribution
 from ubfabric.errors import ResultError
 from ubfabric.results import RunResult
+from ubfabric.serving_results import ServingResult
 from ubfabric.tokens import SHARES, Tokens, rebuild_tokens
 
 _PS_PER_US = 1e6
@@ -699,6 +700,81 @@ def plot_comparison(runs: Mapping[str, Tokens], path: PathLike, *, dpi: int = 15
         labels = [f"paper ({strengths})" if text == "paper" else text for text in labels]
         figure.legend(handles, labels, loc="outside lower left", ncols=2)
         figure.suptitle("Simulated beside the paper; in % the difference", x=0.01, ha="left")
+        return _save(figure, path, dpi)
+
+
+def plot_serving(result: ServingResult, path: PathLike, *, dpi: int = 150) -> Path:
+    """Draw a run of requests: latencies with their objectives, and the pools over time.
+
+    Above the share of requests whose TTFT and whose TPOT does not exceed a time. Below, over time,
+    the requests that wait for prefill and for decode, and those that are under way, summed over
+    the instances of a pool.
+
+    Parameters
+    ----------
+    result : ServingResult
+    path : path
+        Picture to write; ``.png`` or ``.pdf``.
+    dpi : int
+        Pixels an inch of a PNG.
+
+    Returns
+    -------
+    Path
+        ``path``.
+
+    Raises
+    ------
+    ResultError
+        If a table or the picture cannot be read or written.
+    """
+    requests, pools = result.requests(), result.pools()
+    objectives = result.summary["objectives"]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(9, 6), layout="constrained")
+        (ttft, tpot), (queue, running) = figure.subplots(2, 2)
+        for axes, name in ((ttft, "ttft"), (tpot, "tpot")):
+            times = np.sort(requests[f"{name}_ps"].dropna().to_numpy(np.float64)) / _PS_PER_MS
+            if len(times):
+                share = np.arange(1, len(times) + 1) / len(times)
+                axes.step(times, share, where="post", color=_BLUE)
+            bound = objectives.get(f"{name}_ps")
+            if bound is not None:
+                axes.axvline(bound / _PS_PER_MS, color=_VERMILION, linestyle="--")
+                within = result.summary["within_objectives"][name]
+                axes.annotate(
+                    f"objective {_time(bound)}: {within:.1%}",
+                    (bound / _PS_PER_MS, 0.03),
+                    xytext=(-4, 0),
+                    textcoords="offset points",
+                    ha="right",
+                    rotation=90,
+                    color=_VERMILION,
+                )
+            axes.set(ylim=(0, 1.02), xlabel=f"{name.upper()}, ms", ylabel="share of requests")
+            axes.set_title(f"{name.upper()} of {len(times):,} requests")
+        sums = pools.groupby(["pool", "time_ps"], observed=True)[
+            ["queued_requests", "running_requests"]
+        ].sum()
+        for (name, style), colour in zip(
+            (("prefill", "-"), ("decode", "--")), (_GREEN, _ORANGE), strict=True
+        ):
+            of_pool = sums.loc[name]
+            seconds = of_pool.index.to_numpy() / 1e12
+            for axes, column in ((queue, "queued_requests"), (running, "running_requests")):
+                axes.step(
+                    seconds,
+                    of_pool[column],
+                    where="post",
+                    color=colour,
+                    linestyle=style,
+                    label=name,
+                )
+        for axes, title in ((queue, "Requests that wait"), (running, "Requests under way")):
+            axes.set(xlabel="time, s", ylim=(0, None))
+            axes.set_title(title)
+            axes.legend()
+        figure.suptitle(str(result.summary["name"]), x=0.01, ha="left")
         return _save(figure, path, dpi)
 
 

@@ -23,6 +23,8 @@ _TIME_PS = {
     "us": Decimal(10) ** 6,
     "ms": Decimal(10) ** 9,
     "s": Decimal(10) ** 12,
+    "min": Decimal(60) * 10**12,
+    "h": Decimal(3600) * 10**12,
 }
 _SIZE_BYTES = {
     "B": Decimal(1),

@@ -7,6 +7,7 @@ path with a ``.yaml`` ending is read as it stands.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -108,6 +109,42 @@ def validate_spec(model: type[SpecT], raw: dict[str, Any], label: str) -> SpecT:
         elif "found" not in message:
             message = f"found {first['input']!r}; {message[0].lower()}{message[1:]}"
         raise SpecError(f"{label}: {key}: {message}") from None
+
+
+def parse_policy(raw: Any, policies: Mapping[str, type[SpecT]]) -> SpecT:
+    """Return the policy that a mapping with the key ``policy`` describes.
+
+    Parameters
+    ----------
+    raw : Any
+        The mapping as it stands in YAML.
+    policies : mapping of str to type
+        Policies by name.
+
+    Raises
+    ------
+    ValueError
+        If the policy or one of its parameters is unknown or out of range.
+    """
+    names = ", ".join(sorted(policies))
+    if not isinstance(raw, dict) or "policy" not in raw:
+        raise ValueError(f"found {raw!r}, allowed a mapping with 'policy': one of {names}")
+    cls = policies.get(raw["policy"]) if isinstance(raw["policy"], str) else None
+    if cls is None:
+        raise ValueError(f"policy: found {raw['policy']!r}, allowed: {names}")
+    try:
+        return cls.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = f"unknown key; allowed: {', '.join(sorted(cls.model_fields))}"
+        elif first["type"] == "missing":
+            raise ValueError(f"{key}: found nothing, the key is required") from None
+        elif "found" in message:
+            raise ValueError(f"{key}: {message}" if key else message) from None
+        raise ValueError(f"{key}: found {first['input']!r}; {message}") from None
 
 
 def override(raw: dict[str, Any], key: str, value: Any, label: str) -> None:

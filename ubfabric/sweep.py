@@ -216,7 +216,7 @@ class SweepPoint:
     @property
     def file_name(self) -> str:
         """Name of the point's row in the data set; two rows may share a simulation."""
-        return f"{self.point}-{_digest(self.values)[:8]}.parquet"
+        return f"{self.point}-{digest(self.values)[:8]}.parquet"
 
     def __str__(self) -> str:
         return ", ".join(f"{key}={_text(value)}" for key, value in self.values.items())
@@ -269,10 +269,11 @@ def plan_sweep(source: str | Path | Mapping[str, Any]) -> list[SweepPoint]:
     SpecError
         One line with the point, the key, what was found and what is allowed.
     """
-    return _plan(*load_sweep(source))
+    return plan_points(*load_sweep(source))
 
 
-def _plan(spec: SweepSpec, label: str, folder: Path) -> list[SweepPoint]:
+def plan_points(spec: SweepSpec, label: str, folder: Path) -> list[SweepPoint]:
+    """Check all points of a loaded sweep; errors as of :func:`plan_sweep`, label before them."""
     combinations = spec.combinations()
     resolved: list[tuple[Simulation, dict[str, Any]]] = []
     for number, values in enumerate(combinations, start=1):
@@ -281,7 +282,7 @@ def _plan(spec: SweepSpec, label: str, folder: Path) -> list[SweepPoint]:
     # Graphs and their arrays are large, so one is held at a time.
     by_fabric: dict[str, list[int]] = {}
     for index, (_, content) in enumerate(resolved):
-        by_fabric.setdefault(_digest(content["topology"]), []).append(index)
+        by_fabric.setdefault(digest(content["topology"]), []).append(index)
     points: dict[int, SweepPoint] = {}
     warned: set[str] = set()
     for indices in by_fabric.values():
@@ -295,7 +296,7 @@ def _plan(spec: SweepSpec, label: str, folder: Path) -> list[SweepPoint]:
                 checked = check_replay(graph, simulation.trace(), **simulation.settings)
                 content["settings"] = asdict(checked.config) | {"threads": None}
                 bare = {key: unwrap(values[key]) for key in spec.keys if key in values}
-            points[index] = SweepPoint(bare, _digest(content)[:24], simulation)
+            points[index] = SweepPoint(bare, digest(content)[:24], simulation)
             for line in credit_warnings(graph, checked.arrays, checked.config.payload_bytes):
                 if line not in warned:
                     warned.add(line)
@@ -335,7 +336,7 @@ def _resolve(
         run = run.model_copy(update={"faults": faults})
     if run.seed is not None:
         changes["workload"]["seed"] = run.seed
-    topology, fabric = _topology_content(base["topology"], changes["topology"], folder)
+    topology, fabric = topology_content(base["topology"], changes["topology"], folder)
     workload = load_workload(_placed(base["workload"], folder), changes["workload"])
     simulation = Simulation(
         topology,
@@ -363,7 +364,7 @@ def _placed(source: Any, folder: Path) -> Any:
     return source
 
 
-def _topology_content(
+def topology_content(
     source: Any, changes: Mapping[str, Any], folder: Path
 ) -> tuple[str | dict[str, Any], Any]:
     """Return a topology for a worker, and what stands for it in the hash of a point."""
@@ -392,14 +393,14 @@ def _workload_content(workload: Workload) -> dict[str, Any]:
 def _base_digest(spec: SweepSpec, label: str, folder: Path) -> str:
     """Return a hash of what all points have in common, file contents included."""
     try:
-        fabric = _topology_content(spec.topology, {}, folder)[1]
+        fabric = topology_content(spec.topology, {}, folder)[1]
         workload = _workload_content(load_workload(_placed(spec.workload, folder)))
     except (UbfabricError, OSError) as error:
         raise SpecError(f"{label}: base: {error}") from None
-    return _digest([fabric, workload, spec.run.model_dump(mode="json", exclude={"threads"})])
+    return digest([fabric, workload, spec.run.model_dump(mode="json", exclude={"threads"})])
 
 
-def _digest(content: Any) -> str:
+def digest(content: Any) -> str:
     """Return a hash of JSON-able content that does not depend on the order of keys."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -689,7 +690,7 @@ def _row(simulation: Simulation, keep: str | None, scratch: str | None) -> dict[
         return _figures(result, tokens)
 
 
-def _on_worker(simulation: Simulation, keep: str | None) -> dict[str, Any]:
+def simulate_on_worker(simulation: Simulation, keep: str | None) -> dict[str, Any]:
     """Simulate a point on a worker, whose own folder is emptied if it dies."""
     from distributed import get_worker
 
@@ -761,7 +762,7 @@ def run_sweep(
     """
     check_cluster(workers, scheduler)
     loaded, label, place = load_sweep(spec)
-    points = _plan(loaded, label, place)
+    points = plan_points(loaded, label, place)
     keys = {key: _value_type(point.values.get(key) for point in points) for key in loaded.keys}
     about = {
         "schema": SWEEP_SCHEMA,
@@ -848,7 +849,7 @@ def _outcomes(
     def submit(name: str, how: str) -> Future:
         keep = str((folder.path / _RUNS / name).absolute()) if keep_runs else None
         return client.submit(
-            _on_worker, by_point[name][0].simulation, keep, key=f"ubfabric-{how}-{name}"
+            simulate_on_worker, by_point[name][0].simulation, keep, key=f"ubfabric-{how}-{name}"
         )
 
     def outcome(future: Future) -> dict[str, Any] | None:

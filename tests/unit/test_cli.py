@@ -15,6 +15,7 @@ COMMANDS = [
     ["plot"],
     ["run"],
     ["sweep"],
+    ["serve"],
     ["info"],
 ]
 
@@ -55,6 +56,77 @@ def test_run_does_the_whole_chain(ubfabric):
     code, _, err = ubfabric(*arguments)
     assert code == 2 and "runs/a" in err
     assert ubfabric(*arguments, "--overwrite")[0] == 0
+
+
+#: The serving sample with few enough points to simulate at once.
+SERVE = [
+    "serve",
+    "serving-sample",
+    "--out",
+    "served",
+    "--cache",
+    "times",
+    "--workers",
+    "1",
+    *(
+        part
+        for change in (
+            "decode.run.layers=1",
+            "decode.batch_per_die=2",
+            "decode.grid={batch_per_die: [2], kv_tokens: [1024]}",
+            "prefill.run.layers=1",
+            "prefill.grid={tokens: [8192], prompt_tokens: [1024], cached_share: [0.0]}",
+            "transfers={tokens: [1024], concurrent: [1]}",
+        )
+        for part in ("--set", change)
+    ),
+]
+
+
+def test_serve_takes_a_file_of_requests_and_its_run_is_drawn(ubfabric):
+    Path("r.csv").write_text("time,prompt_tokens,output_tokens\n0,300,5\n0.5,900,1\n")
+    code, out, _ = ubfabric(*SERVE, "--requests", "r.csv")
+    assert code == 0
+    assert "2 requests" in out and "TTFT" in out and "wrote served" in out
+    assert {file.name for file in Path("served").iterdir()} == {
+        "requests.parquet",
+        "pools.parquet",
+        "summary.json",
+    }
+    assert json.loads(Path("served/summary.json").read_text())["output_tokens"] == 6
+    code, out, _ = ubfabric("plot", "serving", "served", "-o", "served.pdf")
+    assert code == 0 and Path("served.pdf").read_bytes().startswith(b"%PDF")
+    code, _, err = ubfabric("plot", "fct", "served", "-o", "fct.pdf")
+    assert code == 2 and "served" in err
+    assert len(list(Path("times").iterdir())) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--requests", "none.csv"], "none.csv: no such file"),
+        (["--requests", "bad.csv"], "bad.csv: row 2: time: found 1 s after 2 s, allowed"),
+        (["--requests", "long.csv"], "long.csv: row 1: found 9,000,001 tokens of prompt and"),
+        (["--duration", "5"], "duration: found '5'; expected a number with one of the units"),
+        (["--set", "decode.changes.serving.mtp=1"], "decode.workload: "),
+        (["--set", "decode.changes.deployment.ranks=7"], "decode.workload: "),
+        (["--set", "objectives.tpot=10us"], "objectives.tpot: found 0.01 ms, which no batch can"),
+        (["--workers", "0"], "workers: found 0, allowed 1 or more"),
+    ],
+)
+def test_a_mistake_in_serve_is_one_line_and_nothing_is_written(ubfabric, arguments, message):
+    head = "time,prompt_tokens,output_tokens\n"
+    Path("bad.csv").write_text(f"{head}2,1,1\n1,1,1\n")
+    Path("long.csv").write_text(f"{head}0,9000000,1\n")
+    code, _, err = ubfabric(*SERVE, *arguments)
+    assert code == 2
+    assert message in err and len(err.strip().splitlines()) == 1
+    assert not Path("served").exists()
+
+
+def test_info_lists_the_numbers_of_a_serving_system(ubfabric):
+    code, out, _ = ubfabric("info", "--workload", "deepseek-r1-serving")
+    assert code == 0 and "arrivals.rate_per_s" in out and "objectives.tpot" in out
 
 
 def test_info_lists_sources_and_strengths(ubfabric):
