@@ -56,6 +56,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ubfabric.errors import SpecError
+from ubfabric.hashing import mix
 from ubfabric.placement import place_ranks
 from ubfabric.prefill import CACHED, PrefillStep
 from ubfabric.steps import PS_PER_S, Step
@@ -108,18 +109,9 @@ def block_home(seed: int, keys: np.ndarray, n_homes: int) -> np.ndarray:
     """
     mixed = np.full(len(keys), np.uint64(seed & (2**64 - 1)), np.uint64)
     for column in np.asarray(keys, np.int64).T:
-        mixed = _mix(mixed ^ column.astype(np.uint64))
+        mixed = mix(mixed ^ column.astype(np.uint64))
     homes: np.ndarray = (mixed % np.uint64(n_homes)).astype(np.int64)
     return homes
-
-
-def _mix(value: np.ndarray) -> np.ndarray:
-    """Return the next state of the generator splitmix64, whose output is well mixed."""
-    value = value + np.uint64(0x9E3779B97F4A7C15)
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = value ^ (value >> np.uint64(31))
-    return mixed
 
 
 @dataclass(frozen=True)

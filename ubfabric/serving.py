@@ -53,6 +53,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from ubfabric.errors import TraceError, UbfabricWarning
+from ubfabric.hashing import mix
 from ubfabric.pool import block_home
 from ubfabric.requests import Requests
 from ubfabric.serving_results import (
@@ -170,19 +171,6 @@ def pools_of(system: ServingSystem, cache_nodes: tuple[str, ...], block_tokens: 
 # --------------------------------------------------------------------------- luck
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
-    """Return a well spread number for each of an array of uint64, which is changed.
-
-    The finaliser of MurmurHash3; in place, since a step asks for thousands.
-    """
-    shift = np.uint64(33)
-    for factor in (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)):
-        values ^= values >> shift
-        values *= factor
-    values ^= values >> shift
-    return values
-
-
 class Acceptance:
     """How many MTP guesses of a request are accepted in a step: a hash, the same in any order.
 
@@ -198,7 +186,7 @@ class Acceptance:
         chances = [acceptance**guess for guess in range(1, mtp_tokens + 1)]
         self._certain = sum(chance >= 1 for chance in chances)
         self._below = [np.uint64(int(c * 2.0**64)) for c in chances if 0 < c < 1]
-        self._key = _mix(np.array([seed & _MASK], np.uint64) + np.uint64(1))[0]
+        self._key = mix(np.array([seed & _MASK], np.uint64) + np.uint64(1))[0]
 
     def tokens(self, requests: np.ndarray, steps: np.ndarray) -> np.ndarray:
         """Return the tokens that requests get, one and the accepted guesses.
@@ -218,7 +206,7 @@ class Acceptance:
             keys |= steps.astype(np.uint64)
             keys += np.uint64(1)
             keys ^= self._key
-            luck = _mix(keys)
+            luck = mix(keys)
             for chance in self._below:
                 tokens += luck < chance
         return tokens
