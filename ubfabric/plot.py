@@ -750,6 +750,7 @@ def plot_serving(result: ServingResult, path: PathLike, *, dpi: int = 150) -> Pa
                     ha="right",
                     rotation=90,
                     color=_VERMILION,
+                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
                 )
             axes.set(ylim=(0, 1.02), xlabel=f"{name.upper()}, ms", ylabel="share of requests")
             axes.set_title(f"{name.upper()} of {len(times):,} requests")
