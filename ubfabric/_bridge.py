@@ -141,6 +141,7 @@ def _load() -> Any:
 
     namespace = cppyy.gbl.ns3
     _check_same_version(str(namespace.UbVersion.GetPackageVersion()), library)
+    namespace.UbRun.Run.__release_gil__ = True  # others prepare and write tables meanwhile
     return namespace
 
 
@@ -331,7 +332,6 @@ class Engine:
         namespace = load()
         if _engine_alive:
             raise BridgeError("a simulation is at work in this process; close it first")
-        namespace.UbRun.Run.__release_gil__ = True  # others prepare and write tables meanwhile
         self._run = namespace.UbRun()
         _engine_alive = True
         self._chunks: dict[int, tuple[np.ndarray, ...]] = {}
