@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
 
 import pandas as pd
@@ -33,21 +32,6 @@ def run(tmp_path_factory):
     metadata = {"n_moe_layers_total": 58, "batch_per_npu": 96, "paper_row": PAPER_ROW}
     path = tmp_path_factory.mktemp("analysis") / "demo"
     return write_run(path, Synthetic(metadata=metadata)).path
-
-
-@pytest.fixture
-def script(monkeypatch, capsys):
-    def call(name, *arguments):
-        monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
-        try:
-            runpy.run_path(str(FOLDER / name), run_name="__main__")
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return call
 
 
 EXPECTED = {

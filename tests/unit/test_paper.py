@@ -1,7 +1,6 @@
 """Published figures beside simulated ones: errors, ranges, points, and what is refused."""
 
 import math
-import runpy
 from pathlib import Path
 
 import pandas as pd
@@ -125,21 +124,6 @@ def test_studies_are_sweeps_of_what_they_say():
     assert ranks == [32, 64, 160, 320, 480, 768]
     gates = {values["workload.gate"]["policy"] for values in skew.combinations()}
     assert gates == {"uniform", "dirichlet", "zipf", "hottest"}
-
-
-@pytest.fixture
-def script(monkeypatch, capsys):
-    def call(name, *arguments):
-        monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
-        try:
-            runpy.run_path(str(FOLDER / name), run_name="__main__")
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        out = capsys.readouterr()
-        return code, out.out, out.err
-
-    return call
 
 
 def test_the_paper_is_simulated_once_and_printed_twice(script, tmp_path):

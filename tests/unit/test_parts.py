@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import pytest
-from distributed import LocalCluster
 from fabrics import GB, NS, US, FabricBuilder, flow, make_trace, star, task
 
 from ubfabric.errors import SimulationError, SpecError, TraceError
@@ -62,18 +59,6 @@ SETTINGS = [
     {"path_policy": "flow-hash", "plane_policy": "flow-hash", "payload_bytes": 512},
     {"path_policy": "adaptive", "account": True},
 ]
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with LocalCluster(
-        n_workers=1,
-        threads_per_worker=1,
-        dashboard_address="127.0.0.1:0",
-        memory_limit=0,
-        silence_logs=logging.CRITICAL,
-    ) as local:
-        yield local.scheduler_address
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)

@@ -36,19 +36,6 @@ def sweep(**changes):
     return BASE | changes
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """A cluster of one process for the tests of this file: starting one takes seconds."""
-    with LocalCluster(
-        n_workers=1,
-        threads_per_worker=1,
-        dashboard_address="127.0.0.1:0",
-        memory_limit=0,
-        silence_logs=logging.CRITICAL,
-    ) as local:
-        yield local.scheduler_address
-
-
 def files(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in (folder / "points").glob("*.parquet")}
 
