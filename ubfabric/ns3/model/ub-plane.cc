@@ -699,7 +699,7 @@ UbPlane::RetryRoomPs(uint32_t link, uint32_t bytes, int64_t nowPs)
 }
 
 template <UbFeatures F>
-void
+[[gnu::always_inline]] inline void
 UbPlane::NoteDeparture(uint32_t link, int64_t nowPs)
 {
     Departures& departures = m_departures[link];
@@ -809,7 +809,7 @@ UbPlane::GrowRing(Lane& lane)
 }
 
 template <UbFeatures F>
-void
+[[gnu::always_inline]] inline void
 UbPlane::ReturnCredit(uint32_t linkIndex, Lane& lane, uint32_t cells, int64_t freePs, int64_t nowPs)
 {
     // take in what has come by now: the ring stays as short as the cable. Whether credits came
