@@ -343,6 +343,11 @@ def _load_step(pool: InstancesSpec, kind: str, limits: Mapping[str, Any], label:
     found = getattr(workload.spec, "kind", "decode")
     if found != kind:
         raise SpecError(f"{label}: {kind}.workload: found one of kind {found!r}, allowed: {kind}")
+    if not isinstance(workload.spec, PoolSpec) and workload.spec.deployment.disaggregated:
+        raise SpecError(
+            f"{label}: {kind}.workload: found deployment.disaggregated, allowed dies that attend "
+            "and hold experts"
+        )
     return workload
 
 
