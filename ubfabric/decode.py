@@ -407,12 +407,16 @@ def _metadata(workload: Workload, spec: WorkloadSpec, step: DecodeStep) -> dict[
         "kv_tokens": serving.kv_tokens,
     }
     same_point = [row for row in rows if point.items() <= row.items()]
-    return common_metadata(workload, spec, step) | apart | {
-        "batch_per_npu": serving.batch_per_npu,
-        "kv_tokens": serving.kv_tokens,
-        "requests_per_rank": spec.requests_per_rank,
-        "tokens_per_rank": spec.tokens_per_rank,
-        "mtp": {"tokens": serving.mtp_tokens, "acceptance": serving.mtp_acceptance},
-        "paper_row": same_point[0] if same_point else None,
-        "paper_rows": rows,
-    }
+    return (
+        common_metadata(workload, spec, step)
+        | apart
+        | {
+            "batch_per_npu": serving.batch_per_npu,
+            "kv_tokens": serving.kv_tokens,
+            "requests_per_rank": spec.requests_per_rank,
+            "tokens_per_rank": spec.tokens_per_rank,
+            "mtp": {"tokens": serving.mtp_tokens, "acceptance": serving.mtp_acceptance},
+            "paper_row": same_point[0] if same_point else None,
+            "paper_rows": rows,
+        }
+    )

@@ -165,8 +165,7 @@ class DeploymentSpec(Spec):
             name = "attention_ranks / domains"
         if sharing % self.attention_tp:
             raise ValueError(
-                f"attention_tp: found {self.attention_tp}, "
-                f"allowed a divisor of {name} = {sharing}"
+                f"attention_tp: found {self.attention_tp}, allowed a divisor of {name} = {sharing}"
             )
         return self
 
@@ -180,9 +179,11 @@ class DeploymentSpec(Spec):
         """
         holders = self.ranks - self.first_expert_rank
         slots = holders * self.experts_per_rank
+        of_experts = "expert " if self.disaggregated else ""
         needed = n_routed + self.redundant_experts + self.shared_replicas
         sizes = (
-            f"{holders} {'expert ' if self.disaggregated else ''}ranks x {self.experts_per_rank} experts_per_rank = {slots} slots for "
+            f"{holders} {of_experts}ranks x {self.experts_per_rank} experts_per_rank = "
+            f"{slots} slots for "
             f"{n_routed} routed + {self.redundant_experts} redundant + "
             f"{self.shared_replicas} shared = {needed} replicas"
         )
@@ -441,9 +442,7 @@ def _fill_balanced(
             heapq.heappush(heap, entry)
 
 
-def _finish(
-    on_rank: list[list[int]], n_routed: int, deployment: DeploymentSpec
-) -> ExpertPlacement:
+def _finish(on_rank: list[list[int]], n_routed: int, deployment: DeploymentSpec) -> ExpertPlacement:
     slot_expert = np.array([expert for experts in on_rank for expert in sorted(experts)], np.int32)
     holders = np.arange(deployment.first_expert_rank, deployment.ranks, dtype=np.int32)
     slot_rank = np.repeat(holders, [len(experts) for experts in on_rank])

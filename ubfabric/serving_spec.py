@@ -24,7 +24,7 @@ from ubfabric.requests import ArrivalPolicy, parse_arrivals
 from ubfabric.specs import Spec, load_yaml, override, shipped, validate_spec
 from ubfabric.sweep import SweepRunSpec
 from ubfabric.topology import SAVED_GRAPHS
-from ubfabric.workload import PrefillSpec, Workload, WorkloadSpec, load_workload
+from ubfabric.workload import PoolSpec, PrefillSpec, Workload, WorkloadSpec, load_workload
 
 
 def _ascending(values: list[Any]) -> list[Any]:

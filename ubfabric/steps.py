@@ -1,9 +1,10 @@
 """What steps of decode and prefill have in common: routing of tokens, flows and tasks of a layer.
 
 A step is a list of layers (:class:`LayerPlan`), a layer a list of stages (:class:`Stage`), each of
-which becomes one task of every rank, or of every rank of a group that does the same. :class:`Step` routes tokens to expert replicas and turns
-stages and messages into the tables of a trace; what the stages are, and how long each takes, is
-said by its subclasses in :mod:`ubfabric.decode` and :mod:`ubfabric.prefill`.
+which becomes one task of every rank, or of every rank of a group that does the same.
+:class:`Step` routes tokens to expert replicas and turns stages and messages into the tables of a
+trace; what the stages are, and how long each takes, is said by its subclasses in
+:mod:`ubfabric.decode`, :mod:`ubfabric.disaggregated` and :mod:`ubfabric.prefill`.
 """
 
 from __future__ import annotations

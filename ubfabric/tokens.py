@@ -81,7 +81,13 @@ stragglers
     it: ``(max D - median D) / median D``; ``lag`` = max - median of the last finish.
     Of the step: ``(max - median) / median`` of the rank's step.
 load
-    Messages of the dispatch phase received by a rank in a layer; ``max / mean`` over ranks.
+    Messages of the dispatch phase received by a rank in a layer; ``max / mean`` over the ranks
+    that hold experts.
+groups
+    Where some ranks only attend and the others only hold experts, shares are also averaged over
+    each of the two. What a rank waits for in between counts as waiting, whichever side it is on:
+    the rank latency of a dispatch is there that of both sides, and what a message takes is its
+    message latency.
 
 **Read from the trace's metadata** (``summary.json``, key ``trace``), each optional; without
 one the numbers that need it are absent and the text says so
@@ -89,7 +95,8 @@ one the numbers that need it are absent and the text says so
 ``layers``, a list of ``{layer, label}`` (only label ``moe`` repeats; without labels every
 layer with a combine does) · ``n_moe_layers_total`` of the model · ``moe_layers_drawn``, whether
 the simulated ones are a random sample of these · ``batch_per_npu`` requests ·
-``mtp``: ``{tokens, acceptance}`` · ``paper_row``, a mapping, and ``paper_rows``, a list of
+``mtp``: ``{tokens, acceptance}`` · ``attention_ranks``, how many ranks, the first ones, only
+attend · ``paper_row``, a mapping, and ``paper_rows``, a list of
 such, with results ``tpot_ps``, ``tokens_per_s_per_npu``, ``step_ps``, ``layer_ps`` (one MoE
 layer), ``dispatch_ps``, ``combine_ps`` (medians of rank latency), each a number or
 ``{value, source, strength, note}``; all other keys say at which point they hold, and a row is
@@ -236,6 +243,7 @@ class _Facts:
     batch_per_npu: float | None
     mtp_tokens: int | None
     mtp_acceptance: float | None
+    attention_ranks: int
     labels: dict[int, str]
     paper_rows: list[Mapping[str, Any]]
     inputs: list[dict[str, str]]
@@ -276,7 +284,9 @@ def rebuild_tokens(result: RunResult) -> Tokens:
     tasks["kind"] = tasks["kind"].astype(str)
     tasks = _join_stages(tasks)
     moe_layers = _moe_layers(tasks, facts)
-    latency, loads, senders, by_layer, transfers = _flow_latency(result, moe_layers)
+    latency, loads, senders, by_layer, transfers = _flow_latency(
+        result, moe_layers, facts.attention_ranks
+    )
     _split_communication(tasks, senders)
     layers = _layer_table(tasks, facts, moe_layers, loads)
     step = _extrapolate(tasks, layers, facts)
@@ -324,12 +334,15 @@ def _facts(result: RunResult) -> _Facts:
             if isinstance(row, Mapping) and "layer" in row
         }
     moe_layers, mtp_tokens = number("n_moe_layers_total", 0), number("mtp.tokens", 0, 16)
+    n_ranks = metadata.get("n_ranks")
+    most = n_ranks - 1 if isinstance(n_ranks, int) else math.inf
     return _Facts(
         moe_layers=None if moe_layers is None else int(moe_layers),
         layers_drawn=metadata.get("moe_layers_drawn") is True,
         batch_per_npu=number("batch_per_npu", 0),
         mtp_tokens=None if mtp_tokens is None else int(mtp_tokens),
         mtp_acceptance=number("mtp.acceptance", 0, 1),
+        attention_ranks=int(number("attention_ranks", 0, most) or 0),
         labels=labels,
         paper_rows=rows,
         inputs=[
@@ -380,7 +393,7 @@ def _moe_layers(tasks: pd.DataFrame, facts: _Facts) -> list[int]:
 
 
 def _flow_latency(
-    result: RunResult, moe_layers: list[int]
+    result: RunResult, moe_layers: list[int], attention_ranks: int
 ) -> tuple[
     pd.DataFrame,
     dict[int, float],
@@ -395,7 +408,7 @@ def _flow_latency(
     latency : DataFrame
         See :class:`Tokens`.
     loads : dict of int to float
-        By layer: max / mean of the dispatch messages that ranks received.
+        By layer: max / mean of the dispatch messages that ranks with experts received.
     senders : DataFrame
         ``layer``, ``kind`` (the phase), ``microbatch``, ``rank`` (destination) and
         ``last_sender_ps``: when the last of its sources began to send.
@@ -467,7 +480,7 @@ def _flow_latency(
                 "fct": fct,
             }
             if phase == "dispatch":
-                received = np.bincount(target, messages, n_ranks)
+                received = np.bincount(target, messages, n_ranks)[attention_ranks:]
                 loads[layer] = float(received.max() / received.mean())
             rows.append(row)
             if moe_layers and layer not in moe_layers:
@@ -890,6 +903,12 @@ def _summarise(
         "layer_straggler_spread_max": float(spread.max()) if len(spread) else None,
         "inputs": facts.inputs,
     }
+    if facts.attention_ranks:
+        attends = shares["rank"] < facts.attention_ranks
+        summary["shares_by_group"] = {
+            group: {name: float(shares.loc[of_group, name].mean()) for name in SHARES}
+            for group, of_group in (("attention", attends), ("experts", ~attends))
+        }
     for row in latency[latency["layer"] == -1].to_dict("records") if len(latency) else []:
         summary["message_latency_us"][str(row["phase"])] = {
             name: float(row[f"message_{name}_ps"]) / _PS_PER_US for name in _STATISTICS
@@ -1135,10 +1154,15 @@ def _render(tokens: Tokens) -> RenderableType:
 
     title = "Where the step goes (mean over ranks"
     title += ", extrapolated like the step)" if s["shares_extrapolated"] else ")"
-    table = table_of(title, "share", "%", left=_LEFT)
+    columns = {"%": s["shares"]}
+    for group, of_group in s.get("shares_by_group", {}).items():
+        columns[f"% of dies with {group}"] = of_group
+    table = table_of(title, "share", *columns, left=_LEFT)
     for name in SHARES:
         if s["shares"][name] > 0:
-            table.add_row(name.replace("_", " "), f"{100 * s['shares'][name]:.1f}")
+            table.add_row(
+                name.replace("_", " "), *(f"{100 * of[name]:.1f}" for of in columns.values())
+            )
     parts.append(
         Text(
             f"Two or more tasks at once {100 * s['overlapped']:.1f} %; communication "

@@ -307,9 +307,7 @@ class WorkloadSpec(CommonSpec):
         die = self.machine.die
         return CoresSpec(cube_cores=die.cube_cores, vector_cores=die.vector_cores)
 
-    def memory_bytes(
-        self, die: Literal["all", "attention", "experts"] = "all"
-    ) -> dict[str, int]:
+    def memory_bytes(self, die: Literal["all", "attention", "experts"] = "all") -> dict[str, int]:
         """Return what one die must hold, by kind: weights, KV cache, message buffers.
 
         Parameters
