@@ -85,9 +85,10 @@ load
     that hold experts.
 groups
     Where some ranks only attend and the others only hold experts, shares are also averaged over
-    each of the two. What a rank waits for in between counts as waiting, whichever side it is on:
-    the rank latency of a dispatch is there that of both sides, and what a message takes is its
-    message latency.
+    each of the two. Ranks with experts wait for the next batch from the end of the last one on,
+    so what says how long a rank took for a layer, an operator or the step - stragglers, rank
+    latency, the first start of a single layer - is that of ranks that attend: of a dispatch the
+    time to send it, of a combine all until the results are there.
 
 **Read from the trace's metadata** (``summary.json``, key ``trace``), each optional; without
 one the numbers that need it are absent and the text says so
@@ -248,6 +249,10 @@ class _Facts:
     paper_rows: list[Mapping[str, Any]]
     inputs: list[dict[str, str]]
 
+    def attending(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows of ranks that attend: all, unless some only hold experts."""
+        return table[table["rank"] < self.attention_ranks] if self.attention_ranks else table
+
     @property
     def tokens_per_step(self) -> float:
         if not self.mtp_tokens:
@@ -295,6 +300,7 @@ def rebuild_tokens(result: RunResult) -> Tokens:
     # Latencies are those of the layers that repeat; a trace without such layers has all alike.
     alike = tasks[tasks["layer"].isin(moe_layers)] if moe_layers else tasks
     ranks = _rank_table(tasks, alike, step["extra_ps"], facts)
+    alike = facts.attending(alike)
     summary = _summarise(result, facts, step, ranks, shares, layers, latency, alike)
     intervals = _interval_table(step, layers, latency, alike, by_layer)
     summary["intervals"] = json.loads(intervals.to_json(orient="records"))
@@ -541,8 +547,10 @@ def _split_communication(tasks: pd.DataFrame, senders: pd.DataFrame) -> None:
 def _layer_table(
     tasks: pd.DataFrame, facts: _Facts, moe_layers: list[int], loads: dict[int, float]
 ) -> pd.DataFrame:
-    by_rank = tasks.groupby(["layer", "rank"]).agg(
-        start=("start_ps", "min"), finish=("finish_ps", "max")
+    by_rank = (
+        facts.attending(tasks)
+        .groupby(["layer", "rank"])
+        .agg(start=("start_ps", "min"), finish=("finish_ps", "max"))
     )
     by_rank["duration"] = by_rank["finish"] - by_rank["start"]
     groups = by_rank.groupby("layer")
@@ -608,7 +616,7 @@ def _extrapolate(tasks: pd.DataFrame, layers: pd.DataFrame, facts: _Facts) -> di
     elif simulated:
         (layer,) = layers.loc[layers["moe"], "layer"]
         (completion,) = layers.loc[layers["moe"], "completion_ps"]
-        own = tasks.loc[tasks["layer"] == layer, "start_ps"].min()
+        own = facts.attending(tasks[tasks["layer"] == layer])["start_ps"].min()
         step["layer_ps"] = float(completion - own)
         step["low_ps"] = step["high_ps"] = step["layer_ps"]
     if missing:
@@ -858,7 +866,7 @@ def _summarise(
     rates = None
     if tpot is not None and tpot[0] > 0 and facts.batch_per_npu is not None:
         rates = [per_npu(tpot[1]), per_npu(tpot[0])]
-    median = float(ranks["step_ps"].median())
+    median = float(facts.attending(ranks)["step_ps"].median())
     spread = (layers[layers["moe"]] if layers["moe"].any() else layers)["straggler_spread"].dropna()
     summary: dict[str, Any] = {
         "schema": 1,
