@@ -1,5 +1,7 @@
 """Laws of the workload model, true of any deployment, gate and seed."""
 
+from math import gcd
+
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -67,6 +69,32 @@ def workloads(draw):
     }
 
 
+@st.composite
+def disaggregated(draw):
+    """Draw overrides that make a small valid workload whose dies attend or hold experts."""
+    changes = draw(workloads())
+    domains, size = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    attending = domains * size
+    holding = draw(st.sampled_from([n for n in (1, 2, 3, 4) if (attending + n) % 2 == 0]))
+    routed, shared = changes["model.routed_experts"], changes["model.shared_experts"]
+    per_rank = -(-(routed + shared) // holding) + draw(st.integers(0, 2))
+    spare = holding * per_rank - routed
+    shared_replicas = draw(st.integers(1, spare)) if shared else 0
+    npus = (attending + holding) // 2
+    shares = attending * changes["serving.microbatches"]
+    batch = shares // gcd(shares, npus) * draw(st.integers(1, 3))
+    return changes | {
+        "deployment.ranks": attending + holding,
+        "deployment.disaggregated": {"attention_ranks": attending, "domains": domains},
+        "deployment.experts_per_rank": per_rank,
+        "deployment.shared_replicas": shared_replicas,
+        "deployment.redundant_experts": spare - shared_replicas,
+        "deployment.attention_tp": draw(st.sampled_from([t for t in (1, 2) if size % t == 0])),
+        "serving.batch_per_npu": batch,
+        "machine.die.hbm_capacity": "9 TB",
+    }
+
+
 def moe_chunks(trace):
     return [(c.label, c) for c in trace.chunks() if c.label in ("moe", "mtp")]
 
@@ -96,7 +124,43 @@ def test_combine_is_dispatch_transposed(changes):
 
 
 @few
-@given(workloads())
+@given(disaggregated())
+def test_tokens_go_to_dies_with_experts_and_come_back_to_those_that_attend(changes):
+    trace = generate_trace(SAMPLE, overrides=changes)
+    attending, domains = (trace.metadata[key] for key in ("attention_ranks", "domains"))
+    size = attending // domains
+    pairs = changes["model.top_k"] + changes["model.shared_experts"]
+    tokens = {row["layer"]: row["tokens_per_microbatch"] for row in trace.metadata["layers"]}
+    # no request is lost: those of all NPUs are those of the dies that attend
+    batch = changes["serving.batch_per_npu"] * trace.metadata["npus"]
+    assert trace.metadata["requests_per_rank"] * attending == batch
+    for _, chunk in moe_chunks(trace):
+        flows, tasks = chunk.flows.to_pandas(), chunk.tasks.to_pandas()
+        for phase in ("dispatch", "combine"):
+            outward = (phase == "dispatch") * 1
+            for name, to_experts in (
+                (phase, outward),
+                (f"{phase}-flag", outward),
+                (f"{phase}-ready", not outward),
+            ):
+                rows = flows[flows.phase == name]
+                near, far = ("src", "dst") if to_experts else ("dst", "src")
+                assert (rows[near] // size == rows.microbatch % domains).all()
+                assert (rows[far] >= attending).all()
+        sent = flows[flows.phase == "dispatch"].groupby(["microbatch", "src"]).messages.sum()
+        assert len(sent) == attending * changes["serving.microbatches"]
+        assert (sent == tokens[chunk.layer] * pairs).all()
+        rows = flows[["microbatch", "src", "dst", "messages"]]
+        dispatch = set(rows[flows.phase == "dispatch"].itertuples(index=False, name=None))
+        combine = set(rows[flows.phase == "combine"].itertuples(index=False, name=None))
+        assert combine == {(m, dst, src, n) for m, src, dst, n in dispatch}
+        holds = tasks["rank"] >= attending
+        assert not holds[tasks.kind.isin(["attention", "gate"])].any()
+        assert holds[tasks.kind == "expert"].all()
+
+
+@few
+@given(st.one_of(workloads(), disaggregated()))
 def test_generated_trace_is_sound(changes):
     trace, known = generate_trace(SAMPLE, overrides=changes), None
     for chunk in trace.chunks():

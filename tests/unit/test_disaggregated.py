@@ -357,3 +357,23 @@ def test_a_step_is_replayed_and_its_tokens_rebuilt(changes, tmp_path):
     expert = moe[(moe.kind == "expert") & (moe.microbatch == 0)]
     other = moe[(moe.kind == "attention") & (moe.microbatch == 3)]
     assert (other.start_ps.min() < expert.finish_ps.max()) and len(other) == 3
+
+
+def test_waiting_of_dies_with_experts_is_no_time_of_a_layer_or_operator(tmp_path):
+    run = ub.replay(ub.cloudmatrix384(), generate_trace(SMALL, layers=1), tmp_path / "run")
+    tokens = ub.rebuild_tokens(run)
+    tasks = run.step_tasks()
+    layer = int(tokens.layers.loc[tokens.layers["moe"], "layer"].iloc[0])
+    moe = tasks[tasks.layer == layer]
+    attend = moe[moe["rank"].isin(ATTENDING)]
+    ends = moe.finish_ps[moe.kind == "combine-copy"].max()
+    # dies with experts have waited for their first batch since the step began
+    assert moe.start_ps.min() <= SMALL.spec.machine.launch < attend.start_ps.min()
+    assert tokens.summary["layer_us"] * 1e6 == pytest.approx(ends - attend.start_ps.min())
+    sent = attend[attend.kind == "dispatch-flag"].set_index(["rank", "microbatch"]).finish_ps
+    begun = attend[attend.kind == "dispatch"].set_index(["rank", "microbatch"]).start_ps
+    longest = tokens.summary["rank_latency_us"]["dispatch"]["max"] * 1e6
+    assert longest == pytest.approx((sent - begun).max())
+    took = attend.groupby("rank").finish_ps.max() - attend.groupby("rank").start_ps.min()
+    row = tokens.layers.set_index("layer").loc[layer]
+    assert row["duration_max_ps"] == took.max() and row["duration_median_ps"] == took.median()
