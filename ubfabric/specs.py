@@ -7,6 +7,7 @@ path with a ``.yaml`` ending is read as it stands.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -76,12 +77,18 @@ def load_yaml(name_or_path: str | Path, folder: str) -> tuple[str, dict[str, Any
             )
         file, label = known[text_name], f"{folder}/{text_name}.yaml"
     try:
-        raw = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+        raw = copy.deepcopy(_parsed(file.read_text(encoding="utf-8")))
     except (YAMLError, UnicodeDecodeError) as error:
         raise SpecError(f"{label}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise SpecError(f"{label}: found {type(raw).__name__}, expected a mapping of keys")
     return label, raw
+
+
+@functools.lru_cache(maxsize=32)
+def _parsed(text: str) -> Any:
+    """Return the content of a YAML text; kept, since all points of a sweep begin with the same."""
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def validate_spec(model: type[SpecT], raw: dict[str, Any], label: str) -> SpecT:
