@@ -36,8 +36,8 @@ from ubfabric.steps import ALL_MICROBATCHES, LayerPlan, Stage
 
 #: Stream of a rank that attends, on which results come back.
 RESULT_STREAM = 1
-#: Streams of a rank with experts.
-RECEIVE_STREAM, COMPUTE_STREAM, SEND_STREAM = 0, 1, 2
+#: Streams of a rank with experts, numbered on, so that a stream does the same on every rank.
+RECEIVE_STREAM, COMPUTE_STREAM, SEND_STREAM = 2, 3, 4
 #: Start of the kernels of a rank with experts.
 START = "start"
 
