@@ -3,9 +3,11 @@
 from math import gcd
 
 import numpy as np
+import pandas as pd
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import ubfabric as ub
 from ubfabric.decode import DecodeStep, generate_trace
 from ubfabric.gate import route_tokens
 from ubfabric.placement import DeploymentSpec, place_experts
@@ -14,6 +16,7 @@ from ubfabric.workload import load_workload
 
 #: Loaded once: reading YAML takes longer than building a small trace.
 SAMPLE = load_workload("decode-ep8-sample")
+ONE_NODE = ub.build_topology("one-node")
 few = settings(max_examples=25, deadline=None)
 GATES = st.one_of(
     st.just({"policy": "uniform"}),
@@ -157,6 +160,29 @@ def test_tokens_go_to_dies_with_experts_and_come_back_to_those_that_attend(chang
         holds = tasks["rank"] >= attending
         assert not holds[tasks.kind.isin(["attention", "gate"])].any()
         assert holds[tasks.kind == "expert"].all()
+
+
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(changes=disaggregated())
+def test_experts_have_their_tokens_before_they_begin_and_attention_its_results(tmp_path, changes):
+    trace = generate_trace(SAMPLE, overrides=changes)
+    run = ub.replay(ONE_NODE, trace, tmp_path / "run", overwrite=True, progress=False)
+    tasks, flows = run.step_tasks(), pd.concat(run.flow_batches())
+    tasks["kind"] = tasks["kind"].astype(str)
+    assert (tasks.finish_ps >= tasks.start_ps).all() and (flows.finish_ps > 0).all()
+    keys = ["layer", "microbatch"]
+    for phase, kind in (("dispatch", "expert"), ("combine", "combine-copy")):
+        came = flows[flows.phase == phase].groupby([*keys, "dst"], observed=True).finish_ps.max()
+        begins = tasks[tasks.kind == kind].set_index([*keys, "rank"]).start_ps
+        begins = begins.rename_axis(came.index.names).reindex(came.index)
+        assert (begins >= came).all() and begins.notna().all()
+    # and no layer of a microbatch begins before the results of the layer before are copied
+    for _, of_rank in tasks.groupby(["rank", "microbatch"]):
+        starts = of_rank[of_rank.kind == "prologue"].start_ps.to_numpy()[1:]
+        ends = of_rank[of_rank.kind.isin(["ffn", "combine-copy"])].finish_ps.to_numpy()
+        assert (starts >= ends[: len(starts)]).all()
 
 
 @few
