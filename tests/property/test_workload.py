@@ -167,7 +167,8 @@ def test_tokens_go_to_dies_with_experts_and_come_back_to_those_that_attend(chang
 )
 @given(changes=disaggregated())
 def test_experts_have_their_tokens_before_they_begin_and_attention_its_results(tmp_path, changes):
-    trace = generate_trace(SAMPLE, overrides=changes)
+    layers = changes["model.layers"] - 1  # all MoE layers
+    trace = generate_trace(SAMPLE, layers=layers, overrides=changes)
     run = ub.replay(ONE_NODE, trace, tmp_path / "run", overwrite=True, progress=False)
     tasks, flows = run.step_tasks(), pd.concat(run.flow_batches())
     tasks["kind"] = tasks["kind"].astype(str)
