@@ -72,7 +72,8 @@ shares of a rank's step
     tasks; ``communication`` the share with any operator issuing or waiting, hidden or not.
     Shares are extrapolated like the step: to the simulated times are added those of the
     missing layers, in the proportions between the rank's first start in the second MoE layer
-    (the first, of two) and in the last one. From a single MoE layer they are not.
+    (the first, of two) and in the last one; of a rank that only holds experts, between the first
+    starts of all that attend. From a single MoE layer they are not.
 busy time of a stream
     Sum of ``f(t) - s(t)`` by kind, and ``idle`` = the rank's simulated step minus their sum;
     tasks of one stream never overlap, so the shares of one stream sum to 1.
@@ -295,7 +296,7 @@ def rebuild_tokens(result: RunResult) -> Tokens:
     _split_communication(tasks, senders)
     layers = _layer_table(tasks, facts, moe_layers, loads)
     step = _extrapolate(tasks, layers, facts)
-    shares = _share_table(tasks, moe_layers, step)
+    shares = _share_table(tasks, moe_layers, step, facts)
     streams = _stream_table(tasks)
     # Latencies are those of the layers that repeat; a trace without such layers has all alike.
     alike = tasks[tasks["layer"].isin(moe_layers)] if moe_layers else tasks
@@ -726,7 +727,7 @@ def _phases(tasks: pd.DataFrame) -> list[str]:
 
 
 def _share_table(
-    tasks: pd.DataFrame, moe_layers: list[int], step: Mapping[str, Any]
+    tasks: pd.DataFrame, moe_layers: list[int], step: Mapping[str, Any], facts: _Facts
 ) -> pd.DataFrame:
     """Return the shares of each rank's step, extrapolated like the step itself."""
     ranks, rank = np.unique(tasks["rank"].to_numpy(), return_inverse=True)
@@ -739,6 +740,10 @@ def _share_table(
         first = moe_layers[min(1, len(moe_layers) - 2)]
         starts = tasks.groupby(["layer", "rank"])["start_ps"].min()
         begin, end = (starts.loc[layer].reindex(ranks) for layer in (first, moe_layers[-1]))
+        if facts.attention_ranks:
+            # Ranks with experts begin a layer by waiting for it: theirs are the same instants.
+            attend = ranks < facts.attention_ranks
+            begin, end = (at.where(attend, at[attend].min()) for at in (begin, end))
         steady = (begin < end).to_numpy()
         begin, end = (x.fillna(0).to_numpy(np.int64) for x in (begin, end))
         end = np.where(steady, end, begin)

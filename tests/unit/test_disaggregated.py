@@ -337,7 +337,8 @@ def test_a_step_is_replayed_and_its_tokens_rebuilt(changes, tmp_path):
     assert summary["tokens_per_s_per_npu"] == pytest.approx(18 / summary["tpot_ms"] * 1e3)
     groups = summary["shares_by_group"]
     assert groups["attention"]["attention"] > 0 and groups["attention"]["expert"] == 0
-    assert groups["experts"]["expert"] > 0 and groups["experts"]["attention"] == 0
+    # two dies with all experts are what this step waits for
+    assert groups["experts"]["expert"] > 0.8 and groups["experts"]["attention"] == 0
     assert sum(groups["experts"].values()) == pytest.approx(1)
     assert "dies with experts" in tokens.to_text()
     # half of the pairs go to each of two ranks; over all eight ranks the ratio would be 4
