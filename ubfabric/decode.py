@@ -70,6 +70,8 @@ class DecodeStep(Step):
             raise SpecError(f"{workload.label}: kind: found 'prefill', allowed: decode")
         self.spec = workload.spec
         self.tensor_parallel = self.spec.deployment.attention_tp
+        #: Microbatches of all ranks as the tables number them.
+        self.rounds = self.microbatches * self.spec.deployment.domains
         self.plans = self._plan()
 
     def _plan(self) -> list[LayerPlan]:
@@ -90,13 +92,9 @@ class DecodeStep(Step):
 
     def stages(self, plan: LayerPlan) -> list[Stage]:
         """Return the tasks of one rank in a layer, in table order: both streams' order."""
-        stages = []
-        if plan.head_tokens:
-            stages += [Stage("head", ALL_MICROBATCHES), Stage("sampling", ALL_MICROBATCHES)]
+        stages = self._before_attention(plan)
         if plan.label == "head":
-            return [*stages, Stage("host", ALL_MICROBATCHES)]
-        if plan.label == "mtp":
-            stages.append(Stage("projection", ALL_MICROBATCHES))
+            return stages
         both = range(self.spec.serving.microbatches)
         return stages + [
             replace(stage, stream=stream)
@@ -107,6 +105,17 @@ class DecodeStep(Step):
             for microbatch in both
             for stage in chain(plan, microbatch)
         ]
+
+    def _before_attention(self, plan: LayerPlan) -> list[Stage]:
+        """Return what a layer begins with: the head before it, and of the last one the host."""
+        stages = []
+        if plan.head_tokens:
+            stages += [Stage("head", ALL_MICROBATCHES), Stage("sampling", ALL_MICROBATCHES)]
+        if plan.label == "head":
+            stages.append(Stage("host", ALL_MICROBATCHES))
+        if plan.label == "mtp":
+            stages.append(Stage("projection", ALL_MICROBATCHES))
+        return stages
 
     def _attention_chain(self, plan: LayerPlan, microbatch: int) -> list[Stage]:
         stages = [Stage(kind, microbatch) for kind in ("prologue", "attention", "output")]
@@ -150,45 +159,65 @@ class DecodeStep(Step):
         if plan.label in ("moe", "mtp"):
             placement = self.place(plan.layer)
             cores = self.spec.stream_cores("expert")
-            for microbatch in range(self.microbatches):
+            holders = self.groups[-1]
+            for microbatch in range(self.rounds):
                 slots = placement.assign_replicas(self.route(plan, microbatch))
                 tokens_by_slot = slot_tokens(slots, placement, plan.tokens)
                 times = self.expert_ps(placement, tokens_by_slot, cores)
-                durations["expert", microbatch] = times
+                durations["expert", microbatch] = times[holders.start : holders.stop]
                 there = count_messages(slots, placement, plan.tokens)
-                for phase, messages in (("dispatch", there), ("combine", there[[1, 0, 2]])):
+                sources = self.sources(microbatch)
+                there[0] += sources.start
+                for phase, messages, receivers in (
+                    ("dispatch", there, holders),
+                    ("combine", there[[1, 0, 2]], sources),
+                ):
                     size = self.message_bytes(plan, phase)
                     blocks.append(Block(microbatch, phase, messages, size))
                     arrived = np.bincount(messages[1], messages[2], self.n_ranks)
-                    durations[f"{phase}-copy", microbatch] = self.copy_ps(phase, arrived)
+                    of_receivers = arrived[receivers.start : receivers.stop]
+                    durations[f"{phase}-copy", microbatch] = self.copy_ps(phase, of_receivers)
         blocks += self._flag_blocks(plan) + self._head_blocks(plan)
         flows = self.flow_table(plan.layer, blocks) if blocks else empty_table("flows")
         return TraceChunk(plan.layer, plan.label, flows, self.task_table(position, durations))
 
+    def sources(self, microbatch: int) -> range:
+        """Return the ranks whose tokens a microbatch has."""
+        return self.groups[microbatch % self.spec.deployment.domains]
+
     def _flag_blocks(self, plan: LayerPlan) -> list[Block]:
-        """Return the flags of the fused operators: one of every rank to every rank."""
-        src, dst = (part.ravel() for part in np.indices((self.n_ranks, self.n_ranks)))
-        all_pairs = np.stack([src, dst, np.ones(len(src), np.int64)])
-        return [
-            Block(stage.microbatch, stage.sends, all_pairs, self.message_bytes(plan, stage.sends))
-            for stage in self.stages(plan)
-            if stage.sends.endswith(("-flag", "-ready"))
-        ]
+        """Return the flags of the fused operators: one of every rank to every rank that waits."""
+        stages = self.stages(plan)
+        waiting = {(stage.waits, stage.microbatch): stage.group for stage in stages if stage.waits}
+        blocks = []
+        for stage in stages:
+            if not stage.sends.endswith(("-flag", "-ready")):
+                continue
+            src = self.groups[stage.group]
+            dst = self.groups[waiting[stage.sends, stage.microbatch]]
+            each = np.ones(len(src) * len(dst), np.int64)
+            pairs = np.stack([np.repeat(src, len(dst)), np.tile(dst, len(src)), each])
+            size = self.message_bytes(plan, stage.sends)
+            blocks.append(Block(stage.microbatch, stage.sends, pairs, size))
+        return blocks
 
     def _head_blocks(self, plan: LayerPlan) -> list[Block]:
         """Return the flows among ranks that share heads: one message to each of the others."""
         tp = self.tensor_parallel
         if tp == 1 or plan.label == "head":
             return []
-        src = np.repeat(np.arange(self.n_ranks), tp)
-        dst = src // tp * tp + np.tile(np.arange(tp), self.n_ranks)
-        others = src != dst
-        pairs = np.stack([src, dst, np.ones(len(src), np.int64)])[:, others]
-        return [
-            Block(microbatch, phase, pairs, self.message_bytes(plan, phase))
-            for microbatch in range(self.microbatches)
-            for phase in (GATHER, REDUCE)
-        ]
+        blocks = []
+        for microbatch in range(self.rounds):
+            sources = self.sources(microbatch)
+            place = np.repeat(np.arange(len(sources)), tp)
+            other = place // tp * tp + np.tile(np.arange(tp), len(sources))
+            pairs = np.stack([place + sources.start, other + sources.start, np.ones_like(place)])
+            pairs = pairs[:, place != other]
+            blocks += [
+                Block(microbatch, phase, pairs, self.message_bytes(plan, phase))
+                for phase in (GATHER, REDUCE)
+            ]
+        return blocks
 
     def duration_ps(self, plan: LayerPlan, stage: Stage) -> int:
         """Return the time of a stage that does not depend on routing, in picoseconds."""
@@ -310,7 +339,10 @@ def _step(
 ) -> tuple[Step, dict[str, Any]]:
     """Return the step of a specification and the metadata of its trace."""
     if isinstance(spec, WorkloadSpec):
-        decode = DecodeStep(workload, seed, layers)
+        from ubfabric.disaggregated import DisaggregatedStep
+
+        kind = DisaggregatedStep if spec.deployment.disaggregated else DecodeStep
+        decode = kind(workload, seed, layers)
         return decode, _metadata(workload, spec, decode)
     from ubfabric.prefill import PrefillStep
 
@@ -348,10 +380,15 @@ def common_metadata(workload: Workload, spec: CommonSpec, step: Step) -> dict[st
 
 def _metadata(workload: Workload, spec: WorkloadSpec, step: DecodeStep) -> dict[str, Any]:
     """Return the metadata of a decode step."""
-    serving = spec.serving
+    serving, deployment = spec.serving, spec.deployment
+    # Said only where some ranks only attend, or a published row has such ranks.
+    apart = {}
+    if deployment.disaggregated or any(row.attention_ranks for row in spec.reference.rows):
+        apart = {"attention_ranks": deployment.first_expert_rank, "domains": deployment.domains}
     rows = [
         {
             "ranks": row.ranks,
+            **({"attention_ranks": row.attention_ranks, "domains": row.domains} if apart else {}),
             "batch_per_npu": row.batch_per_npu,
             "kv_tokens": row.kv_tokens,
             "tpot_ps": row.tpot,
@@ -364,17 +401,22 @@ def _metadata(workload: Workload, spec: WorkloadSpec, step: DecodeStep) -> dict[
         for row in spec.reference.rows
     ]
     point = {
-        "ranks": spec.deployment.ranks,
+        "ranks": deployment.ranks,
+        **apart,
         "batch_per_npu": serving.batch_per_npu,
         "kv_tokens": serving.kv_tokens,
     }
     same_point = [row for row in rows if point.items() <= row.items()]
-    return common_metadata(workload, spec, step) | {
-        "batch_per_npu": serving.batch_per_npu,
-        "kv_tokens": serving.kv_tokens,
-        "requests_per_rank": spec.requests_per_rank,
-        "tokens_per_rank": spec.tokens_per_rank,
-        "mtp": {"tokens": serving.mtp_tokens, "acceptance": serving.mtp_acceptance},
-        "paper_row": same_point[0] if same_point else None,
-        "paper_rows": rows,
-    }
+    return (
+        common_metadata(workload, spec, step)
+        | apart
+        | {
+            "batch_per_npu": serving.batch_per_npu,
+            "kv_tokens": serving.kv_tokens,
+            "requests_per_rank": spec.requests_per_rank,
+            "tokens_per_rank": spec.tokens_per_rank,
+            "mtp": {"tokens": serving.mtp_tokens, "acceptance": serving.mtp_acceptance},
+            "paper_row": same_point[0] if same_point else None,
+            "paper_rows": rows,
+        }
+    )

@@ -91,6 +91,27 @@ class PlanSpec(Spec):
     counted_tokens: Annotated[Count, Field(ge=0)] = 0
 
 
+class DisaggregatedSpec(Spec):
+    """Dies that only attend, and dies that only hold experts.
+
+    Ranks 0 to ``attention_ranks - 1`` do all but the experts, in ``domains`` of as many
+    neighbouring ranks each: the tokens of one domain and microbatch go to the experts as one
+    batch. The ranks that follow hold the experts.
+    """
+
+    attention_ranks: Annotated[Count, Field(ge=1)]
+    domains: Annotated[Count, Field(ge=1, le=32)] = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> DisaggregatedSpec:
+        if self.attention_ranks % self.domains:
+            raise ValueError(
+                f"domains: found {self.domains}, allowed a divisor of attention_ranks = "
+                f"{self.attention_ranks}"
+            )
+        return self
+
+
 class DeploymentSpec(Spec):
     """How the model is spread over ranks; a rank is one die."""
 
@@ -105,13 +126,46 @@ class DeploymentSpec(Spec):
     rank_placement: RankPlacementSpec = RankPlacementSpec()
     #: Neighbouring ranks that share the heads of attention, and each other's requests.
     attention_tp: Annotated[Count, Field(ge=1)] = 1
+    #: Left out, every rank attends and holds experts.
+    disaggregated: DisaggregatedSpec | None = None
+
+    @property
+    def attention_ranks(self) -> int:
+        """Ranks that attend: the first ones, or all."""
+        return self.disaggregated.attention_ranks if self.disaggregated else self.ranks
+
+    @property
+    def domains(self) -> int:
+        """Parts of the ranks that attend whose tokens go to the experts one after another."""
+        return self.disaggregated.domains if self.disaggregated else 1
+
+    @property
+    def first_expert_rank(self) -> int:
+        """First of the ranks that hold experts; the others follow."""
+        return self.disaggregated.attention_ranks if self.disaggregated else 0
+
+    @property
+    def groups(self) -> tuple[range, ...]:
+        """Ranks that do the same: all, or each domain and at last those that hold experts."""
+        if self.disaggregated is None:
+            return (range(self.ranks),)
+        first, size = self.first_expert_rank, self.attention_ranks // self.domains
+        domains = (range(start, start + size) for start in range(0, first, size))
+        return (*domains, range(first, self.ranks))
 
     @model_validator(mode="after")
     def _check(self) -> DeploymentSpec:
-        if self.ranks % self.attention_tp:
+        if self.disaggregated and self.attention_ranks >= self.ranks:
             raise ValueError(
-                f"attention_tp: found {self.attention_tp}, "
-                f"allowed a divisor of ranks = {self.ranks}"
+                f"disaggregated.attention_ranks: found {self.attention_ranks}, allowed 1 to "
+                f"{self.ranks - 1}: of {self.ranks} ranks some must hold the experts"
+            )
+        sharing, name = len(self.groups[0]), "ranks"
+        if self.disaggregated:
+            name = "attention_ranks / domains"
+        if sharing % self.attention_tp:
+            raise ValueError(
+                f"attention_tp: found {self.attention_tp}, allowed a divisor of {name} = {sharing}"
             )
         return self
 
@@ -123,10 +177,13 @@ class DeploymentSpec(Spec):
         ValueError
             Names the key, what was found and what is allowed.
         """
-        slots = self.ranks * self.experts_per_rank
+        holders = self.ranks - self.first_expert_rank
+        slots = holders * self.experts_per_rank
+        of_experts = "expert " if self.disaggregated else ""
         needed = n_routed + self.redundant_experts + self.shared_replicas
         sizes = (
-            f"{self.ranks} ranks x {self.experts_per_rank} experts_per_rank = {slots} slots for "
+            f"{holders} {of_experts}ranks x {self.experts_per_rank} experts_per_rank = "
+            f"{slots} slots for "
             f"{n_routed} routed + {self.redundant_experts} redundant + "
             f"{self.shared_replicas} shared = {needed} replicas"
         )
@@ -155,8 +212,9 @@ class DeploymentSpec(Spec):
 
     def _check_listed(self, ranks: list[list[Any]], n_routed: int) -> None:
         key = "expert_layout.ranks"
-        if len(ranks) != self.ranks:
-            raise ValueError(f"{key}: found {len(ranks)} lists, allowed {self.ranks}, one a rank")
+        holders = self.ranks - self.first_expert_rank
+        if len(ranks) != holders:
+            raise ValueError(f"{key}: found {len(ranks)} lists, allowed {holders}, one a rank")
         for rank, experts in enumerate(ranks):
             if len(experts) != self.experts_per_rank:
                 raise ValueError(
@@ -191,19 +249,21 @@ class ExpertPlacement:
 
     Attributes
     ----------
-    n_ranks, n_routed : int
-        Ranks, and routed experts; the shared expert has the number ``n_routed``.
+    n_ranks, n_sources, n_routed : int
+        Ranks, those of them whose tokens are sent at once, and routed experts; the shared expert
+        has the number ``n_routed``.
     slot_expert, slot_rank : ndarray of int32, shape (n_slots,)
         Expert in each slot and the rank that holds it; ascending by rank.
     replica_first : ndarray of int64, shape (n_routed + 2,)
         The replicas of expert ``e`` are ``replica_slot[replica_first[e]:replica_first[e + 1]]``.
     replica_slot : ndarray of int32, shape (n_slots,)
         Slots by expert, ascending within one.
-    shared_slot : ndarray of int32, shape (n_ranks,) or (0,)
-        The shared replica that each rank's tokens use; empty without a shared expert.
+    shared_slot : ndarray of int32, shape (n_sources,) or (0,)
+        The shared replica that each source's tokens use; empty without a shared expert.
     """
 
     n_ranks: int
+    n_sources: int
     n_routed: int
     slot_expert: np.ndarray
     slot_rank: np.ndarray
@@ -234,7 +294,7 @@ class ExpertPlacement:
         position = self.replica_first[flat]
         pairs = np.flatnonzero((n_replicas > 1)[flat])
         if len(pairs):
-            source = pairs // (len(flat) // self.n_ranks)
+            source = pairs // (len(flat) // self.n_sources)
             expert = flat[pairs]
             key = source * self.n_routed + expert
             order = np.argsort(key, kind="stable")
@@ -274,16 +334,17 @@ def place_experts(
                 for ranks in deployment.expert_layout.ranks
             ],
             n_routed,
+            deployment,
         )
     redundant = _choose_redundant(deployment, popularity)
-    on_rank: list[list[int]] = [[] for _ in range(deployment.ranks)]
+    on_rank: list[list[int]] = [[] for _ in deployment.groups[-1]]
     for replica in range(deployment.shared_replicas):
-        on_rank[replica * deployment.ranks // deployment.shared_replicas].append(n_routed)
+        on_rank[replica * len(on_rank) // deployment.shared_replicas].append(n_routed)
     if deployment.expert_layout.policy == "balanced":
         _fill_balanced(on_rank, deployment, popularity, redundant, top_k)
     else:
         _fill_contiguous(on_rank, deployment, n_routed, redundant)
-    return _finish(on_rank, n_routed)
+    return _finish(on_rank, n_routed, deployment)
 
 
 def _choose_redundant(deployment: DeploymentSpec, popularity: np.ndarray) -> list[int]:
@@ -381,17 +442,20 @@ def _fill_balanced(
             heapq.heappush(heap, entry)
 
 
-def _finish(on_rank: list[list[int]], n_routed: int) -> ExpertPlacement:
+def _finish(on_rank: list[list[int]], n_routed: int, deployment: DeploymentSpec) -> ExpertPlacement:
     slot_expert = np.array([expert for experts in on_rank for expert in sorted(experts)], np.int32)
-    slot_rank = np.repeat(np.arange(len(on_rank), dtype=np.int32), [len(e) for e in on_rank])
+    holders = np.arange(deployment.first_expert_rank, deployment.ranks, dtype=np.int32)
+    slot_rank = np.repeat(holders, [len(experts) for experts in on_rank])
     counts = np.bincount(slot_expert, minlength=n_routed + 1)
     first = np.concatenate([[0], np.cumsum(counts)])
     slots = np.argsort(slot_expert, kind="stable").astype(np.int32)
     shared = slots[first[n_routed] :]
     # Equal blocks of neighbouring ranks share a replica.
-    block = np.arange(len(on_rank)) * len(shared) // len(on_rank)
+    n_sources = len(deployment.groups[0])
+    block = np.arange(n_sources) * len(shared) // n_sources
     return ExpertPlacement(
-        n_ranks=len(on_rank),
+        n_ranks=deployment.ranks,
+        n_sources=n_sources,
         n_routed=n_routed,
         slot_expert=slot_expert,
         slot_rank=slot_rank,

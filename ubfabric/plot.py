@@ -234,16 +234,18 @@ def plot_timeline(
     end = int(tasks["finish_ps"].max())
     scale, unit = (_PS_PER_US, "µs") if end - begin < 5 * _PS_PER_MS else (_PS_PER_MS, "ms")
     looks = _looks(tasks["kind"].unique())
-    streams = sorted(int(stream) for stream in tasks["stream"].unique())
-    height = 0.8 / len(streams)
+    # dies that attend and dies with experts have streams of their own
+    streams = {rank: sorted(of.unique()) for rank, of in tasks.groupby("rank")["stream"]}
+    most = max(len(streams[rank]) for rank in shown_ranks)
     with mpl.rc_context(_STYLE):
-        rows_inches = max(0.55 * len(streams) * len(shown_ranks), 1.2)
+        rows_inches = max(0.55 * most * len(shown_ranks), 1.2)
         figure = Figure(figsize=(11.0, 1.9 + rows_inches), layout="constrained")
         axes = figure.subplots()
         ticks, labels, lanes, lane_labels = [], [], [], []
         for row, rank in enumerate(shown_ranks):
             of_rank = tasks[tasks["rank"] == rank]
-            for lane, stream in enumerate(streams):
+            height = 0.8 / len(streams[rank])
+            for lane, stream in enumerate(streams[rank]):
                 bottom = row - 0.4 + lane * height
                 lanes.append(bottom + height / 2)
                 lane_labels.append(f"stream {stream}")
@@ -534,9 +536,9 @@ def plot_tokens(tokens: Tokens | RunResult, path: PathLike, *, dpi: int = 150) -
 
 
 def _draw_streams(axes: Axes, tokens: Tokens) -> None:
-    """Draw what each stream is busy with, hidden or not, as a mean over ranks."""
+    """Draw what each stream is busy with, hidden or not, as a mean over ranks that have it."""
     streams = tokens.streams
-    n_ranks = streams["rank"].nunique()
+    n_ranks = streams.groupby("stream")["rank"].nunique()
     mean = 100 * streams.groupby(["stream", "kind"])["share"].sum() / n_ranks
     looks = _looks(set(streams["kind"]) - {"idle"}) | {"idle": ("#FFFFFF", "")}
     places = sorted(int(stream) for stream in streams["stream"].unique())

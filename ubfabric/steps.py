@@ -1,9 +1,10 @@
 """What steps of decode and prefill have in common: routing of tokens, flows and tasks of a layer.
 
 A step is a list of layers (:class:`LayerPlan`), a layer a list of stages (:class:`Stage`), each of
-which becomes one task of every rank. :class:`Step` routes tokens to expert replicas and turns
-stages and messages into the tables of a trace; what the stages are, and how long each takes, is
-said by its subclasses in :mod:`ubfabric.decode` and :mod:`ubfabric.prefill`.
+which becomes one task of every rank, or of every rank of a group that does the same.
+:class:`Step` routes tokens to expert replicas and turns stages and messages into the tables of a
+trace; what the stages are, and how long each takes, is said by its subclasses in
+:mod:`ubfabric.decode`, :mod:`ubfabric.disaggregated` and :mod:`ubfabric.prefill`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -61,7 +63,7 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Stage:
-    """One task of each rank in a layer.
+    """One task of each rank, or each rank of a group, in a layer.
 
     Attributes
     ----------
@@ -73,6 +75,8 @@ class Stage:
         Phases, as in the task table.
     stream : int
         Stream that runs it.
+    group : int
+        Whose task it is: place in :attr:`Step.groups`.
     """
 
     kind: str
@@ -80,6 +84,7 @@ class Stage:
     sends: str = ""
     waits: str = ""
     stream: int = 0
+    group: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,8 @@ class Block:
 
 class Step(ABC):
     """Builds the chunks of one step, each on its own.
+
+    Tasks of a rank depend on tasks of the same rank only.
 
     Parameters
     ----------
@@ -149,6 +156,8 @@ class Step(ABC):
                     f"{model.layers - 1}, ascending, each once"
                 )
         self.n_ranks = deployment.ranks
+        #: Ranks that do the same; the first group sends tokens, the last one holds experts.
+        self.groups = deployment.groups
         self.model, self.deployment, self.messages = model, deployment, spec.messages
         self.microbatches = spec.serving.microbatches
         self.memory_bytes_per_s = spec.machine.memory_bytes_per_s
@@ -191,7 +200,7 @@ class Step(ABC):
         for layer, label, tokens, head_tokens in rows:
             plan = LayerPlan(layer, label, first_task, tokens, head_tokens)
             plans.append(plan)
-            first_task += len(self.stages(plan)) * self.n_ranks
+            first_task += sum(len(self.groups[stage.group]) for stage in self.stages(plan))
         return plans
 
     def place(self, layer: int) -> ExpertPlacement:
@@ -199,17 +208,17 @@ class Step(ABC):
         return place_experts(self.deployment, self.planned_load(layer), self.model.top_k)
 
     def route(self, plan: LayerPlan, microbatch: int) -> np.ndarray:
-        """Choose the experts of one microbatch of all ranks.
+        """Choose the experts of one microbatch of all ranks that send at once.
 
         Recorded tokens are taken in their order, from a place that the seed gives, the same in
         all layers; after the last comes the first again.
 
         Returns
         -------
-        ndarray of int, shape (n_ranks * tokens, top_k)
+        ndarray of int, shape (n_sources * tokens, top_k)
             Experts of each token; tokens in order of source rank.
         """
-        count = self.n_ranks * plan.tokens
+        count = len(self.groups[0]) * plan.tokens
         if self.recorded is not None:
             record = self.recorded(plan.layer)
             first = int(self._rng(0, _FOR_ROUTING).integers(len(record))) + microbatch * count
@@ -304,16 +313,21 @@ class Step(ABC):
         """Build the flow table of a layer.
 
         Dispatch and combine go in the order that ``messages.send_order`` says; in all other
-        phases each rank begins with its successor, or all would begin with rank 0.
+        phases each rank begins with its successor, or all would begin with rank 0. The successor
+        in another group is the rank at the next place there.
         """
         messages = self.messages
         phases = tuple(dict.fromkeys(block.phase for block in blocks))
         operations = tuple(dict.fromkeys(block.operation for block in blocks))
+        place, size = (np.zeros(self.n_ranks, np.int64) for _ in range(2))
+        for group in self.groups:
+            ranks = slice(group.start, group.stop)
+            place[ranks], size[ranks] = np.arange(len(group)), len(group)
         flows, sizes = [], []
         for number, block in enumerate(blocks):
             src, dst, _ = block.messages
             if messages.send_order == "rotated" or block.phase not in PHASES:
-                turn = (dst - src - 1) % self.n_ranks
+                turn = (place[dst] - place[src] - 1) % size[dst]
             else:
                 rng = self._rng(layer, _FOR_ORDER, number)
                 turn = rng.integers(1 << 31, size=len(src), dtype=np.int64)
@@ -347,35 +361,38 @@ class Step(ABC):
     def task_table(
         self, position: int, durations: dict[tuple[str, int], np.ndarray | int]
     ) -> pa.Table:
-        """Build the task table of a layer: one block of all ranks a stage.
+        """Build the task table of a layer: one block of the ranks of its group a stage.
 
-        ``durations`` has the times that depend on routing, by kind and microbatch.
+        ``durations`` has the times that depend on routing, by kind and microbatch: one, or one a
+        rank of the group.
         """
         plan = self.plans[position]
         stages = self.stages(plan)
-        ranks = np.arange(self.n_ranks)
-        times, offsets, depends_on = [], [0], []
-        for index, stage in enumerate(stages):
+        groups = [self.groups[stage.group] for stage in stages]
+        sizes = np.array([len(group) for group in groups], np.int64)
+        times, counts, depends_on = [], [], []
+        for index, (stage, group) in enumerate(zip(stages, groups, strict=True)):
             time = durations.get((stage.kind, stage.microbatch))
             if time is None:
                 time = self.duration_ps(plan, stage)
-            times.append(np.broadcast_to(np.asarray(time, np.int64), self.n_ranks))
+            times.append(np.broadcast_to(np.asarray(time, np.int64), len(group)))
             needed = self._needs(position, stages, index)
-            depends_on.append((np.array(needed, np.int64)[None, :] + ranks[:, None]).ravel())
-            offsets.append(offsets[-1] + len(needed) * self.n_ranks)
-        per_rank = np.diff(offsets) // self.n_ranks
-        ends = np.cumsum(np.repeat(per_rank, self.n_ranks))
-        n_tasks = len(stages) * self.n_ranks
+            each = np.arange(len(group))[:, None]
+            depends_on.append((np.array(needed, np.int64)[None, :] + each).ravel())
+            counts.append(len(needed))
+        ends = np.cumsum(np.repeat(counts, sizes))
+        n_tasks = int(sizes.sum())
 
         def repeat(values: list[Any], dtype: Any) -> np.ndarray:
-            return np.repeat(np.array(values, dtype), self.n_ranks)
+            return np.repeat(np.array(values, dtype), sizes)
 
         def repeat_text(values: list[str]) -> pa.Array:
             return pa.array(repeat(values, object), pa.string())
 
+        ranks = [np.arange(group.start, group.stop, dtype=np.int32) for group in groups]
         columns = {
             "task": plan.first_task + np.arange(n_tasks, dtype=np.int64),
-            "rank": np.tile(ranks.astype(np.int32), len(stages)),
+            "rank": np.concatenate(ranks),
             "stream": repeat([stage.stream for stage in stages], np.int8),
             "kind": repeat_text([stage.kind for stage in stages]),
             "layer": np.full(n_tasks, plan.layer, np.int16),
@@ -392,34 +409,42 @@ class Step(ABC):
         arrays = [pa.array(columns[name]) for name in TASK_SCHEMA.names]
         return pa.Table.from_arrays(arrays, schema=TASK_SCHEMA)
 
+    def _first_tasks(self, position: int, stages: list[Stage]) -> list[int]:
+        """Return the id of the first task of each stage."""
+        sizes = [len(self.groups[stage.group]) for stage in stages]
+        first = self.plans[position].first_task
+        return [first + before for before in accumulate(sizes[:-1], initial=0)]
+
     def _needs(self, position: int, stages: list[Stage], index: int) -> list[int]:
         """Return the first task id of each stage that this one needs the result of.
 
-        The stage before it in the chain of its microbatch; the first of a chain needs the head of
-        its layer, or the last of the layer before.
+        The stage before it in the chain of its group and microbatch; the first of a chain needs
+        the head of its layer, or the last of the layer before.
         """
-        plan, stage = self.plans[position], stages[index]
+        stage, first = stages[index], self._first_tasks(position, stages)
+        before = [i for i in range(index) if stages[i].group == stage.group]
+        if stage.microbatch != ALL_MICROBATCHES:
+            chain = [i for i in before if stages[i].microbatch == stage.microbatch]
+            of_all = [i for i in before if stages[i].microbatch == ALL_MICROBATCHES]
+            before = chain or of_all
+        if before:
+            return [first[before[-1]]]
+        results = self._results(position - 1, stage.group)
         if stage.microbatch == ALL_MICROBATCHES:
-            if index:
-                return [plan.first_task + (index - 1) * self.n_ranks]
-            return self._results(position - 1)
-        before = [i for i in range(index) if stages[i].microbatch == stage.microbatch]
-        of_all = [i for i in range(index) if stages[i].microbatch == ALL_MICROBATCHES]
-        if before or of_all:
-            return [plan.first_task + (before or of_all)[-1] * self.n_ranks]
-        return self._results(position - 1)[stage.microbatch : stage.microbatch + 1]
+            return list(results.values())
+        return [results[stage.microbatch]] if stage.microbatch in results else []
 
-    def _results(self, position: int) -> list[int]:
-        """Return the first task ids of a layer's last stages, one a microbatch."""
+    def _results(self, position: int, group: int) -> dict[int, int]:
+        """Return the first task ids of a group's last stages in a layer, by microbatch."""
         if position < 0:
-            return []
-        plan = self.plans[position]
-        last = {stage.microbatch: index for index, stage in enumerate(self.stages(plan))}
-        return [
-            plan.first_task + index * self.n_ranks
-            for microbatch, index in sorted(last.items())
-            if microbatch != ALL_MICROBATCHES
-        ]
+            return {}
+        stages = self.stages(self.plans[position])
+        last = {
+            stage.microbatch: task
+            for stage, task in zip(stages, self._first_tasks(position, stages), strict=True)
+            if stage.group == group and stage.microbatch != ALL_MICROBATCHES
+        }
+        return dict(sorted(last.items()))
 
 
 def slot_tokens(slots: np.ndarray, placement: ExpertPlacement, tokens: int) -> np.ndarray:
@@ -432,20 +457,23 @@ def slot_tokens(slots: np.ndarray, placement: ExpertPlacement, tokens: int) -> n
 
 
 def count_messages(slots: np.ndarray, placement: ExpertPlacement, tokens: int) -> np.ndarray:
-    """Return ``[src, dst, messages]`` of the dispatch, shape (3, n_flows), sorted by src, dst."""
-    n_ranks = placement.n_ranks
-    source = np.repeat(np.arange(n_ranks, dtype=np.int64), slots.size // n_ranks)
+    """Return ``[src, dst, messages]`` of the dispatch, shape (3, n_flows), sorted by src, dst.
+
+    Sources are counted from 0, whichever ranks they are.
+    """
+    n_ranks, n_sources = placement.n_ranks, placement.n_sources
+    source = np.repeat(np.arange(n_sources, dtype=np.int64), slots.size // n_sources)
     cells = source * n_ranks + placement.slot_rank[slots.ravel()]
-    if n_ranks * n_ranks <= _PAIRS_COUNTED_PER_MESSAGE * len(cells):
-        counts = np.bincount(cells, minlength=n_ranks * n_ranks)
+    if n_sources * n_ranks <= _PAIRS_COUNTED_PER_MESSAGE * len(cells):
+        counts = np.bincount(cells, minlength=n_sources * n_ranks)
         if len(placement.shared_slot):
-            shared = np.arange(n_ranks) * n_ranks + placement.slot_rank[placement.shared_slot]
+            shared = np.arange(n_sources) * n_ranks + placement.slot_rank[placement.shared_slot]
             counts[shared] += tokens
         used = np.flatnonzero(counts)
         counts = counts[used]
-    else:  # few of the n_ranks ** 2 pairs talk: sort instead of counting every pair
+    else:  # few of all pairs talk: sort instead of counting every pair
         if len(placement.shared_slot):
-            shared = np.arange(n_ranks) * n_ranks + placement.slot_rank[placement.shared_slot]
+            shared = np.arange(n_sources) * n_ranks + placement.slot_rank[placement.shared_slot]
             cells = np.concatenate([cells, np.repeat(shared, tokens)])
         used, counts = np.unique(cells, return_counts=True)
     return np.stack([used // n_ranks, used % n_ranks, counts])

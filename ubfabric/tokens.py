@@ -72,7 +72,8 @@ shares of a rank's step
     tasks; ``communication`` the share with any operator issuing or waiting, hidden or not.
     Shares are extrapolated like the step: to the simulated times are added those of the
     missing layers, in the proportions between the rank's first start in the second MoE layer
-    (the first, of two) and in the last one. From a single MoE layer they are not.
+    (the first, of two) and in the last one; of a rank that only holds experts, between the first
+    starts of all that attend. From a single MoE layer they are not.
 busy time of a stream
     Sum of ``f(t) - s(t)`` by kind, and ``idle`` = the rank's simulated step minus their sum;
     tasks of one stream never overlap, so the shares of one stream sum to 1.
@@ -81,7 +82,14 @@ stragglers
     it: ``(max D - median D) / median D``; ``lag`` = max - median of the last finish.
     Of the step: ``(max - median) / median`` of the rank's step.
 load
-    Messages of the dispatch phase received by a rank in a layer; ``max / mean`` over ranks.
+    Messages of the dispatch phase received by a rank in a layer; ``max / mean`` over the ranks
+    that hold experts.
+groups
+    Where some ranks only attend and the others only hold experts, shares are also averaged over
+    each of the two. Ranks with experts wait for the next batch from the end of the last one on,
+    so what says how long a rank took for a layer, an operator or the step - stragglers, rank
+    latency, the first start of a single layer - is that of ranks that attend: of a dispatch the
+    time to send it, of a combine all until the results are there.
 
 **Read from the trace's metadata** (``summary.json``, key ``trace``), each optional; without
 one the numbers that need it are absent and the text says so
@@ -89,7 +97,8 @@ one the numbers that need it are absent and the text says so
 ``layers``, a list of ``{layer, label}`` (only label ``moe`` repeats; without labels every
 layer with a combine does) · ``n_moe_layers_total`` of the model · ``moe_layers_drawn``, whether
 the simulated ones are a random sample of these · ``batch_per_npu`` requests ·
-``mtp``: ``{tokens, acceptance}`` · ``paper_row``, a mapping, and ``paper_rows``, a list of
+``mtp``: ``{tokens, acceptance}`` · ``attention_ranks``, how many ranks, the first ones, only
+attend · ``paper_row``, a mapping, and ``paper_rows``, a list of
 such, with results ``tpot_ps``, ``tokens_per_s_per_npu``, ``step_ps``, ``layer_ps`` (one MoE
 layer), ``dispatch_ps``, ``combine_ps`` (medians of rank latency), each a number or
 ``{value, source, strength, note}``; all other keys say at which point they hold, and a row is
@@ -236,9 +245,14 @@ class _Facts:
     batch_per_npu: float | None
     mtp_tokens: int | None
     mtp_acceptance: float | None
+    attention_ranks: int
     labels: dict[int, str]
     paper_rows: list[Mapping[str, Any]]
     inputs: list[dict[str, str]]
+
+    def attending(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows of ranks that attend: all, unless some only hold experts."""
+        return table[table["rank"] < self.attention_ranks] if self.attention_ranks else table
 
     @property
     def tokens_per_step(self) -> float:
@@ -276,15 +290,18 @@ def rebuild_tokens(result: RunResult) -> Tokens:
     tasks["kind"] = tasks["kind"].astype(str)
     tasks = _join_stages(tasks)
     moe_layers = _moe_layers(tasks, facts)
-    latency, loads, senders, by_layer, transfers = _flow_latency(result, moe_layers)
+    latency, loads, senders, by_layer, transfers = _flow_latency(
+        result, moe_layers, facts.attention_ranks
+    )
     _split_communication(tasks, senders)
     layers = _layer_table(tasks, facts, moe_layers, loads)
     step = _extrapolate(tasks, layers, facts)
-    shares = _share_table(tasks, moe_layers, step)
+    shares = _share_table(tasks, moe_layers, step, facts)
     streams = _stream_table(tasks)
     # Latencies are those of the layers that repeat; a trace without such layers has all alike.
     alike = tasks[tasks["layer"].isin(moe_layers)] if moe_layers else tasks
     ranks = _rank_table(tasks, alike, step["extra_ps"], facts)
+    alike = facts.attending(alike)
     summary = _summarise(result, facts, step, ranks, shares, layers, latency, alike)
     intervals = _interval_table(step, layers, latency, alike, by_layer)
     summary["intervals"] = json.loads(intervals.to_json(orient="records"))
@@ -324,12 +341,15 @@ def _facts(result: RunResult) -> _Facts:
             if isinstance(row, Mapping) and "layer" in row
         }
     moe_layers, mtp_tokens = number("n_moe_layers_total", 0), number("mtp.tokens", 0, 16)
+    n_ranks = metadata.get("n_ranks")
+    most = n_ranks - 1 if isinstance(n_ranks, int) else math.inf
     return _Facts(
         moe_layers=None if moe_layers is None else int(moe_layers),
         layers_drawn=metadata.get("moe_layers_drawn") is True,
         batch_per_npu=number("batch_per_npu", 0),
         mtp_tokens=None if mtp_tokens is None else int(mtp_tokens),
         mtp_acceptance=number("mtp.acceptance", 0, 1),
+        attention_ranks=int(number("attention_ranks", 0, most) or 0),
         labels=labels,
         paper_rows=rows,
         inputs=[
@@ -380,7 +400,7 @@ def _moe_layers(tasks: pd.DataFrame, facts: _Facts) -> list[int]:
 
 
 def _flow_latency(
-    result: RunResult, moe_layers: list[int]
+    result: RunResult, moe_layers: list[int], attention_ranks: int
 ) -> tuple[
     pd.DataFrame,
     dict[int, float],
@@ -395,7 +415,7 @@ def _flow_latency(
     latency : DataFrame
         See :class:`Tokens`.
     loads : dict of int to float
-        By layer: max / mean of the dispatch messages that ranks received.
+        By layer: max / mean of the dispatch messages that ranks with experts received.
     senders : DataFrame
         ``layer``, ``kind`` (the phase), ``microbatch``, ``rank`` (destination) and
         ``last_sender_ps``: when the last of its sources began to send.
@@ -467,7 +487,7 @@ def _flow_latency(
                 "fct": fct,
             }
             if phase == "dispatch":
-                received = np.bincount(target, messages, n_ranks)
+                received = np.bincount(target, messages, n_ranks)[attention_ranks:]
                 loads[layer] = float(received.max() / received.mean())
             rows.append(row)
             if moe_layers and layer not in moe_layers:
@@ -528,8 +548,10 @@ def _split_communication(tasks: pd.DataFrame, senders: pd.DataFrame) -> None:
 def _layer_table(
     tasks: pd.DataFrame, facts: _Facts, moe_layers: list[int], loads: dict[int, float]
 ) -> pd.DataFrame:
-    by_rank = tasks.groupby(["layer", "rank"]).agg(
-        start=("start_ps", "min"), finish=("finish_ps", "max")
+    by_rank = (
+        facts.attending(tasks)
+        .groupby(["layer", "rank"])
+        .agg(start=("start_ps", "min"), finish=("finish_ps", "max"))
     )
     by_rank["duration"] = by_rank["finish"] - by_rank["start"]
     groups = by_rank.groupby("layer")
@@ -595,7 +617,7 @@ def _extrapolate(tasks: pd.DataFrame, layers: pd.DataFrame, facts: _Facts) -> di
     elif simulated:
         (layer,) = layers.loc[layers["moe"], "layer"]
         (completion,) = layers.loc[layers["moe"], "completion_ps"]
-        own = tasks.loc[tasks["layer"] == layer, "start_ps"].min()
+        own = facts.attending(tasks[tasks["layer"] == layer])["start_ps"].min()
         step["layer_ps"] = float(completion - own)
         step["low_ps"] = step["high_ps"] = step["layer_ps"]
     if missing:
@@ -705,7 +727,7 @@ def _phases(tasks: pd.DataFrame) -> list[str]:
 
 
 def _share_table(
-    tasks: pd.DataFrame, moe_layers: list[int], step: Mapping[str, Any]
+    tasks: pd.DataFrame, moe_layers: list[int], step: Mapping[str, Any], facts: _Facts
 ) -> pd.DataFrame:
     """Return the shares of each rank's step, extrapolated like the step itself."""
     ranks, rank = np.unique(tasks["rank"].to_numpy(), return_inverse=True)
@@ -718,6 +740,10 @@ def _share_table(
         first = moe_layers[min(1, len(moe_layers) - 2)]
         starts = tasks.groupby(["layer", "rank"])["start_ps"].min()
         begin, end = (starts.loc[layer].reindex(ranks) for layer in (first, moe_layers[-1]))
+        if facts.attention_ranks:
+            # Ranks with experts begin a layer by waiting for it: theirs are the same instants.
+            attend = ranks < facts.attention_ranks
+            begin, end = (at.where(attend, at[attend].min()) for at in (begin, end))
         steady = (begin < end).to_numpy()
         begin, end = (x.fillna(0).to_numpy(np.int64) for x in (begin, end))
         end = np.where(steady, end, begin)
@@ -845,7 +871,7 @@ def _summarise(
     rates = None
     if tpot is not None and tpot[0] > 0 and facts.batch_per_npu is not None:
         rates = [per_npu(tpot[1]), per_npu(tpot[0])]
-    median = float(ranks["step_ps"].median())
+    median = float(facts.attending(ranks)["step_ps"].median())
     spread = (layers[layers["moe"]] if layers["moe"].any() else layers)["straggler_spread"].dropna()
     summary: dict[str, Any] = {
         "schema": 1,
@@ -890,6 +916,12 @@ def _summarise(
         "layer_straggler_spread_max": float(spread.max()) if len(spread) else None,
         "inputs": facts.inputs,
     }
+    if facts.attention_ranks:
+        attends = shares["rank"] < facts.attention_ranks
+        summary["shares_by_group"] = {
+            group: {name: float(shares.loc[of_group, name].mean()) for name in SHARES}
+            for group, of_group in (("attention", attends), ("experts", ~attends))
+        }
     for row in latency[latency["layer"] == -1].to_dict("records") if len(latency) else []:
         summary["message_latency_us"][str(row["phase"])] = {
             name: float(row[f"message_{name}_ps"]) / _PS_PER_US for name in _STATISTICS
@@ -1135,10 +1167,15 @@ def _render(tokens: Tokens) -> RenderableType:
 
     title = "Where the step goes (mean over ranks"
     title += ", extrapolated like the step)" if s["shares_extrapolated"] else ")"
-    table = table_of(title, "share", "%", left=_LEFT)
+    columns = {"%": s["shares"]}
+    for group, of_group in s.get("shares_by_group", {}).items():
+        columns[f"% of dies with {group}"] = of_group
+    table = table_of(title, "share", *columns, left=_LEFT)
     for name in SHARES:
         if s["shares"][name] > 0:
-            table.add_row(name.replace("_", " "), f"{100 * s['shares'][name]:.1f}")
+            table.add_row(
+                name.replace("_", " "), *(f"{100 * of[name]:.1f}" for of in columns.values())
+            )
     parts.append(
         Text(
             f"Two or more tasks at once {100 * s['overlapped']:.1f} %; communication "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import gcd
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -93,6 +94,9 @@ class ReferenceRow(SourcedRow):
     kv_tokens: PositiveCount
     tpot: Picoseconds
     slo: Picoseconds | None = None
+    #: Ranks that only attended, of a disaggregated deployment, and its domains.
+    attention_ranks: Annotated[Count, Field(ge=0)] = 0
+    domains: PositiveCount = 1
 
 
 class PrefillRow(SourcedRow):
@@ -236,6 +240,8 @@ class PrefillSpec(CommonSpec):
     def _check(self) -> PrefillSpec:
         self.check_deployment()
         attention, ranks = self.model.attention, self.deployment.ranks
+        if self.deployment.disaggregated:
+            raise ValueError("deployment.disaggregated: found in prefill, allowed in decode")
         if self.messages.flag or self.messages.buffers != 2:
             raise ValueError(
                 "messages.flag: found flags or one buffer, allowed flag 0 B and 2 buffers: bulk "
@@ -280,8 +286,8 @@ class WorkloadSpec(CommonSpec):
 
     @property
     def requests_per_rank(self) -> int:
-        """Requests that one die decodes."""
-        return self.serving.batch_per_npu // self.deployment.dies_per_npu
+        """Requests of one die that attends; the batch is an NPU's of all of the deployment."""
+        return self.serving.batch_per_npu * self.npus // self.deployment.attention_ranks
 
     @property
     def query_tokens_per_request(self) -> int:
@@ -290,19 +296,25 @@ class WorkloadSpec(CommonSpec):
 
     @property
     def tokens_per_rank(self) -> int:
-        """Tokens that one die runs through the model each step."""
+        """Tokens that one die that attends runs through the model each step."""
         return self.requests_per_rank * self.query_tokens_per_request
 
     def stream_cores(self, stream: Literal["attention", "expert"]) -> CoresSpec:
         """Return the cores that a stream has: all of the die unless microbatches share it."""
-        if self.serving.microbatches > 1:
+        if self.serving.microbatches > 1 and not self.deployment.disaggregated:
             cores: CoresSpec = getattr(self.operators.streams, stream)
             return cores
         die = self.machine.die
         return CoresSpec(cube_cores=die.cube_cores, vector_cores=die.vector_cores)
 
-    def memory_bytes(self) -> dict[str, int]:
-        """Return what one die must hold, by kind: weights, KV cache, message buffers."""
+    def memory_bytes(self, die: Literal["all", "attention", "experts"] = "all") -> dict[str, int]:
+        """Return what one die must hold, by kind: weights, KV cache, message buffers.
+
+        Parameters
+        ----------
+        die : {'all', 'attention', 'experts'}
+            Whether it attends and holds experts, or one of the two.
+        """
         model, deployment, serving = self.model, self.deployment, self.serving
         operators, attention = self.operators, self.model.attention
         size = {
@@ -321,10 +333,11 @@ class WorkloadSpec(CommonSpec):
         mtp = min(serving.mtp_tokens, 1)  # later guesses run the same layer again
         an_expert = model.expert_parameters * size["expert"] * deployment.experts_per_rank
         router = hidden * model.routed_experts * size["gate"]
-        weights = (
+        experts = (model.moe_layers + mtp) * an_expert
+        rest_of_model = (
             (model.layers + mtp) * a_layer
             + model.dense_layers * model.dense_parameters * size["ffn"]
-            + (model.moe_layers + mtp) * (an_expert + router)
+            + (model.moe_layers + mtp) * router
             + mtp * 2 * hidden * hidden * size["projection"]
             + 2 * hidden * model.vocabulary * size["head"]  # embedding and head
         )
@@ -337,20 +350,37 @@ class WorkloadSpec(CommonSpec):
             * ELEMENT_BYTES[operators.attention.cache]
             * (model.layers + mtp)
         )
-        messages = [
+        dispatch, combine = (
             getattr(self.messages, p).message_bytes(hidden) for p in ("dispatch", "combine")
-        ]
-        of_both = sum(messages) if self.messages.buffers == 2 else max(messages)
-        buffers = deployment.ranks * self.tokens_per_rank * of_both
-        return {"weights": weights, "KV cache": cache, "message buffers": buffers}
+        )
+        if die == "all":
+            weights = rest_of_model + experts
+            of_both = dispatch + combine if self.messages.buffers == 2 else max(dispatch, combine)
+            buffers = deployment.ranks * self.tokens_per_rank * of_both
+            return {"weights": weights, "KV cache": cache, "message buffers": buffers}
+        # One buffer is emptied after each microbatch of each domain.
+        parts = 1 if self.messages.buffers == 2 else serving.microbatches
+        tokens = self.tokens_per_rank // parts
+        if die == "attention":
+            buffers = len(deployment.groups[-1]) * tokens * combine
+            return {"weights": rest_of_model, "KV cache": cache, "message buffers": buffers}
+        senders = deployment.groups[:-1] if self.messages.buffers == 2 else deployment.groups[:1]
+        buffers = sum(map(len, senders)) * tokens * dispatch
+        return {"weights": experts, "KV cache": 0, "message buffers": buffers}
 
     def _check_memory(self) -> None:
-        parts = self.memory_bytes()
-        needed, capacity = sum(parts.values()), self.machine.die.hbm_capacity
-        if needed > capacity:
-            shown = ", ".join(f"{name} {size / _GB:.1f} GB" for name, size in parts.items())
+        dies: dict[Literal["all", "attention", "experts"], str] = {"all": "a die"}
+        if self.deployment.disaggregated:
+            dies = {"attention": "a die that attends", "experts": "a die with experts"}
+        capacity = self.machine.die.hbm_capacity
+        for die, name in dies.items():
+            parts = self.memory_bytes(die)
+            needed = sum(parts.values())
+            if needed <= capacity:
+                continue
+            shown = ", ".join(f"{what} {size / _GB:.1f} GB" for what, size in parts.items())
             raise ValueError(
-                f"machine.die.hbm_capacity: found {capacity / _GB:.1f} GB a die, which "
+                f"machine.die.hbm_capacity: found {capacity / _GB:.1f} GB {name}, which "
                 f"{self.model.name} exceeds by {(needed - capacity) / _GB:.1f} GB: {shown}; "
                 f"allowed {needed / _GB:.1f} GB or more; or more ranks, fewer experts_per_rank, a "
                 "smaller batch"
@@ -361,7 +391,15 @@ class WorkloadSpec(CommonSpec):
         self.check_deployment()
         deployment, serving, die = self.deployment, self.serving, self.machine.die
         parts = deployment.dies_per_npu * serving.microbatches
-        if serving.batch_per_npu % parts:
+        if deployment.disaggregated:
+            shares = deployment.attention_ranks * serving.microbatches
+            if serving.batch_per_npu * self.npus % shares:
+                raise ValueError(
+                    f"serving.batch_per_npu: found {serving.batch_per_npu} requests an NPU of "
+                    f"{self.npus}, allowed a multiple of {shares // gcd(shares, self.npus)}, "
+                    f"which attention_ranks x microbatches = {shares} divide among them"
+                )
+        elif serving.batch_per_npu % parts:
             raise ValueError(
                 f"serving.batch_per_npu: found {serving.batch_per_npu}, allowed a multiple of "
                 f"dies_per_npu x microbatches = {parts}"
@@ -527,6 +565,11 @@ class PoolSpec(Spec):
     @model_validator(mode="after")
     def _check(self) -> PoolSpec:
         step, deployment = self.step, self.step.deployment
+        if deployment.disaggregated:
+            raise ValueError(
+                "step.deployment.disaggregated: found in the step of a pool, allowed in a decode "
+                "step by itself"
+            )
         key = "decode_ranks" if self.is_decode else "prefill.ranks"
         ranks = self.decode_ranks if self.is_decode else self.prefill.ranks
         if ranks != deployment.ranks:

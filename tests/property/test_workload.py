@@ -1,9 +1,13 @@
 """Laws of the workload model, true of any deployment, gate and seed."""
 
+from math import gcd
+
 import numpy as np
+import pandas as pd
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import ubfabric as ub
 from ubfabric.decode import DecodeStep, generate_trace
 from ubfabric.gate import route_tokens
 from ubfabric.placement import DeploymentSpec, place_experts
@@ -12,6 +16,7 @@ from ubfabric.workload import load_workload
 
 #: Loaded once: reading YAML takes longer than building a small trace.
 SAMPLE = load_workload("decode-ep8-sample")
+ONE_NODE = ub.build_topology("one-node")
 few = settings(max_examples=25, deadline=None)
 GATES = st.one_of(
     st.just({"policy": "uniform"}),
@@ -67,6 +72,32 @@ def workloads(draw):
     }
 
 
+@st.composite
+def disaggregated(draw):
+    """Draw overrides that make a small valid workload whose dies attend or hold experts."""
+    changes = draw(workloads())
+    domains, size = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    attending = domains * size
+    holding = draw(st.sampled_from([n for n in (1, 2, 3, 4) if (attending + n) % 2 == 0]))
+    routed, shared = changes["model.routed_experts"], changes["model.shared_experts"]
+    per_rank = -(-(routed + shared) // holding) + draw(st.integers(0, 2))
+    spare = holding * per_rank - routed
+    shared_replicas = draw(st.integers(1, spare)) if shared else 0
+    npus = (attending + holding) // 2
+    shares = attending * changes["serving.microbatches"]
+    batch = shares // gcd(shares, npus) * draw(st.integers(1, 3))
+    return changes | {
+        "deployment.ranks": attending + holding,
+        "deployment.disaggregated": {"attention_ranks": attending, "domains": domains},
+        "deployment.experts_per_rank": per_rank,
+        "deployment.shared_replicas": shared_replicas,
+        "deployment.redundant_experts": spare - shared_replicas,
+        "deployment.attention_tp": draw(st.sampled_from([t for t in (1, 2) if size % t == 0])),
+        "serving.batch_per_npu": batch,
+        "machine.die.hbm_capacity": "9 TB",
+    }
+
+
 def moe_chunks(trace):
     return [(c.label, c) for c in trace.chunks() if c.label in ("moe", "mtp")]
 
@@ -96,7 +127,67 @@ def test_combine_is_dispatch_transposed(changes):
 
 
 @few
-@given(workloads())
+@given(disaggregated())
+def test_tokens_go_to_dies_with_experts_and_come_back_to_those_that_attend(changes):
+    trace = generate_trace(SAMPLE, overrides=changes)
+    attending, domains = (trace.metadata[key] for key in ("attention_ranks", "domains"))
+    size = attending // domains
+    pairs = changes["model.top_k"] + changes["model.shared_experts"]
+    tokens = {row["layer"]: row["tokens_per_microbatch"] for row in trace.metadata["layers"]}
+    # no request is lost: those of all NPUs are those of the dies that attend
+    batch = changes["serving.batch_per_npu"] * trace.metadata["npus"]
+    assert trace.metadata["requests_per_rank"] * attending == batch
+    for _, chunk in moe_chunks(trace):
+        flows, tasks = chunk.flows.to_pandas(), chunk.tasks.to_pandas()
+        for phase in ("dispatch", "combine"):
+            outward = (phase == "dispatch") * 1
+            for name, to_experts in (
+                (phase, outward),
+                (f"{phase}-flag", outward),
+                (f"{phase}-ready", not outward),
+            ):
+                rows = flows[flows.phase == name]
+                near, far = ("src", "dst") if to_experts else ("dst", "src")
+                assert (rows[near] // size == rows.microbatch % domains).all()
+                assert (rows[far] >= attending).all()
+        sent = flows[flows.phase == "dispatch"].groupby(["microbatch", "src"]).messages.sum()
+        assert len(sent) == attending * changes["serving.microbatches"]
+        assert (sent == tokens[chunk.layer] * pairs).all()
+        rows = flows[["microbatch", "src", "dst", "messages"]]
+        dispatch = set(rows[flows.phase == "dispatch"].itertuples(index=False, name=None))
+        combine = set(rows[flows.phase == "combine"].itertuples(index=False, name=None))
+        assert combine == {(m, dst, src, n) for m, src, dst, n in dispatch}
+        holds = tasks["rank"] >= attending
+        assert not holds[tasks.kind.isin(["attention", "gate"])].any()
+        assert holds[tasks.kind == "expert"].all()
+
+
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(changes=disaggregated())
+def test_experts_have_their_tokens_before_they_begin_and_attention_its_results(tmp_path, changes):
+    layers = changes["model.layers"] - 1  # all MoE layers
+    trace = generate_trace(SAMPLE, layers=layers, overrides=changes)
+    run = ub.replay(ONE_NODE, trace, tmp_path / "run", overwrite=True, progress=False)
+    tasks, flows = run.step_tasks(), pd.concat(run.flow_batches())
+    tasks["kind"] = tasks["kind"].astype(str)
+    assert (tasks.finish_ps >= tasks.start_ps).all() and (flows.finish_ps > 0).all()
+    keys = ["layer", "microbatch"]
+    for phase, kind in (("dispatch", "expert"), ("combine", "combine-copy")):
+        came = flows[flows.phase == phase].groupby([*keys, "dst"], observed=True).finish_ps.max()
+        begins = tasks[tasks.kind == kind].set_index([*keys, "rank"]).start_ps
+        begins = begins.rename_axis(came.index.names).reindex(came.index)
+        assert (begins >= came).all() and begins.notna().all()
+    # and no layer of a microbatch begins before the results of the layer before are copied
+    for _, of_rank in tasks.groupby(["rank", "microbatch"]):
+        starts = of_rank[of_rank.kind == "prologue"].start_ps.to_numpy()[1:]
+        ends = of_rank[of_rank.kind.isin(["ffn", "combine-copy"])].finish_ps.to_numpy()
+        assert (starts >= ends[: len(starts)]).all()
+
+
+@few
+@given(st.one_of(workloads(), disaggregated()))
 def test_generated_trace_is_sound(changes):
     trace, known = generate_trace(SAMPLE, overrides=changes), None
     for chunk in trace.chunks():

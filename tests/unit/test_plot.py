@@ -107,6 +107,21 @@ def test_timeline_bars_are_the_tasks(tmp_path, figure):
         assert part in text
 
 
+def test_ranks_have_bars_of_their_own_streams_only(run, figure, monkeypatch):
+    """As where some dies attend and others hold experts, whose streams are numbered on."""
+    tasks = run.step_tasks()
+    tasks.loc[tasks["rank"] >= 9, "stream"] += 2
+    monkeypatch.setattr(run, "step_tasks", lambda: tasks.copy(), raising=True)
+    plots.plot_timeline(run, "x.png", ranks=[3, 12], layers=[3])
+    labels = [label.get_text() for label in figure().axes[0].get_yticklabels()]
+    assert labels == ["stream 0", "stream 1", "stream 2", "stream 3"]
+    tokens = rebuild_tokens(run)
+    plots.plot_tokens(tokens, "x.png")
+    streams = figure().axes[3]
+    ends = [bar.get_x() + bar.get_width() for bar in streams.patches]
+    assert ends.count(pytest.approx(100.0)) == 4 and max(ends) == pytest.approx(100.0)
+
+
 def test_timeline_shows_first_middle_and_last_rank_by_default(run, figure):
     plots.plot_timeline(run, "x.png")
     tasks = run.tasks()
