@@ -17,11 +17,14 @@ from pathlib import Path
 
 import ubfabric as ub
 
-#: Workload, key to fit, topology, payload of a packet, and two values to begin with.
+#: Workload, key to fit, topology, payload of a packet.
 FITS = {
     "decode": ("deepseek-r1-decode-ep320", "communication.message_cost", "cloudmatrix384", None),
     "prefill": ("deepseek-r1-prefill-ep32", "efficiency.prefill", "two-nodes", 8192),
 }
+#: MoE layers to simulate; those of prefill differ by a tenth.
+LAYERS = {"decode": 3, "prefill": 8}
+#: Two values to begin with.
 START = {"decode": (3.0, 4.0), "prefill": (0.7, 0.9)}
 
 
@@ -63,7 +66,7 @@ def main() -> None:
     """Print the values at which the simulated step is the paper's."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("row", choices=FITS, help="which row to fit on")
-    parser.add_argument("--layers", type=int, default=3, help="MoE layers, the first (%(default)s)")
+    parser.add_argument("--layers", type=int, help=f"MoE layers, the first {LAYERS}")
     parser.add_argument("--tolerance", type=float, default=0.001, help="of the step (%(default)s)")
     args = parser.parse_args()
 
@@ -75,7 +78,7 @@ def main() -> None:
         target = spec.tokens_per_npu / row.tokens_per_s_per_npu * 1e3
 
     def change(value: float) -> float:
-        return step_ms(args.row, value, args.layers)
+        return step_ms(args.row, value, args.layers or LAYERS[args.row])
 
     for value, step in secant(change, START[args.row], target, args.tolerance):
         print(f"{FITS[args.row][1]} {value:.3f}: step {step:.1f} ms")

@@ -12,13 +12,16 @@ import sys
 import warnings
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from ubfabric.errors import BridgeError, SimulationError, SpecError, UbfabricError
+
+#: What Typer raises for options and arguments that it cannot take; newer ones bring Click's along.
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="ubfabric",
@@ -609,10 +612,26 @@ def main() -> None:
     """Run the command line and turn errors into one line and an exit code."""
     warnings.showwarning = _show_warning
     try:
-        app()
+        code = app(standalone_mode=False)
     except (SimulationError, BridgeError) as error:
-        print(f"ubfabric: error: {error}", file=sys.stderr)
-        sys.exit(1)
+        _end(str(error), 1)
     except UbfabricError as error:
-        print(f"ubfabric: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(str(error), 2)
+    except _USAGE_ERROR as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+            error.show()
+            sys.exit(error.exit_code)
+        place = error.ctx.command_path if error.ctx else "ubfabric"
+        what = " ".join(error.format_message().split()).rstrip(".")
+        _end(f"{what}; see '{place} --help'", 2)
+    except (typer.Abort, KeyboardInterrupt):
+        _end("interrupted", 130)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    print(f"ubfabric: error: {message}", file=sys.stderr)
+    sys.exit(code)

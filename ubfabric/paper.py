@@ -39,6 +39,8 @@ class PointSpec(Spec):
     #: A name, or a mapping with ``base`` and what differs.
     workload: str | dict[str, Any]
     payload_bytes: Annotated[Count, Field(ge=1)] | None = None
+    #: MoE layers to simulate even if fewer are asked for: where layers differ much.
+    least_layers: Annotated[Count, Field(ge=1)] = 1
 
 
 class PaperRow(Spec):
@@ -133,7 +135,7 @@ def sweep_of(
         {
             "topology": spec.points[name].topology,
             "workload": spec.points[name].workload,
-            "run.layers": layers,
+            "run.layers": max(layers, spec.points[name].least_layers),
             "run.seed": seed,
             "run.payload_bytes": spec.points[name].payload_bytes,
         }

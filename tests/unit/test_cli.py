@@ -154,6 +154,10 @@ MISTAKES = {
     "too few dies": (["replay", "one-node", "big-trace", "-o", "r"], "rank without a die"),
     "no run": (["tokens", "missing"], "missing"),
     "unknown plot": (["plot", "pie", "missing", "-o", "x.png"], "missing"),
+    "unknown option": (["run", "--payload", "512"], "--payload-bytes"),
+    "unknown command": (["sweeps"], "ubfabric --help"),
+    "missing argument": (["tokens"], "RUN"),
+    "number expected": (["run", "--layers", "all"], "--layers"),
     "more ranks than dies": (["run", "--topology", "one-node", "-o", "r"], "rank without a die"),
 }
 FLOWS = "phase,layer,src,dst,messages,message_bytes,start_ps\n"
