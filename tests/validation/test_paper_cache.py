@@ -12,11 +12,11 @@ import ubfabric as ub
 from ubfabric.paper import compare_rows, load_paper, sweep_of
 
 PAPER = load_paper(Path(__file__).parents[2] / "analysis" / "paper.yaml")
-#: Allowed simulated change in percent, by row; with 4 layers it was 78, 448, 3 and 90.
+#: Allowed simulated change in percent, by row; with 8 layers it was 78, 404, 2 and 88.
 BOUNDS = {
     # 42 and 128 % in the paper: here nearly all of a batch's time goes with its computed tokens
     "cache-50": (60, 95),
-    "cache-90": (350, 550),
+    "cache-90": (330, 480),
     # up to 52 % in the paper: reads ahead of the step are hidden, reads before it are not
     "plane-90": (0, 10),
     "plane-90-whole": (60, 120),

@@ -13,7 +13,7 @@ import ubfabric as ub
 def difference(tmp_path, workload="deepseek-r1-prefill-ep32", **serving):
     """Return the difference of tokens/s an NPU from the row of the same point, in percent."""
     overrides = {f"serving.{key}": value for key, value in serving.items()}
-    trace = ub.generate_trace(workload, layers=4, seed=1, overrides=overrides)
+    trace = ub.generate_trace(workload, layers=8, seed=1, overrides=overrides)
     fabric = ub.build_topology("two-nodes")
     result = ub.replay(fabric, trace, tmp_path / "run", payload_bytes=8192)
     rows = ub.rebuild_tokens(result).paper.set_index("quantity")
@@ -30,17 +30,17 @@ def test_row_with_perfect_balance_is_fitted(tmp_path):
 @pytest.mark.validation
 @pytest.mark.slow
 def test_imbalance_costs_less_than_in_the_paper(tmp_path):
-    """A miss, on record: 6,626 tokens/s an NPU for 5,655 (+17 %).
+    """A miss, on record: 6,680 tokens/s an NPU for 5,655 (+18 %).
 
     Longer experts of the most loaded rank hide behind transfers, which bound the simulated step.
     """
-    assert 8 <= difference(tmp_path, "deepseek-r1-prefill-ep32-default") <= 22
+    assert 10 <= difference(tmp_path, "deepseek-r1-prefill-ep32-default") <= 25
 
 
 @pytest.mark.validation
 @pytest.mark.slow
 def test_data_parallel_attention_is_near_with_one_microbatch_and_too_fast_with_two(tmp_path):
-    """With two a miss, on record: 8,814 tokens/s an NPU for 6,522 (+35 %); with one +7 %.
+    """With two a miss, on record: 9,178 tokens/s an NPU for 6,522 (+41 %); with one +9 %.
 
     Without exchanges in attention two microbatches hide all transfers, so the measured step is
     what computing takes: 41 ms a layer, which is simulated at 29.
@@ -48,4 +48,4 @@ def test_data_parallel_attention_is_near_with_one_microbatch_and_too_fast_with_t
     one = difference(tmp_path / "1", attention="data", microbatches=1)
     two = difference(tmp_path / "2", attention="data")
     assert abs(one) <= 12
-    assert 27 <= two <= 43
+    assert 33 <= two <= 48
