@@ -60,9 +60,9 @@ def draw(table: pd.DataFrame, title: str, path: str) -> None:
     left.barh(at, table["tpot_ms"], color="C0")
     for y, value, change in zip(at, table["tpot_ms"], table["tpot_change_percent"], strict=True):
         left.text(value, y, f" {value:,.1f} ({change:+.1f} %)", va="center", fontsize=8)
-    left.set_xlim(0, 1.3 * table["tpot_ms"].max())
+    left.set_xlim(0, 1.45 * table["tpot_ms"].max())  # room for the text
     left.set(xlabel="TPOT (ms)", title=title)
-    left.set_yticks(at, table["label"], fontsize=8)
+    left.set_yticks(at, table["label"].str.replace(", ", ",\n"), fontsize=8)
     for offset, (phase, colour) in zip(
         (0.2, -0.2), (("dispatch", "C1"), ("combine", "C2")), strict=True
     ):
