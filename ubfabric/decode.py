@@ -384,7 +384,7 @@ def _metadata(workload: Workload, spec: WorkloadSpec, step: DecodeStep) -> dict[
     # Said only where some ranks only attend, or a published row has such ranks.
     apart = {}
     if deployment.disaggregated or any(row.attention_ranks for row in spec.reference.rows):
-        apart = {"attention_ranks": deployment.first_expert_rank, "domains": deployment.domains}
+        apart = {"attention_ranks": deployment.groups[-1].start, "domains": deployment.domains}
     rows = [
         {
             "ranks": row.ranks,

@@ -140,16 +140,11 @@ class DeploymentSpec(Spec):
         return self.disaggregated.domains if self.disaggregated else 1
 
     @property
-    def first_expert_rank(self) -> int:
-        """First of the ranks that hold experts; the others follow."""
-        return self.disaggregated.attention_ranks if self.disaggregated else 0
-
-    @property
     def groups(self) -> tuple[range, ...]:
         """Ranks that do the same: all, or each domain and at last those that hold experts."""
         if self.disaggregated is None:
             return (range(self.ranks),)
-        first, size = self.first_expert_rank, self.attention_ranks // self.domains
+        first, size = self.attention_ranks, self.attention_ranks // self.domains
         domains = (range(start, start + size) for start in range(0, first, size))
         return (*domains, range(first, self.ranks))
 
@@ -177,7 +172,7 @@ class DeploymentSpec(Spec):
         ValueError
             Names the key, what was found and what is allowed.
         """
-        holders = self.ranks - self.first_expert_rank
+        holders = len(self.groups[-1])
         slots = holders * self.experts_per_rank
         of_experts = "expert " if self.disaggregated else ""
         needed = n_routed + self.redundant_experts + self.shared_replicas
@@ -212,7 +207,7 @@ class DeploymentSpec(Spec):
 
     def _check_listed(self, ranks: list[list[Any]], n_routed: int) -> None:
         key = "expert_layout.ranks"
-        holders = self.ranks - self.first_expert_rank
+        holders = len(self.groups[-1])
         if len(ranks) != holders:
             raise ValueError(f"{key}: found {len(ranks)} lists, allowed {holders}, one a rank")
         for rank, experts in enumerate(ranks):
@@ -444,7 +439,7 @@ def _fill_balanced(
 
 def _finish(on_rank: list[list[int]], n_routed: int, deployment: DeploymentSpec) -> ExpertPlacement:
     slot_expert = np.array([expert for experts in on_rank for expert in sorted(experts)], np.int32)
-    holders = np.arange(deployment.first_expert_rank, deployment.ranks, dtype=np.int32)
+    holders = np.array(deployment.groups[-1], np.int32)
     slot_rank = np.repeat(holders, [len(experts) for experts in on_rank])
     counts = np.bincount(slot_expert, minlength=n_routed + 1)
     first = np.concatenate([[0], np.cumsum(counts)])

@@ -24,7 +24,7 @@ from ubfabric.requests import ArrivalPolicy, parse_arrivals
 from ubfabric.specs import Spec, load_yaml, override, shipped, validate_spec
 from ubfabric.sweep import SweepRunSpec
 from ubfabric.topology import SAVED_GRAPHS
-from ubfabric.workload import PoolSpec, PrefillSpec, Workload, WorkloadSpec, load_workload
+from ubfabric.workload import PrefillSpec, Workload, WorkloadSpec, load_workload
 
 
 def _ascending(values: list[Any]) -> list[Any]:
@@ -343,7 +343,7 @@ def _load_step(pool: InstancesSpec, kind: str, limits: Mapping[str, Any], label:
     found = getattr(workload.spec, "kind", "decode")
     if found != kind:
         raise SpecError(f"{label}: {kind}.workload: found one of kind {found!r}, allowed: {kind}")
-    if not isinstance(workload.spec, PoolSpec) and workload.spec.deployment.disaggregated:
+    if isinstance(workload.spec, WorkloadSpec) and workload.spec.deployment.disaggregated:
         raise SpecError(
             f"{label}: {kind}.workload: found deployment.disaggregated, allowed dies that attend "
             "and hold experts"

@@ -370,13 +370,14 @@ class Step(ABC):
         stages = self.stages(plan)
         groups = [self.groups[stage.group] for stage in stages]
         sizes = np.array([len(group) for group in groups], np.int64)
+        first = self._first_tasks(position, stages)
         times, counts, depends_on = [], [], []
         for index, (stage, group) in enumerate(zip(stages, groups, strict=True)):
             time = durations.get((stage.kind, stage.microbatch))
             if time is None:
                 time = self.duration_ps(plan, stage)
             times.append(np.broadcast_to(np.asarray(time, np.int64), len(group)))
-            needed = self._needs(position, stages, index)
+            needed = self._needs(position, stages, first, index)
             each = np.arange(len(group))[:, None]
             depends_on.append((np.array(needed, np.int64)[None, :] + each).ravel())
             counts.append(len(needed))
@@ -415,13 +416,14 @@ class Step(ABC):
         first = self.plans[position].first_task
         return [first + before for before in accumulate(sizes[:-1], initial=0)]
 
-    def _needs(self, position: int, stages: list[Stage], index: int) -> list[int]:
+    def _needs(self, position: int, stages: list[Stage], first: list[int], index: int) -> list[int]:
         """Return the first task id of each stage that this one needs the result of.
 
         The stage before it in the chain of its group and microbatch; the first of a chain needs
-        the head of its layer, or the last of the layer before.
+        the head of its layer, or the last of the layer before. ``first`` has the first task
+        of each stage.
         """
-        stage, first = stages[index], self._first_tasks(position, stages)
+        stage = stages[index]
         before = [i for i in range(index) if stages[i].group == stage.group]
         if stage.microbatch != ALL_MICROBATCHES:
             chain = [i for i in before if stages[i].microbatch == stage.microbatch]
