@@ -145,7 +145,7 @@ def fabric(machine: str) -> tuple[nx.MultiGraph, FabricArrays]:
 @functools.lru_cache(maxsize=1)
 def _dispatch(workload: str, ranks: int) -> tuple[np.ndarray, ...]:
     """Return src, dst, messages, bytes: first microbatch, dispatch of the first MoE layer."""
-    overrides: dict[str, int] = {}
+    overrides: dict[str, int | str] = {}
     if workload.endswith("ep320") and ranks != 320:
         # One replica of the shared expert to every 8 or so of the others; the slots that are left
         # replicate routed ones.
@@ -160,6 +160,8 @@ def _dispatch(workload: str, ranks: int) -> tuple[np.ndarray, ...]:
             "deployment.experts_per_rank": a_rank,
             "deployment.shared_replicas": shared,
             "deployment.redundant_experts": slots - 256 - shared,
+            # 40 experts of EP8 do not fit in a die; here only their messages count
+            "machine.die.hbm_capacity": "1 TB",
         }
     trace = generate_trace(workload, layers=1, seed=1, overrides=overrides)
     chunk = next(chunk for chunk in trace.chunks() if chunk.label == "moe")
