@@ -1,7 +1,7 @@
 """Simulate the results of arXiv 2506.12708 and put them beside the paper's, row by row.
 
 Runs are a sweep: stopped, it goes on with the same command, and a second run only prints. One row:
---only tpot-24. All rows with 4 layers take a quarter of an hour on two cores.
+--only tpot-24. All rows with 4 layers take five to fifteen minutes on two cores.
 
 python analysis/reproduce_paper.py --layers 4 --runs sweeps/paper -o paper.png
 """
