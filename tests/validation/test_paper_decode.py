@@ -77,7 +77,7 @@ def test_layers_with_and_without_mtp_and_streams_are_near_the_notes(tmp_path):
 def test_rows_of_short_kv_lie_between_two_shares_of_cores(
     batch, kv_tokens, paper_ms, kept, equal, tmp_path
 ):
-    """A miss, on record: too slow with the cores of the paper's other row, too fast with equal ones.
+    """A miss, on record: too slow with the cores of the other row, too fast with equal ones.
 
     Tolerance: 3 %, twice the interval of four layers.
     """
