@@ -106,7 +106,8 @@ def draw(table: pd.DataFrame, path: str) -> None:
     at = np.arange(len(table))[::-1]
     for role, colour in COLOURS.items():
         mine = (table["role"] == role).to_numpy()
-        axes.barh(at[mine], table.loc[mine, "error"], color=colour, label=role)
+        if mine.any():  # the legend would give a role without bars a colour of its own
+            axes.barh(at[mine], table.loc[mine, "error"], color=colour, label=role)
     axes.axvspan(-5, 5, color="C2", alpha=0.15, zorder=0, label="5 % or 5 points")
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(at, table["quantity"], fontsize=7)
@@ -114,7 +115,9 @@ def draw(table: pd.DataFrame, path: str) -> None:
     axes.set_xticks([-50, -20, -10, -5, 0, 5, 10, 20, 50, 100, 200, 400])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("simulated less the paper's: % of a value, points of a gain")
+    axes.set_axisbelow(True)
     axes.grid(axis="x", alpha=0.3)
+    axes.margins(y=0.01)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -431,13 +431,14 @@ class _Ways:
         self.prefill = dies[n_decode : n_decode + system.prefill_spec.deployment.ranks]
         self.cpus = [node for node, kind in graph.nodes(data="kind") if kind == "cpu"]
         self.server = dict(graph.nodes(data="server"))
+        cpus = set(self.cpus)
         #: CPU of a server that is attached to the VPC plane.
         self.vpc = {
             self.server[node]: node
             for u, v, network in graph.edges(data="network")
             if network == "vpc"
             for node in (u, v)
-            if node in set(self.cpus)
+            if node in cpus
         }
 
     def check(self) -> None:
