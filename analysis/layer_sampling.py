@@ -39,6 +39,7 @@ CASES = {
     "Zipf 0.8, long attention": {
         "gate": {"policy": "zipf", "exponent": 0.8},
         "serving.kv_tokens": 16_384,
+        "serving.batch_per_npu": 24,  # of more requests the cache would not fit
     },
 }
 #: Colours of Okabe and Ito with a marker each: told apart in print and by the colour-blind.
