@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 from bench.bench_engine import (
     Comparison,
@@ -93,6 +94,13 @@ def test_packet_hops_by_threads(benchmark, report, programs, tmp_path, threads):
     row = compared.row("threads")
     report.rows.append(row)
     benchmark.extra_info.update(row)
+
+
+@pytest.mark.parametrize("spec", GROUPS["EP degree"], ids=lambda spec: spec.name)
+def test_every_ep_degree_has_messages(spec):
+    case = load_case(spec)
+    assert len(np.unique(case.src)) == spec.ranks
+    assert (case.messages > 0).all() and (case.message_bytes == 7_680).all()
 
 
 @pytest.mark.slow

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from synthetic_run import Synthetic, write_run
+
+from ubfabric.workload import load_workload
 
 FOLDER = Path(__file__).parents[2] / "analysis"
 #: Scripts that simulate a topology; all others read a run folder.
@@ -52,6 +55,13 @@ def test_script_prints_its_numbers_and_draws(script, run, tmp_path, name):
     for part in EXPECTED[name]:
         assert part in out
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_cases_of_layer_sampling_fit_in_the_machine():
+    cases = runpy.run_path(str(FOLDER / "layer_sampling.py"))["CASES"]
+    assert len(cases) == 4
+    for changes in cases.values():
+        load_workload("decode-ep32-sample", changes)  # raises where a die's memory is too small
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
