@@ -1,9 +1,11 @@
-"""The only door to the C++ world: nothing else in the package imports cppyy.
+"""The only door to the C++ world: nothing else in the package loads it.
 
-:func:`load` brings up the parts of ns-3 that are needed and our own library, in the
-order that keeps picosecond time exact. It takes about a second, against 11 to 24 s
-for ``from ns import ns``, which includes every header of ns-3. Both can be used in one
-process, in either order; the classes of this package then show under ``ns`` as well.
+Two ways lead through it. A replay takes the C functions of the compiled library, ``ub-run.h``,
+by ctypes: numbers, strings and flat arrays, loaded in some hundredths of a second and 10 MB.
+:func:`load` brings up the classes of ns-3 and of this package by cppyy, for those who attach
+devices or trace sinks: its compiler and the headers take half a second and 190 MB, against 11 to
+24 s for ``from ns import ns``, which includes every header of ns-3. All can be used in one
+process, in any order; the classes of this package then show under ``ns`` as well.
 """
 
 from __future__ import annotations
@@ -32,18 +34,23 @@ NS3_RELEASE = "3.44.post0"
 _NS3_MODULES = ("core", "stats", "network")
 _LIBRARY = "libubfabric.so"
 
-_lock = threading.Lock()
+#: What :func:`load` includes: our module, and the values of attributes of its classes.
+_HEADERS = ("ns3/string.h", "ns3/uinteger.h", "ns3/ub-fabric-module.h")
+#: ``ns3::Time::PS`` of the C++ enumeration ``ns3::Time::Unit``.
+_PICOSECONDS = 8
+
+_lock = threading.RLock()
+_library: ctypes.CDLL | None = None
 _namespace: Any = None
 
 
-def load() -> Any:
-    """Return the C++ namespace ``ns3``, with ns-3 and this package's module loaded.
+def load_library() -> ctypes.CDLL:
+    """Return the compiled library, with ns-3's own that it needs, ready for a simulation.
 
     Returns
     -------
-    cppyy namespace
-        ``load().UbVersion`` is the C++ class ``ns3::UbVersion``, and so on. The same
-        object on every call.
+    ctypes.CDLL
+        The C functions of ``ub-run.h`` by name. The same object on every call.
 
     Raises
     ------
@@ -57,6 +64,27 @@ def load() -> Any:
     Time counts picoseconds from then on, in the whole process. ns-3 cuts the ``Time``
     defaults of attributes to the resolution in force when a class is registered, so
     the resolution is set after ns-3's libraries are loaded and before ours is.
+    """
+    global _library
+    with _lock:
+        if _library is None:
+            _library = _load_library()
+        return _library
+
+
+def load() -> Any:
+    """Return the C++ namespace ``ns3``, with the classes of ns-3 and of this package.
+
+    Returns
+    -------
+    cppyy namespace
+        ``load().UbFabric`` is the C++ class ``ns3::UbFabric``, and so on. The same
+        object on every call.
+
+    Raises
+    ------
+    BridgeError
+        As :func:`load_library`, or if cppyy is missing.
     """
     global _namespace
     with _lock:
@@ -109,11 +137,33 @@ def ns3_path() -> Path:
     raise BridgeError(f"ns3: found version {found}, need {NS3_RELEASE}; {wanted}")
 
 
-def _load() -> Any:
-    """Load everything; called once."""
+def _load_library() -> ctypes.CDLL:
+    """Load ns-3 and our library; called once."""
     ns3_folder = ns3_path()
-    library = library_path()
+    path = library_path()
+    try:
+        # Found by those who come later: ns-3's and cppyy's own loaders share symbols as well.
+        core, *_ = [
+            ctypes.CDLL(str(_ns3_library(ns3_folder, module)), ctypes.RTLD_GLOBAL)
+            for module in _NS3_MODULES
+        ]
+        _set_picoseconds(core)
+        library = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+        for name, (result, *arguments) in _FUNCTIONS.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        raise BridgeError(
+            f"{path.name}: cannot be loaded: {' '.join(str(error).split())}"
+        ) from None
+    _check_same_version(library.UbRunPackageVersion().decode(), path)
+    return library
 
+
+def _load() -> Any:
+    """Have cppyy read the headers; called once."""
+    load_library()  # picoseconds before any class is seen
+    ns3_folder, path = ns3_path(), library_path()
     try:
         import cppyy
         import libcppyy
@@ -126,23 +176,15 @@ def _load() -> Any:
     # seen; `from ns import ns` does the same.
     libcppyy.AddSmartPtrType("Ptr")
     cppyy.add_include_path(str(ns3_folder / "include"))
-    cppyy.add_include_path(str(library.parent / "include"))
+    cppyy.add_include_path(str(path.parent / "include"))
     try:
-        for module in _NS3_MODULES:
-            cppyy.load_library(str(_ns3_library(ns3_folder, module)))
-        cppyy.include("ns3/nstime.h")
-        _set_picoseconds(cppyy.gbl.ns3, ns3_folder)
-        cppyy.load_library(str(library))
-        cppyy.include("ns3/ub-fabric-module.h")
+        for library in [*(_ns3_library(ns3_folder, module) for module in _NS3_MODULES), path]:
+            cppyy.load_library(str(library))
+        for header in _HEADERS:
+            cppyy.include(header)
     except (RuntimeError, ImportError) as error:
-        raise BridgeError(
-            f"{library.name}: cannot be loaded: {' '.join(str(error).split())}"
-        ) from None
-
-    namespace = cppyy.gbl.ns3
-    _check_same_version(str(namespace.UbVersion.GetPackageVersion()), library)
-    namespace.UbRun.Run.__release_gil__ = True  # others prepare and write tables meanwhile
-    return namespace
+        raise BridgeError(f"{path.name}: cannot be read: {' '.join(str(error).split())}") from None
+    return cppyy.gbl.ns3
 
 
 def _ns3_library(ns3_folder: Path, module: str) -> Path:
@@ -150,24 +192,23 @@ def _ns3_library(ns3_folder: Path, module: str) -> Path:
     return ns3_folder / "lib64" / f"libns{NS3_VERSION}-{module}.so"
 
 
-def _set_picoseconds(namespace: Any, ns3_folder: Path) -> None:
+def _set_picoseconds(core: ctypes.CDLL) -> None:
     """Set ns-3's time resolution to picoseconds, once a process.
 
     ns-3 keeps a list of all ``Time`` objects until the resolution is set or a simulation
     starts, and rescales them. Without that list ``SetResolution`` ends the process, so
     its presence is checked first.
     """
-    time = namespace.Time
-    if time.GetResolution() == time.PS:
+    # Time::GetResolution(), Time::g_markingTimes and Time::SetResolution(Time::Unit)
+    if core["_ZN3ns34Time13GetResolutionEv"]() == _PICOSECONDS:
         return
-    core = ctypes.CDLL(str(_ns3_library(ns3_folder, "core")))
     if not ctypes.c_void_p.in_dll(core, "_ZN3ns34Time14g_markingTimesE").value:
         raise BridgeError(
             "ns-3 time resolution: this process has already run a simulation in another resolution "
             "than picoseconds, which ns-3 cannot change afterwards; call ubfabric first, or "
             "ns.Time.SetResolution(ns.Time.PS) before that simulation, or use a new process"
         )
-    time.SetResolution(time.PS)
+    core["_ZN3ns34Time13SetResolutionENS0_4UnitE"](_PICOSECONDS)
 
 
 def _check_same_version(built_for: str, library: Path) -> None:
@@ -240,70 +281,172 @@ ACCOUNT_RECORD = np.dtype(
     ]
 )
 
-#: Members of the C++ ``UbFabricArrays`` and the array of :class:`FabricArrays` each points to.
-_POINTERS = {
-    "nodeIsEndpoint": "node_is_endpoint",
-    "nodeForwardLatencyPs": "node_forward_latency_ps",
-    "nodeBufferBytes": "node_buffer_bytes",
-    "nodeIssueEngines": "node_issue_engines",
-    "nodeIssueCostPs": "node_issue_cost_ps",
-    "nodeEngineBytesPerS": "node_engine_bytes_per_s",
-    "nodeEgressBytesPerS": "node_egress_bytes_per_s",
-    "nodeReceiveLatencyPs": "node_receive_latency_ps",
-    "nodeCopyBytesPerS": "node_copy_bytes_per_s",
-    "nodeMemoryWritePpm": "node_memory_write_ppm",
-    "nodeMemoryReadLatencyPs": "node_memory_read_latency_ps",
-    "nodeAcknowledgeLatencyPs": "node_acknowledge_latency_ps",
-    "nodeOverlapsIssue": "node_overlaps_issue",
-    "nodeSdmaEngines": "node_sdma_engines",
-    "nodeSdmaStartPs": "node_sdma_start_ps",
-    "nodeSdmaBytesPerS": "node_sdma_bytes_per_s",
-    "linkSrc": "link_src",
-    "linkDst": "link_dst",
-    "linkPlane": "link_plane",
-    "linkBytesPerS": "link_rate_bytes_per_s",
-    "linkDelayPs": "link_delay_ps",
-    "linkBitErrorRate": "link_bit_error_rate",
-    "planeNetwork": "plane_network",
-    "planeNClasses": "plane_n_classes",
-    "endpointClass": "endpoint_class",
-    "endpointSlot": "endpoint_slot",
-    "endpointOut": "endpoint_out",
-    "switchRow": "switch_row",
-    "table": "table",
-    "local": "local",
-    "groupStart": "group_start",
-    "groupLink": "group_link",
-    "directStart": "direct_start",
-    "directDst": "direct_dst",
-    "directLink": "direct_link",
+#: Members of the C++ ``UbFabricArrays`` in their order: a number by its type, an array by the
+#: type of its values and the array of :class:`FabricArrays` that it is.
+_FABRIC_ARRAYS: dict[str, Any] = {
+    "nNodes": ctypes.c_uint32,
+    "nodeIsEndpoint": (np.uint8, "node_is_endpoint"),
+    "nodeForwardLatencyPs": (np.int64, "node_forward_latency_ps"),
+    "nodeBufferBytes": (np.int64, "node_buffer_bytes"),
+    "nodeIssueEngines": (np.uint32, "node_issue_engines"),
+    "nodeIssueCostPs": (np.int64, "node_issue_cost_ps"),
+    "nodeEngineBytesPerS": (np.uint64, "node_engine_bytes_per_s"),
+    "nodeEgressBytesPerS": (np.uint64, "node_egress_bytes_per_s"),
+    "nodeReceiveLatencyPs": (np.int64, "node_receive_latency_ps"),
+    "nodeCopyBytesPerS": (np.uint64, "node_copy_bytes_per_s"),
+    "nodeMemoryReadLatencyPs": (np.int64, "node_memory_read_latency_ps"),
+    "nodeAcknowledgeLatencyPs": (np.int64, "node_acknowledge_latency_ps"),
+    "nodeOverlapsIssue": (np.uint8, "node_overlaps_issue"),
+    "nodeSdmaEngines": (np.uint32, "node_sdma_engines"),
+    "nodeSdmaStartPs": (np.int64, "node_sdma_start_ps"),
+    "nodeSdmaBytesPerS": (np.uint64, "node_sdma_bytes_per_s"),
+    "nodeMemoryWritePpm": (np.uint32, "node_memory_write_ppm"),
+    "nLinks": ctypes.c_uint32,
+    "linkSrc": (np.uint32, "link_src"),
+    "linkDst": (np.uint32, "link_dst"),
+    "linkPlane": (np.uint32, "link_plane"),
+    "linkBytesPerS": (np.uint64, "link_rate_bytes_per_s"),
+    "linkDelayPs": (np.int64, "link_delay_ps"),
+    "linkBitErrorRate": (np.float64, "link_bit_error_rate"),
+    "nPlanes": ctypes.c_uint32,
+    "planeNetwork": (np.uint32, "plane_network"),
+    "planeNClasses": (np.uint32, "plane_n_classes"),
+    "endpointClass": (np.int32, "endpoint_class"),
+    "endpointSlot": (np.int32, "endpoint_slot"),
+    "endpointOut": (np.int64, "endpoint_out"),
+    "switchRow": (np.int64, "switch_row"),
+    "nTable": ctypes.c_uint64,
+    "table": (np.int32, "table"),
+    "nLocal": ctypes.c_uint64,
+    "local": (np.int32, "local"),
+    "nGroups": ctypes.c_uint32,
+    "groupStart": (np.uint32, "group_start"),
+    "groupLink": (np.uint32, "group_link"),
+    "directStart": (np.uint32, "direct_start"),
+    "directDst": (np.uint32, "direct_dst"),
+    "directLink": (np.uint32, "direct_link"),
+}
+
+
+class _FabricArrays(ctypes.Structure):
+    """The C++ ``UbFabricArrays``."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_void_p if isinstance(member, tuple) else member)
+        for name, member in _FABRIC_ARRAYS.items()
+    )
+
+
+def _array(dtype: Any) -> Any:
+    """Return the C type of a pointer to the values of an array, which must be of that type."""
+    return np.ctypeslib.ndpointer(dtype, flags="C_CONTIGUOUS")
+
+
+class _Run(ctypes.c_void_p):
+    """A pointer to the C++ ``UbRun``, which is gone once the engine is closed."""
+
+    @classmethod
+    def from_param(cls, value: Any) -> Any:
+        if value is None:
+            raise TypeError("the simulation is closed")
+        return super().from_param(value)
+
+
+#: The C functions of ``ub-run.h``: type of the result, types of the arguments.
+_FUNCTIONS: dict[str, tuple[Any, ...]] = {
+    "UbRunPackageVersion": (ctypes.c_char_p,),
+    "UbRunCreate": (_Run,),
+    "UbRunDestroy": (None, _Run),
+    "UbRunSetAttribute": (None, _Run, ctypes.c_char_p, ctypes.c_char_p),
+    "UbRunBuild": (None, _Run, ctypes.POINTER(_FabricArrays)),
+    "UbRunGetFabric": (ctypes.c_void_p, _Run),
+    "UbRunAddChunk": (
+        ctypes.c_int64,
+        _Run,
+        ctypes.c_void_p,
+        ctypes.c_uint32,
+        ctypes.c_void_p,
+        ctypes.c_uint32,
+        ctypes.c_uint64,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_uint32,
+        ctypes.c_void_p,
+        ctypes.c_bool,
+    ),
+    "UbRunRun": (None, _Run, ctypes.c_uint64),
+    "UbRunTakeCompleteChunk": (ctypes.c_int64, _Run),
+    "UbRunNeedsChunk": (ctypes.c_bool, _Run),
+    "UbRunIsFinished": (ctypes.c_bool, _Run),
+    "UbRunLeftover": (ctypes.c_char_p, _Run),
+    "UbRunGetNowPs": (ctypes.c_int64, _Run),
+    "UbRunGetPacketHops": (ctypes.c_uint64, _Run),
+    "UbRunGetPacketsSent": (ctypes.c_uint64, _Run),
+    "UbRunGetPacketsLost": (ctypes.c_uint64, _Run),
+    "UbRunGetFabricEvents": (ctypes.c_uint64, _Run),
+    "UbRunGetBytesSent": (ctypes.c_uint64, _Run),
+    "UbRunGetBytesDelivered": (ctypes.c_uint64, _Run),
+    "UbRunReadLinkStats": (
+        None,
+        _Run,
+        _array(np.uint64),
+        _array(np.uint64),
+        _array(np.int64),
+        _array(np.uint64),
+        _array(np.int64),
+        _array(np.uint64),
+    ),
+    "UbRunScheduleLink": (
+        None,
+        _Run,
+        ctypes.c_int64,
+        ctypes.c_uint32,
+        ctypes.c_uint64,
+        ctypes.c_double,
+    ),
+    "UbRunScheduleSwitch": (None, _Run, ctypes.c_int64, ctypes.c_uint32, ctypes.c_bool),
+    "UbRunScheduleRoutes": (None, _Run, ctypes.c_int64, ctypes.POINTER(_FabricArrays)),
+    "UbRunReportBrokenLinks": (None, _Run),
+    "UbRunCountBroken": (ctypes.c_uint32, _Run),
+    "UbRunReadBroken": (None, _Run, _array(np.uint32), _array(np.int64)),
+    "UbRunIsStalled": (ctypes.c_bool, _Run),
+    "UbRunCountStalledLinks": (ctypes.c_uint32, _Run),
+    "UbRunReadStalledLinks": (None, _Run, _array(np.uint32)),
+    "UbRunCountSamples": (ctypes.c_uint32, _Run),
+    "UbRunReadSamples": (None, _Run, _array(np.int64), _array(np.uint64), _array(np.uint64)),
+    "UbRunHasFailed": (ctypes.c_bool, _Run),
+    "UbRunReadFailure": (None, _Run, _array(np.int64)),
 }
 
 _engine_alive = False
 
 
-def _fabric_arrays(arrays: FabricArrays) -> tuple[Any, list[np.ndarray]]:
+def _fabric_arrays(arrays: FabricArrays) -> tuple[_FabricArrays, list[np.ndarray]]:
     """Return the C++ ``UbFabricArrays`` that points to arrays, and those arrays."""
-    cpp = load().UbFabricArrays()
-    cpp.nNodes = arrays.n_nodes
-    cpp.nLinks = arrays.n_links
-    cpp.nPlanes = arrays.n_planes
-    cpp.nTable = len(arrays.table)
-    cpp.nLocal = len(arrays.local)
-    cpp.nGroups = len(arrays.group_start) - 1
+    cpp = _FabricArrays(
+        nNodes=arrays.n_nodes,
+        nLinks=arrays.n_links,
+        nPlanes=arrays.n_planes,
+        nTable=len(arrays.table),
+        nLocal=len(arrays.local),
+        nGroups=len(arrays.group_start) - 1,
+    )
     keep = []
-    for pointer, name in _POINTERS.items():
-        values = np.ascontiguousarray(getattr(arrays, name)).reshape(-1)
-        # cppyy cannot point to nothing; a fabric may have no direct link, for one
-        keep.append(values if len(values) else np.zeros(1, values.dtype))
-        # and it refuses an array longer than the first that this member ever pointed
-        # to, whatever object: it is shown one element, and so takes the address only
-        setattr(cpp, pointer, keep[-1][:1])
+    for member, kind in _FABRIC_ARRAYS.items():
+        if isinstance(kind, tuple):
+            dtype, name = kind
+            values = np.ascontiguousarray(getattr(arrays, name))
+            if values.dtype != dtype:
+                raise TypeError(f"{name}: found {values.dtype}, expected {np.dtype(dtype)}")
+            keep.append(values)
+            setattr(cpp, member, values.ctypes.data)
     return cpp, keep
 
 
 class Engine:
-    """One packet-level simulation: the C++ ``UbRun`` with NumPy arrays.
+    """One packet-level simulation: the C functions of ``ub-run.h`` with NumPy arrays.
 
     ns-3 has one simulator a process, so one engine can be alive at a time; use it as a context
     manager. Everything must have been validated before: ns-3 answers bad input by ending the
@@ -329,18 +472,18 @@ class Engine:
         attributes: Mapping[str, str | int],
     ) -> None:
         global _engine_alive
-        namespace = load()
+        self._library = load_library()
         if _engine_alive:
             raise BridgeError("a simulation is at work in this process; close it first")
-        self._run = namespace.UbRun()
+        self._run: _Run | None = self._library.UbRunCreate()
         _engine_alive = True
         self._chunks: dict[int, tuple[np.ndarray, ...]] = {}
         self._n_links = arrays.n_links
         try:
             for name, value in attributes.items():
-                self._run.SetAttribute(name, str(value))
+                self._library.UbRunSetAttribute(self._run, name.encode(), str(value).encode())
             cpp, keep = _fabric_arrays(arrays)
-            self._run.Build(cpp)
+            self._library.UbRunBuild(self._run, cpp)
             del keep
         except BaseException:
             self.close()
@@ -356,7 +499,7 @@ class Engine:
         """End the simulation and let another begin."""
         global _engine_alive
         if self._run is not None:
-            self._run.__destruct__()
+            self._library.UbRunDestroy(self._run)
             self._run = None
             self._chunks.clear()
             _engine_alive = False
@@ -364,7 +507,11 @@ class Engine:
     @property
     def fabric(self) -> Any:
         """The C++ ``Ptr<UbFabric>``, for ns-3 users who attach devices or trace sinks."""
-        return self._run.GetFabric()
+        namespace = load()
+        import cppyy
+
+        address = self._library.UbRunGetFabric(self._run)
+        return namespace.Ptr[namespace.UbFabric](cppyy.bind_object(address, namespace.UbFabric))
 
     def add_chunk(
         self,
@@ -415,7 +562,8 @@ class Engine:
                 raise TypeError(f"expected a contiguous array of {dtype}")
         address = [values.ctypes.data for values in arrays]
         number = int(
-            self._run.AddChunk(
+            self._library.UbRunAddChunk(
+                self._run,
                 address[0],
                 len(flows),
                 address[1],
@@ -442,29 +590,29 @@ class Engine:
 
         To be called before the first :meth:`run`, in order of time, like the other schedules.
         """
-        self._run.ScheduleLink(time_ps, link, bytes_per_s, bit_error_rate)
+        self._library.UbRunScheduleLink(self._run, time_ps, link, bytes_per_s, bit_error_rate)
 
     def schedule_switch(self, time_ps: int, node: int, *, is_dead: bool) -> None:
         """Let a switch lose all it holds, or be alive again, at a time to come."""
-        self._run.ScheduleSwitch(time_ps, node, is_dead)
+        self._library.UbRunScheduleSwitch(self._run, time_ps, node, is_dead)
 
     def schedule_routes(self, time_ps: int, arrays: FabricArrays) -> None:
         """Let routes change at a time to come; nodes, links and planes stay as they are."""
         cpp, keep = _fabric_arrays(arrays)
-        self._run.ScheduleRoutes(time_ps, cpp)
+        self._library.UbRunScheduleRoutes(self._run, time_ps, cpp)
         del keep
 
     def report_broken_links(self) -> None:
         """Let :meth:`run` return when a link has given up for bit errors."""
-        self._run.ReportBrokenLinks()
+        self._library.UbRunReportBrokenLinks(self._run)
 
     def take_broken(self) -> list[tuple[int, int]]:
         """Return the links that gave up, and when in picoseconds, each once."""
-        count = int(self._run.CountBroken())
+        count = int(self._library.UbRunCountBroken(self._run))
         if not count:
             return []
         links, times = np.zeros(count, np.uint32), np.zeros(count, np.int64)
-        self._run.ReadBroken(links, times)
+        self._library.UbRunReadBroken(self._run, links, times)
         return [(int(link), int(time)) for link, time in zip(links, times, strict=True)]
 
     def failure(self) -> tuple[int, int, int, int, bool] | None:
@@ -476,22 +624,22 @@ class Engine:
             Nodes, position in ``NETWORKS``, picoseconds, and whether there was a way and no
             answer; None if no source gave up.
         """
-        if not self._run.HasFailed():
+        if not self._library.UbRunHasFailed(self._run):
             return None
         found = np.zeros(5, np.int64)
-        self._run.ReadFailure(found)
+        self._library.UbRunReadFailure(self._run, found)
         src, dst, network, time, has_way = (int(value) for value in found)
         return src, dst, network, time, bool(has_way)
 
     def is_stalled(self) -> bool:
         """Return whether the watchdog stopped the run, since no packet moved for long."""
-        return bool(self._run.IsStalled())
+        return bool(self._library.UbRunIsStalled(self._run))
 
     def stalled_links(self) -> np.ndarray:
         """Return the directed links that hold packets and cannot send them, uint32."""
-        links = np.zeros(int(self._run.CountStalledLinks()), np.uint32)
+        links = np.zeros(int(self._library.UbRunCountStalledLinks(self._run)), np.uint32)
         if len(links):
-            self._run.ReadStalledLinks(links)
+            self._library.UbRunReadStalledLinks(self._run, links)
         return links
 
     def take_samples(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -503,53 +651,53 @@ class Engine:
         bytes_sent, waiting_bytes : ndarray of uint64, shape (n, n_links)
             Bytes that each link has sent since time 0, and that wait for it.
         """
-        count = int(self._run.CountSamples())
+        count = int(self._library.UbRunCountSamples(self._run))
         times = np.zeros(count, np.int64)
         sent, waiting = (np.zeros((count, self._n_links), np.uint64) for _ in range(2))
         if count and self._n_links:
-            self._run.ReadSamples(times, sent.reshape(-1), waiting.reshape(-1))
+            self._library.UbRunReadSamples(self._run, times, sent.reshape(-1), waiting.reshape(-1))
         return times, sent, waiting
 
     def run(self, packet_hops: int = 0) -> None:
         """Simulate until a chunk is needed, so many packet-hops are done, or nothing is left."""
-        self._run.Run(packet_hops)
+        self._library.UbRunRun(self._run, packet_hops)
 
     def take_complete(self) -> list[int]:
         """Return the numbers of chunks that have become complete, ascending, each once."""
         complete = []
-        while (number := int(self._run.TakeCompleteChunk())) >= 0:
+        while (number := int(self._library.UbRunTakeCompleteChunk(self._run))) >= 0:
             del self._chunks[number]
             complete.append(number)
         return complete
 
     def needs_chunk(self) -> bool:
         """Return whether the run stands still because tasks of the next chunk are needed."""
-        return bool(self._run.NeedsChunk())
+        return bool(self._library.UbRunNeedsChunk(self._run))
 
     def is_finished(self) -> bool:
         """Return whether the last :meth:`run` ended because no event was left."""
-        return bool(self._run.IsFinished())
+        return bool(self._library.UbRunIsFinished(self._run))
 
     def leftover(self) -> str:
         """Return what is not delivered, not returned or not finished; empty if nothing."""
-        return str(self._run.Leftover())
+        return str(self._library.UbRunLeftover(self._run).decode())
 
     @property
     def now_ps(self) -> int:
         """Simulated time."""
-        return int(self._run.GetNowPs())
+        return int(self._library.UbRunGetNowPs(self._run))
 
     @property
     def counters(self) -> dict[str, int]:
         """Packets, packet-hops, fabric events, and payload bytes sent and delivered so far."""
-        run = self._run
+        library, run = self._library, self._run
         return {
-            "packets": int(run.GetPacketsSent()),
-            "packet_hops": int(run.GetPacketHops()),
-            "packets_lost": int(run.GetPacketsLost()),
-            "fabric_events": int(run.GetFabricEvents()),
-            "bytes_sent": int(run.GetBytesSent()),
-            "bytes_delivered": int(run.GetBytesDelivered()),
+            "packets": library.UbRunGetPacketsSent(run),
+            "packet_hops": library.UbRunGetPacketHops(run),
+            "packets_lost": library.UbRunGetPacketsLost(run),
+            "fabric_events": library.UbRunGetFabricEvents(run),
+            "bytes_sent": library.UbRunGetBytesSent(run),
+            "bytes_delivered": library.UbRunGetBytesDelivered(run),
         }
 
     def link_stats(self) -> dict[str, np.ndarray]:
@@ -564,8 +712,8 @@ class Engine:
         unsigned = [np.zeros(self._n_links, np.uint64) for _ in range(4)]
         signed = [np.zeros(self._n_links, np.int64) for _ in range(2)]
         if self._n_links:
-            self._run.ReadLinkStats(
-                unsigned[0], unsigned[1], signed[0], unsigned[2], signed[1], unsigned[3]
+            self._library.UbRunReadLinkStats(
+                self._run, unsigned[0], unsigned[1], signed[0], unsigned[2], signed[1], unsigned[3]
             )
         return {
             "packets": unsigned[0].astype(np.int64),

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
+import re
 import shutil
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+from fabrics import star
 
 import ubfabric
 from ubfabric import _bridge
 from ubfabric.errors import BridgeError
+from ubfabric.routing import compile_fabric
 
 # Two packets cross a stock ns-3 link of 100 bit/s and 2 ms; then our own class is made.
 STOCK_SIMULATION = """
@@ -56,8 +63,10 @@ needs_stock_loader = pytest.mark.skipif(
     [
         "from ns import ns; from ubfabric import _bridge; ours = _bridge.load()",
         "from ubfabric import _bridge; ours = _bridge.load(); from ns import ns",
+        "from ubfabric import _bridge; _bridge.load_library(); from ns import ns;"
+        "ours = _bridge.load()",
     ],
-    ids=["ns first", "ours first"],
+    ids=["ns first", "ours first", "library first"],
 )
 def test_works_beside_the_stock_loader(order, python):
     assert python(f"{order}\nassert ours is ns\n{STOCK_SIMULATION}").endswith("done\n")
@@ -70,12 +79,62 @@ def test_classes_are_registered_in_picoseconds():
     assert ns3.PicoSeconds(1).GetTimeStep() == 1
 
 
-def test_load_returns_the_same_namespace():
+def test_loading_again_returns_the_same():
+    assert _bridge.load_library() is _bridge.load_library()
     assert _bridge.load() is _bridge.load()
 
 
 def test_library_is_of_this_version():
-    assert str(_bridge.load().UbVersion.GetPackageVersion()) == metadata.version("ubfabric")
+    version = metadata.version("ubfabric")
+    assert _bridge.load_library().UbRunPackageVersion().decode() == version
+    assert str(_bridge.load().UbVersion.GetPackageVersion()) == version
+
+
+def header(name: str) -> str:
+    """Return a header of the library without its comments, white space as single blanks."""
+    text = (_bridge.library_path().parent / "include" / "ns3" / name).read_text(encoding="utf-8")
+    return " ".join(re.sub(r"/\*.*?\*/|//[^\n]*", "", text, flags=re.S).split())
+
+
+def c_type(written: str) -> Any:
+    """Return what a type of the C++ headers is in Python, a pointer to numbers as their type."""
+    kind, star = re.fullmatch(r"(?:const )?(\w+)(\*?)", written).groups()
+    if star:
+        return {"char": ctypes.c_char_p, "UbRun": _bridge._Run}.get(kind, kind)
+    return None if kind == "void" else getattr(ctypes, f"c_{kind.removesuffix('_t')}")
+
+
+#: Arrays that a chunk points to are checked by the engine, before their addresses are taken.
+LONG_LIVED = {"UbFlowRecord", "UbTaskRecord", "UbFlowAccount", "uint32_t", "uint64_t"}
+
+
+def test_functions_are_declared_as_in_the_header():
+    """ctypes would pass anything: a wrong width shows as nonsense or ends the process."""
+    found = re.findall(r"((?:const )?\w+\*?) (UbRun\w+)\(([^)]*)\);", header("ub-run.h"))
+    assert [name for _, name, _ in found] == list(_bridge._FUNCTIONS)
+    for result, name, parameters in found:
+        written = [part.strip().rpartition(" ")[0] for part in parameters.split(",") if part]
+        for ours, cpp in zip(_bridge._FUNCTIONS[name], [result, *written], strict=True):
+            expected = c_type(cpp)
+            if (name == "UbRunAddChunk" and expected in LONG_LIVED) or expected == "UbFabric":
+                expected = ctypes.c_void_p
+            elif expected == "UbFabricArrays":
+                expected = ctypes.POINTER(_bridge._FabricArrays)
+            elif isinstance(expected, str):
+                assert ours._dtype_ == np.dtype(expected.removesuffix("_t")), (name, cpp)
+                continue
+            assert ours is expected, (name, cpp)
+
+
+def test_fabric_arrays_are_laid_out_as_in_the_header():
+    found = re.findall(r"((?:const )?\w+\*?) (\w+)\{\w+\};", header("ub-fabric-arrays.h"))
+    assert [name for _, name in found] == list(_bridge._FABRIC_ARRAYS)
+    for written, name in found:
+        ours, expected = _bridge._FABRIC_ARRAYS[name], c_type(written)
+        if isinstance(expected, str):
+            assert np.dtype(ours[0]) == np.dtype(expected.removesuffix("_t")), name
+        else:
+            assert ours is expected, name
 
 
 def test_load_takes_under_two_seconds_when_warm(python):
@@ -185,6 +244,23 @@ except BridgeError as error:
     message = python(code)
     assert str(copy) in message
     assert "run 'pip install .' and start Python outside of the source folder" in message
+
+
+def test_a_closed_engine_is_not_touched():
+    with _bridge.Engine(compile_fabric(star(2)), {}) as engine:
+        assert engine.now_ps == 0
+    with pytest.raises(ctypes.ArgumentError, match="the simulation is closed"):
+        engine.run()
+
+
+def test_arrays_of_another_type_are_refused():
+    """The engine would read them as something else."""
+    arrays = compile_fabric(star(2))
+    wrong = replace(arrays, link_delay_ps=arrays.link_delay_ps.astype(np.int32))
+    with pytest.raises(TypeError, match="link_delay_ps: found int32, expected int64"):
+        _bridge.Engine(wrong, {})
+    with _bridge.Engine(arrays, {}) as engine:  # the one that failed is gone
+        assert engine.leftover() == ""
 
 
 def test_errors_are_one_line(monkeypatch):

@@ -49,9 +49,39 @@ def test_no_module_loads_cppyy_when_imported(python):
     assert {"cppyy", "libcppyy", "ns", "distributed", "scipy"}.isdisjoint(loaded)
 
 
+def test_a_replay_takes_the_library_alone(python):
+    """cppyy, its compiler and the headers of ns-3 would nearly double the memory it takes."""
+    code = """
+import sys
+from pathlib import Path
+import ubfabric
+from ubfabric import _bridge
+
+def found():
+    mapped = Path("/proc/self/maps").read_text()
+    return [
+        *(name for name in ("cppyy", "libcppyy", "ns") if name in sys.modules),
+        *(name for name in ("libubfabric", "libCling") if name in mapped),
+    ]
+
+graph, trace = ubfabric.build_topology("one-node"), ubfabric.all_to_all_trace(2, 512)
+ubfabric.replay(graph, trace, "run", progress=False)
+print(*found())
+_bridge.load()
+print(*found())
+"""
+    after_replay, after_load = python(code).splitlines()
+    assert after_replay == "libubfabric"
+    assert after_load == "cppyy libcppyy libubfabric libCling"
+
+
 @pytest.mark.parametrize(
     ("package", "allowed"),
-    [("cppyy", {"_bridge.py"}), ("matplotlib", {"plot.py", "plot_topology.py"})],
+    [
+        ("cppyy", {"_bridge.py"}),
+        ("ctypes", {"_bridge.py"}),
+        ("matplotlib", {"plot.py", "plot_topology.py"}),
+    ],
 )
 def test_only_its_own_file_imports(package, allowed):
     assert {f.name for f in sources() if package in imports(f, top_level=False)} <= allowed

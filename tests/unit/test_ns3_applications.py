@@ -101,11 +101,16 @@ OURS = "from ubfabric.replay import replay\nfrom ubfabric.ns3_devices import ins
 ORDERS = {
     "ns first": f"from ns import ns\n{OURS}",
     "ours first": f"{OURS}\nfrom ubfabric import _bridge\n_bridge.load()\nfrom ns import ns",
+    "library first": f"{OURS}\nfrom ubfabric import _bridge\n_bridge.load_library()\n"
+    "from ns import ns",
 }
+SLOW = ("ours first", "library first")
 
 
 @needs_stock_loader
-@pytest.mark.parametrize("order", ["ns first", pytest.param("ours first", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "order", ["ns first", *(pytest.param(order, marks=pytest.mark.slow) for order in SLOW)]
+)
 def test_udp_echo_and_tcp_bulk_send_run_beside_a_replay(order, tmp_path):
     script = SCRIPT.format(
         imports=ORDERS[order],

@@ -6,171 +6,175 @@
 #include "ns3/global-value.h"
 #include "ns3/simulator.h"
 #include "ns3/string.h"
+#include "ns3/ub-fabric.h"
+#include "ns3/ub-version.h"
 
 #include <algorithm>
+#include <string>
+#include <utility>
+#include <vector>
 
 namespace ns3
 {
 
-namespace
+struct UbRun
 {
+    Ptr<UbFabric> fabric;                             //!< the fabric
+    std::vector<std::pair<uint32_t, int64_t>> broken; //!< links that gave up, not yet read
+    std::string leftover;                             //!< text of the last UbRunLeftover
+};
 
-/**
- * @tparam T What the array holds.
- * @param [in] address The address of an array.
- * @return The array.
- */
-template <class T>
-T*
-At(uint64_t address)
+const char*
+UbRunPackageVersion()
 {
-    return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
+    static const std::string version = UbVersion::GetPackageVersion();
+    return version.c_str();
 }
 
-} // namespace
-
-UbRun::UbRun()
+UbRun*
+UbRunCreate()
 {
     // no effect if a simulator is at work already: the fabric then runs step by step
     GlobalValue::Bind("SimulatorImplementationType", StringValue("ns3::UbSimulatorImpl"));
-    m_fabric = CreateObject<UbFabric>();
+    return new UbRun{CreateObject<UbFabric>(), {}, {}};
 }
 
-UbRun::~UbRun()
+void
+UbRunDestroy(UbRun* run)
 {
-    if (m_fabric)
-    {
-        m_fabric->Dispose();
-        m_fabric = nullptr;
-    }
+    run->fabric->Dispose();
+    delete run;
     Simulator::Destroy();
 }
 
 void
-UbRun::SetAttribute(const std::string& name, const std::string& value)
+UbRunSetAttribute(UbRun* run, const char* name, const char* value)
 {
-    m_fabric->SetAttribute(name, StringValue(value));
+    run->fabric->SetAttribute(name, StringValue(value));
 }
 
 void
-UbRun::Build(const UbFabricArrays& arrays)
+UbRunBuild(UbRun* run, const UbFabricArrays* arrays)
 {
-    m_fabric->Build(arrays);
+    run->fabric->Build(*arrays);
 }
 
-Ptr<UbFabric>
-UbRun::GetFabric() const
+UbFabric*
+UbRunGetFabric(const UbRun* run)
 {
-    return m_fabric;
+    return PeekPointer(run->fabric);
 }
 
 int64_t
-UbRun::AddChunk(uint64_t flows,
-                uint32_t nFlows,
-                uint64_t tasks,
-                uint32_t nTasks,
-                uint64_t firstTask,
-                uint64_t sendOrder,
-                uint64_t depStart,
-                uint64_t deps,
-                uint64_t openOrder,
-                uint32_t nOpen,
-                uint64_t accounts,
-                bool isLast)
+UbRunAddChunk(UbRun* run,
+              UbFlowRecord* flows,
+              uint32_t nFlows,
+              UbTaskRecord* tasks,
+              uint32_t nTasks,
+              uint64_t firstTask,
+              const uint32_t* sendOrder,
+              const uint64_t* depStart,
+              const uint64_t* deps,
+              const uint32_t* openOrder,
+              uint32_t nOpen,
+              UbFlowAccount* accounts,
+              bool isLast)
 {
     UbChunkArrays arrays;
-    arrays.flows = At<UbFlowRecord>(flows);
+    arrays.flows = flows;
     arrays.nFlows = nFlows;
-    arrays.tasks = At<UbTaskRecord>(tasks);
+    arrays.tasks = tasks;
     arrays.nTasks = nTasks;
     arrays.firstTask = firstTask;
-    arrays.sendOrder = At<const uint32_t>(sendOrder);
-    arrays.depStart = At<const uint64_t>(depStart);
-    arrays.deps = At<const uint64_t>(deps);
-    arrays.openOrder = At<const uint32_t>(openOrder);
+    arrays.sendOrder = sendOrder;
+    arrays.depStart = depStart;
+    arrays.deps = deps;
+    arrays.openOrder = openOrder;
     arrays.nOpen = nOpen;
-    arrays.accounts = accounts == 0 ? nullptr : At<UbFlowAccount>(accounts);
+    arrays.accounts = accounts;
     arrays.isLast = isLast;
-    return m_fabric->AddChunk(arrays);
+    return run->fabric->AddChunk(arrays);
 }
 
 void
-UbRun::Run(uint64_t packetHops)
+UbRunRun(UbRun* run, uint64_t packetHops)
 {
-    m_fabric->StopAfter(packetHops);
+    run->fabric->StopAfter(packetHops);
     Simulator::Run();
 }
 
 int64_t
-UbRun::TakeCompleteChunk()
+UbRunTakeCompleteChunk(UbRun* run)
 {
-    return m_fabric->TakeCompleteChunk();
+    return run->fabric->TakeCompleteChunk();
 }
 
 bool
-UbRun::NeedsChunk() const
+UbRunNeedsChunk(const UbRun* run)
 {
-    return m_fabric->NeedsChunk();
+    return run->fabric->NeedsChunk();
 }
 
 bool
-UbRun::IsFinished() const
+UbRunIsFinished(const UbRun* run)
 {
-    return !m_fabric->HasPaused();
+    return !run->fabric->HasPaused();
 }
 
-std::string
-UbRun::Leftover() const
+const char*
+UbRunLeftover(UbRun* run)
 {
-    return m_fabric->Leftover();
+    run->leftover = run->fabric->Leftover();
+    return run->leftover.c_str();
 }
 
 int64_t
-UbRun::GetNowPs() const
+UbRunGetNowPs(const UbRun*)
 {
     return Simulator::Now().GetTimeStep();
 }
 
 uint64_t
-UbRun::GetPacketHops() const
+UbRunGetPacketHops(const UbRun* run)
 {
-    return m_fabric->GetPacketHops();
+    return run->fabric->GetPacketHops();
 }
 
 uint64_t
-UbRun::GetPacketsSent() const
+UbRunGetPacketsSent(const UbRun* run)
 {
-    return m_fabric->GetPacketsSent();
+    return run->fabric->GetPacketsSent();
 }
 
 uint64_t
-UbRun::GetFabricEvents() const
+UbRunGetFabricEvents(const UbRun* run)
 {
-    return m_fabric->GetFabricEvents();
+    return run->fabric->GetFabricEvents();
 }
 
 uint64_t
-UbRun::GetBytesSent() const
+UbRunGetBytesSent(const UbRun* run)
 {
-    return m_fabric->GetBytesSent();
+    return run->fabric->GetBytesSent();
 }
 
 uint64_t
-UbRun::GetBytesDelivered() const
+UbRunGetBytesDelivered(const UbRun* run)
 {
-    return m_fabric->GetBytesDelivered();
+    return run->fabric->GetBytesDelivered();
 }
 
 void
-UbRun::ReadLinkStats(uint64_t* packets,
-                     uint64_t* bytes,
-                     int64_t* busyPs,
-                     uint64_t* maxQueueBytes,
-                     int64_t* noCreditPs,
-                     uint64_t* retries) const
+UbRunReadLinkStats(const UbRun* run,
+                   uint64_t* packets,
+                   uint64_t* bytes,
+                   int64_t* busyPs,
+                   uint64_t* maxQueueBytes,
+                   int64_t* noCreditPs,
+                   uint64_t* retries)
 {
     std::vector<UbLinkStats> stats;
-    m_fabric->ReadLinkStats(stats);
+    run->fabric->ReadLinkStats(stats);
     for (size_t i = 0; i < stats.size(); ++i)
     {
         packets[i] = stats[i].packets;
@@ -183,99 +187,103 @@ UbRun::ReadLinkStats(uint64_t* packets,
 }
 
 void
-UbRun::ScheduleLink(int64_t timePs, uint32_t link, uint64_t bytesPerS, double bitErrorRate)
+UbRunScheduleLink(UbRun* run,
+                  int64_t timePs,
+                  uint32_t link,
+                  uint64_t bytesPerS,
+                  double bitErrorRate)
 {
-    m_fabric->ScheduleLink(timePs, link, bytesPerS, bitErrorRate);
+    run->fabric->ScheduleLink(timePs, link, bytesPerS, bitErrorRate);
 }
 
 void
-UbRun::ScheduleSwitch(int64_t timePs, uint32_t node, bool isDead)
+UbRunScheduleSwitch(UbRun* run, int64_t timePs, uint32_t node, bool isDead)
 {
-    m_fabric->ScheduleSwitch(timePs, node, isDead);
+    run->fabric->ScheduleSwitch(timePs, node, isDead);
 }
 
 void
-UbRun::ScheduleRoutes(int64_t timePs, const UbFabricArrays& arrays)
+UbRunScheduleRoutes(UbRun* run, int64_t timePs, const UbFabricArrays* arrays)
 {
-    m_fabric->ScheduleRoutes(timePs, arrays);
+    run->fabric->ScheduleRoutes(timePs, *arrays);
 }
 
 void
-UbRun::ReportBrokenLinks()
+UbRunReportBrokenLinks(UbRun* run)
 {
-    m_fabric->ReportBrokenLinks();
+    run->fabric->ReportBrokenLinks();
 }
 
 uint32_t
-UbRun::CountBroken()
+UbRunCountBroken(UbRun* run)
 {
-    const auto broken = m_fabric->TakeBrokenLinks();
-    m_broken.insert(m_broken.end(), broken.begin(), broken.end());
-    return static_cast<uint32_t>(m_broken.size());
+    const auto broken = run->fabric->TakeBrokenLinks();
+    run->broken.insert(run->broken.end(), broken.begin(), broken.end());
+    return static_cast<uint32_t>(run->broken.size());
 }
 
 void
-UbRun::ReadBroken(uint32_t* links, int64_t* timesPs)
+UbRunReadBroken(UbRun* run, uint32_t* links, int64_t* timesPs)
 {
-    for (size_t i = 0; i < m_broken.size(); ++i)
+    for (size_t i = 0; i < run->broken.size(); ++i)
     {
-        links[i] = m_broken[i].first;
-        timesPs[i] = m_broken[i].second;
+        links[i] = run->broken[i].first;
+        timesPs[i] = run->broken[i].second;
     }
-    m_broken.clear();
+    run->broken.clear();
 }
 
 bool
-UbRun::IsStalled() const
+UbRunIsStalled(const UbRun* run)
 {
-    return m_fabric->IsStalled();
+    return run->fabric->IsStalled();
 }
 
 uint32_t
-UbRun::CountStalledLinks() const
+UbRunCountStalledLinks(const UbRun* run)
 {
     std::vector<uint32_t> links;
-    m_fabric->ReadStalled(links);
+    run->fabric->ReadStalled(links);
     return static_cast<uint32_t>(links.size());
 }
 
 void
-UbRun::ReadStalledLinks(uint32_t* links) const
+UbRunReadStalledLinks(const UbRun* run, uint32_t* links)
 {
     std::vector<uint32_t> stalled;
-    m_fabric->ReadStalled(stalled);
+    run->fabric->ReadStalled(stalled);
     std::copy(stalled.begin(), stalled.end(), links);
 }
 
 uint32_t
-UbRun::CountSamples() const
+UbRunCountSamples(const UbRun* run)
 {
-    return static_cast<uint32_t>(m_fabric->Samples().size());
+    return static_cast<uint32_t>(run->fabric->Samples().size());
 }
 
 void
-UbRun::ReadSamples(int64_t* timesPs, uint64_t* bytes, uint64_t* waitingBytes)
+UbRunReadSamples(UbRun* run, int64_t* timesPs, uint64_t* bytes, uint64_t* waitingBytes)
 {
-    for (const auto& sample : m_fabric->Samples())
+    for (const auto& sample : run->fabric->Samples())
     {
         *timesPs++ = sample.timePs;
         bytes = std::copy(sample.bytes.begin(), sample.bytes.end(), bytes);
         waitingBytes =
             std::copy(sample.waitingBytes.begin(), sample.waitingBytes.end(), waitingBytes);
     }
-    m_fabric->Samples().clear();
+    run->fabric->Samples().clear();
 }
 
 bool
-UbRun::HasFailed() const
+UbRunHasFailed(const UbRun* run)
 {
-    return !m_fabric->GetError().empty();
+    return !run->fabric->GetError().empty();
 }
 
 void
-UbRun::ReadFailure(int64_t* failure) const
+UbRunReadFailure(const UbRun* run, int64_t* failure)
 {
-    const UbEndpointError& error = m_fabric->GetFailure();
+    const UbEndpointError& error = run->fabric->GetFailure();
     failure[0] = error.src;
     failure[1] = error.dst;
     failure[2] = error.network;
@@ -284,9 +292,9 @@ UbRun::ReadFailure(int64_t* failure) const
 }
 
 uint64_t
-UbRun::GetPacketsLost() const
+UbRunGetPacketsLost(const UbRun* run)
 {
-    return m_fabric->GetPacketsLost();
+    return run->fabric->GetPacketsLost();
 }
 
 } // namespace ns3

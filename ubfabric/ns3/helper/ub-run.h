@@ -4,59 +4,77 @@
 #ifndef UB_RUN_H
 #define UB_RUN_H
 
-#include "ns3/string.h" // values of attributes, for those who set them from another language
-#include "ns3/ub-fabric.h"
-#include "ns3/uinteger.h"
+#include "ns3/ub-fabric-arrays.h"
+#include "ns3/ub-records.h"
 
 #include <cstdint>
-#include <string>
-#include <utility>
-#include <vector>
+
+/**
+ * @file
+ * @ingroup ub-fabric
+ * The face of a fabric for other languages: C functions of numbers, strings and flat arrays only.
+ *
+ * Whoever has loaded the library calls them by name and needs no header of ns-3, nor a compiler.
+ */
 
 namespace ns3
 {
 
+class UbFabric;
+
 /**
  * @ingroup ub-fabric
- * @brief The face of a fabric for other languages: numbers, strings and flat arrays only.
- *
- * One object is one simulation: it takes the simulator from its first event to its destruction.
+ * @brief A simulation: it takes the simulator from its first event to its destruction.
  */
-class UbRun
-{
-  public:
-    /**
-     * Get ns-3 ready for a run: picoseconds, and UbSimulatorImpl unless a simulator is at work.
-     */
-    UbRun();
-    ~UbRun();
+struct UbRun;
 
-    UbRun(const UbRun&) = delete;
-    UbRun& operator=(const UbRun&) = delete;
+extern "C"
+{
+    /**
+     * @return Version of the Python package that the library was built for; see UbVersion.
+     */
+    const char* UbRunPackageVersion();
+
+    /**
+     * Get ns-3 ready for a run: UbSimulatorImpl, unless a simulator is at work. Time must count
+     * picoseconds.
+     * @return The run.
+     */
+    UbRun* UbRunCreate();
+
+    /**
+     * End a run, and let another begin.
+     * @param [in] run The run.
+     */
+    void UbRunDestroy(UbRun* run);
 
     /**
      * Set an attribute of the fabric, before it is built.
+     * @param [in] run The run.
      * @param [in] name Its name.
      * @param [in] value Its value, as ns-3 reads it from text.
      */
-    void SetAttribute(const std::string& name, const std::string& value);
+    void UbRunSetAttribute(UbRun* run, const char* name, const char* value);
 
     /**
      * Build the fabric.
+     * @param [in] run The run.
      * @param [in] arrays What to build.
      */
-    void Build(const UbFabricArrays& arrays);
+    void UbRunBuild(UbRun* run, const UbFabricArrays* arrays);
 
     /**
-     * @return The fabric.
+     * @param [in] run The run.
+     * @return The fabric, for those who know its class.
      */
-    Ptr<UbFabric> GetFabric() const;
+    UbFabric* UbRunGetFabric(const UbRun* run);
 
     /**
-     * See UbFabric::AddChunk; addresses are those of the arrays of UbChunkArrays.
-     * @param [in] flows Address of the flows.
+     * See UbFabric::AddChunk.
+     * @param [in] run The run.
+     * @param [in] flows The flows.
      * @param [in] nFlows Number of flows.
-     * @param [in] tasks Address of the tasks.
+     * @param [in] tasks The tasks.
      * @param [in] nTasks Number of tasks.
      * @param [in] firstTask Number of the first task in the trace.
      * @param [in] sendOrder Flows grouped by sending task.
@@ -64,52 +82,100 @@ class UbRun
      * @param [in] deps Numbers in the trace of the tasks depended on.
      * @param [in] openOrder Open-loop flows in order of their start.
      * @param [in] nOpen Number of open-loop flows.
-     * @param [in] accounts Where the time of the flows goes, 0 for nowhere.
+     * @param [in] accounts [nFlows] where the time of the flows goes, nullptr for nowhere.
      * @param [in] isLast Whether no chunk follows.
      * @return Number of the chunk, or -1 if too many are at work.
      */
-    int64_t AddChunk(uint64_t flows,
-                     uint32_t nFlows,
-                     uint64_t tasks,
-                     uint32_t nTasks,
-                     uint64_t firstTask,
-                     uint64_t sendOrder,
-                     uint64_t depStart,
-                     uint64_t deps,
-                     uint64_t openOrder,
-                     uint32_t nOpen,
-                     uint64_t accounts,
-                     bool isLast);
+    int64_t UbRunAddChunk(UbRun* run,
+                          UbFlowRecord* flows,
+                          uint32_t nFlows,
+                          UbTaskRecord* tasks,
+                          uint32_t nTasks,
+                          uint64_t firstTask,
+                          const uint32_t* sendOrder,
+                          const uint64_t* depStart,
+                          const uint64_t* deps,
+                          const uint32_t* openOrder,
+                          uint32_t nOpen,
+                          UbFlowAccount* accounts,
+                          bool isLast);
 
     /**
      * Simulate until a chunk is needed, about so many packet-hops are done, or nothing is left.
+     * @param [in] run The run.
      * @param [in] packetHops The packet-hops, 0 for no limit.
      */
-    void Run(uint64_t packetHops);
+    void UbRunRun(UbRun* run, uint64_t packetHops);
 
-    /// @return See UbFabric::TakeCompleteChunk.
-    int64_t TakeCompleteChunk();
-    /// @return See UbFabric::NeedsChunk.
-    bool NeedsChunk() const;
-    /// @return Whether the last Run ended because no event was left.
-    bool IsFinished() const;
-    /// @return See UbFabric::Leftover.
-    std::string Leftover() const;
-    /// @return The time in picoseconds.
-    int64_t GetNowPs() const;
-    /// @return Packets times links crossed.
-    uint64_t GetPacketHops() const;
-    /// @return Packets sent.
-    uint64_t GetPacketsSent() const;
-    /// @return Events of planes and endpoints.
-    uint64_t GetFabricEvents() const;
-    /// @return Payload bytes sent by flows.
-    uint64_t GetBytesSent() const;
-    /// @return Payload bytes of flows delivered.
-    uint64_t GetBytesDelivered() const;
+    /**
+     * @param [in] run The run.
+     * @return See UbFabric::TakeCompleteChunk.
+     */
+    int64_t UbRunTakeCompleteChunk(UbRun* run);
+
+    /**
+     * @param [in] run The run.
+     * @return See UbFabric::NeedsChunk.
+     */
+    bool UbRunNeedsChunk(const UbRun* run);
+
+    /**
+     * @param [in] run The run.
+     * @return Whether the last UbRunRun ended because no event was left.
+     */
+    bool UbRunIsFinished(const UbRun* run);
+
+    /**
+     * @param [in] run The run.
+     * @return See UbFabric::Leftover; valid until the next call.
+     */
+    const char* UbRunLeftover(UbRun* run);
+
+    /**
+     * @param [in] run The run.
+     * @return The time in picoseconds.
+     */
+    int64_t UbRunGetNowPs(const UbRun* run);
+
+    /**
+     * @param [in] run The run.
+     * @return Packets times links crossed.
+     */
+    uint64_t UbRunGetPacketHops(const UbRun* run);
+
+    /**
+     * @param [in] run The run.
+     * @return Packets sent.
+     */
+    uint64_t UbRunGetPacketsSent(const UbRun* run);
+
+    /**
+     * @param [in] run The run.
+     * @return Packets lost with dead switches or for want of a route.
+     */
+    uint64_t UbRunGetPacketsLost(const UbRun* run);
+
+    /**
+     * @param [in] run The run.
+     * @return Events of planes and endpoints.
+     */
+    uint64_t UbRunGetFabricEvents(const UbRun* run);
+
+    /**
+     * @param [in] run The run.
+     * @return Payload bytes sent by flows.
+     */
+    uint64_t UbRunGetBytesSent(const UbRun* run);
+
+    /**
+     * @param [in] run The run.
+     * @return Payload bytes of flows delivered.
+     */
+    uint64_t UbRunGetBytesDelivered(const UbRun* run);
 
     /**
      * Write statistics of all links.
+     * @param [in] run The run.
      * @param [out] packets [nLinks] packets sent.
      * @param [out] bytes [nLinks] bytes sent.
      * @param [out] busyPs [nLinks] time spent sending.
@@ -117,89 +183,113 @@ class UbRun
      * @param [out] noCreditPs [nLinks] time with packets waiting and no credit.
      * @param [out] retries [nLinks] transmissions that a bit error spoilt.
      */
-    void ReadLinkStats(uint64_t* packets,
-                       uint64_t* bytes,
-                       int64_t* busyPs,
-                       uint64_t* maxQueueBytes,
-                       int64_t* noCreditPs,
-                       uint64_t* retries) const;
+    void UbRunReadLinkStats(const UbRun* run,
+                            uint64_t* packets,
+                            uint64_t* bytes,
+                            int64_t* busyPs,
+                            uint64_t* maxQueueBytes,
+                            int64_t* noCreditPs,
+                            uint64_t* retries);
 
     /**
      * See UbFabric::ScheduleLink.
+     * @param [in] run The run.
      * @param [in] timePs The time.
      * @param [in] link The link.
      * @param [in] bytesPerS Its rate from then on, 0 for down.
      * @param [in] bitErrorRate Its bit error rate from then on.
      */
-    void ScheduleLink(int64_t timePs, uint32_t link, uint64_t bytesPerS, double bitErrorRate);
+    void UbRunScheduleLink(UbRun* run,
+                           int64_t timePs,
+                           uint32_t link,
+                           uint64_t bytesPerS,
+                           double bitErrorRate);
 
     /**
      * See UbFabric::ScheduleSwitch.
+     * @param [in] run The run.
      * @param [in] timePs The time.
      * @param [in] node The switch.
      * @param [in] isDead Whether it dies.
      */
-    void ScheduleSwitch(int64_t timePs, uint32_t node, bool isDead);
+    void UbRunScheduleSwitch(UbRun* run, int64_t timePs, uint32_t node, bool isDead);
 
     /**
      * See UbFabric::ScheduleRoutes.
+     * @param [in] run The run.
      * @param [in] timePs The time.
      * @param [in] arrays The fabric as it is then.
      */
-    void ScheduleRoutes(int64_t timePs, const UbFabricArrays& arrays);
+    void UbRunScheduleRoutes(UbRun* run, int64_t timePs, const UbFabricArrays* arrays);
 
-    /// See UbFabric::ReportBrokenLinks.
-    void ReportBrokenLinks();
+    /**
+     * See UbFabric::ReportBrokenLinks.
+     * @param [in] run The run.
+     */
+    void UbRunReportBrokenLinks(UbRun* run);
 
-    /// @return Links that gave up since the last ReadBroken.
-    uint32_t CountBroken();
+    /**
+     * @param [in] run The run.
+     * @return Links that gave up since the last UbRunReadBroken.
+     */
+    uint32_t UbRunCountBroken(UbRun* run);
 
     /**
      * Write which links gave up, and forget them.
-     * @param [out] links [CountBroken()] the links.
-     * @param [out] timesPs [CountBroken()] when.
+     * @param [in] run The run.
+     * @param [out] links [UbRunCountBroken] the links.
+     * @param [out] timesPs [UbRunCountBroken] when.
      */
-    void ReadBroken(uint32_t* links, int64_t* timesPs);
+    void UbRunReadBroken(UbRun* run, uint32_t* links, int64_t* timesPs);
 
-    /// @return Whether the watchdog stopped the run.
-    bool IsStalled() const;
-    /// @return Links that hold packets and cannot send them.
-    uint32_t CountStalledLinks() const;
+    /**
+     * @param [in] run The run.
+     * @return Whether the watchdog stopped the run.
+     */
+    bool UbRunIsStalled(const UbRun* run);
+
+    /**
+     * @param [in] run The run.
+     * @return Links that hold packets and cannot send them.
+     */
+    uint32_t UbRunCountStalledLinks(const UbRun* run);
 
     /**
      * Write which links hold packets and cannot send them.
-     * @param [out] links [CountStalledLinks()] the links.
+     * @param [in] run The run.
+     * @param [out] links [UbRunCountStalledLinks] the links.
      */
-    void ReadStalledLinks(uint32_t* links) const;
+    void UbRunReadStalledLinks(const UbRun* run, uint32_t* links);
 
-    /// @return Samples since the last ReadSamples.
-    uint32_t CountSamples() const;
+    /**
+     * @param [in] run The run.
+     * @return Samples since the last UbRunReadSamples.
+     */
+    uint32_t UbRunCountSamples(const UbRun* run);
 
     /**
      * Write the samples, and forget them.
-     * @param [out] timesPs [CountSamples()] the times.
-     * @param [out] bytes [CountSamples()][nLinks] bytes sent so far.
-     * @param [out] waitingBytes [CountSamples()][nLinks] bytes waiting.
+     * @param [in] run The run.
+     * @param [out] timesPs [UbRunCountSamples] the times.
+     * @param [out] bytes [UbRunCountSamples][nLinks] bytes sent so far.
+     * @param [out] waitingBytes [UbRunCountSamples][nLinks] bytes waiting.
      */
-    void ReadSamples(int64_t* timesPs, uint64_t* bytes, uint64_t* waitingBytes);
+    void UbRunReadSamples(UbRun* run, int64_t* timesPs, uint64_t* bytes, uint64_t* waitingBytes);
 
-    /// @return Whether a source gave up a packet; see UbFabric::GetError.
-    bool HasFailed() const;
+    /**
+     * @param [in] run The run.
+     * @return Whether a source gave up a packet; see UbFabric::GetError.
+     */
+    bool UbRunHasFailed(const UbRun* run);
 
     /**
      * Write which packet a source gave up.
+     * @param [in] run The run.
      * @param [out] failure [5] source and destination (nodes), network, time in picoseconds, and
      * whether there was a way.
      */
-    void ReadFailure(int64_t* failure) const;
-
-    /// @return Packets lost with dead switches or for want of a route.
-    uint64_t GetPacketsLost() const;
-
-  private:
-    Ptr<UbFabric> m_fabric;                             //!< the fabric
-    std::vector<std::pair<uint32_t, int64_t>> m_broken; //!< links that gave up, not yet read
-};
+    void UbRunReadFailure(const UbRun* run, int64_t* failure);
+}
 
 } // namespace ns3
 
