@@ -16,7 +16,10 @@ MEASURED = {
         "load_s": ("ns-3 and the library, processor time", "s"),
         "all_s": ("nothing to the first packets delivered, processor time", "s"),
         "peak_mb": ("peak memory of that", "MB"),
+        "classes_s": ("the classes of ns-3 in Python besides, processor time", "s"),
+        "classes_mb": ("peak memory with them", "MB"),
     },
+    "exchange": {"exchange_mb": ("peak memory of all pairs of 384 ranks on one thread", "MB")},
     "flow": {
         "waiting_bytes": ("a flow whose sender computes", "B"),
         "handed_over_bytes": ("a flow that its sender has handed over", "B"),

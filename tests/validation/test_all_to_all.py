@@ -1,4 +1,4 @@
-"""An exchange that the wire alone bounds."""
+"""An exchange that the wire alone bounds, and that fits in little memory."""
 
 from __future__ import annotations
 
@@ -28,3 +28,21 @@ def test_sprayed_all_pairs_exchange_of_384_ranks_takes_the_time_of_the_wire(tmp_
         taken[policy] = int(result.flows()["finish_ps"].max())
     assert bound_ps < taken["round-robin"] < 1.05 * bound_ps
     assert taken["flow-hash"] > 1.05 * bound_ps
+
+
+@pytest.mark.slow
+def test_all_pairs_exchange_of_384_ranks_takes_less_than_300_mb(python):
+    """Peak of the whole process, libraries included; about 240 MB."""
+    code = """
+import os
+import re
+from pathlib import Path
+import ubfabric as ub
+
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+graph, trace = ub.build_topology("leaf-spine-384"), ub.all_to_all_trace(384, 8192)
+result = ub.replay(graph, trace, "run", progress=False)
+assert result.n_flows == 384 * 383
+print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
+    assert int(python(code)) * 1024 < 300e6
