@@ -1,7 +1,7 @@
 """The only door to the C++ world: nothing else in the package loads it.
 
 Two ways lead through it. A replay takes the C functions of the compiled library, ``ub-run.h``,
-by ctypes: numbers, strings and flat arrays, loaded in some hundredths of a second and 10 MB.
+by ctypes: numbers, strings and flat arrays; that takes a hundredth of a second and 8 MB.
 :func:`load` brings up the classes of ns-3 and of this package by cppyy, for those who attach
 devices or trace sinks: its compiler and the headers take half a second and 190 MB, against 11 to
 24 s for ``from ns import ns``, which includes every header of ns-3. All can be used in one
@@ -149,13 +149,19 @@ def _load_library() -> ctypes.CDLL:
         ]
         _set_picoseconds(core)
         library = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
-        for name, (result, *arguments) in _FUNCTIONS.items():
-            function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
-    except (OSError, AttributeError) as error:
+    except OSError as error:
         raise BridgeError(
             f"{path.name}: cannot be loaded: {' '.join(str(error).split())}"
         ) from None
+    for name, (result, *arguments) in _FUNCTIONS.items():
+        try:
+            function = getattr(library, name)
+        except AttributeError:
+            raise BridgeError(
+                f"{path}: built from earlier sources, {name} is missing; run "
+                "'pip install --force-reinstall .' in the source folder"
+            ) from None
+        function.restype, function.argtypes = result, arguments
     _check_same_version(library.UbRunPackageVersion().decode(), path)
     return library
 

@@ -223,6 +223,13 @@ def test_library_of_another_version_is_refused(monkeypatch):
         _bridge._check_same_version("0.0.1", Path("libubfabric.so"))
 
 
+def test_library_from_earlier_sources_is_refused(monkeypatch):
+    """As when an editable install was not built anew after an update of its sources."""
+    monkeypatch.setattr(_bridge, "_FUNCTIONS", {"UbRunLikeNew": (None,)})
+    with pytest.raises(BridgeError, match="UbRunLikeNew is missing; run 'pip install --force"):
+        _bridge._load_library()
+
+
 def test_source_folder_without_library_is_explained(tmp_path, python):
     package = Path(ubfabric.__file__).parent
     copy = tmp_path / "ubfabric"
