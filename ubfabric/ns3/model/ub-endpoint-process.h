@@ -8,6 +8,7 @@
 #include "ub-fabric-arrays.h"
 #include "ub-plane-policy.h"
 #include "ub-plane.h"
+#include "ub-prefetch.h"
 #include "ub-records.h"
 #include "ub-transport.h"
 #include "ub-wire-format.h"
@@ -279,8 +280,7 @@ class UbEndpointProcess : public UbTransportHost
     {
         if ((reference & UB_DEVICE_FLOW) == 0)
         {
-            __builtin_prefetch(&m_chunks[reference >> FLOW_BITS].flows[reference & (MAX_FLOWS - 1)],
-                               1);
+            UbPrefetch(&m_chunks[reference >> FLOW_BITS].flows[reference & (MAX_FLOWS - 1)]);
         }
     }
 
@@ -693,9 +693,9 @@ class UbEndpointProcess : public UbTransportHost
     UbTaskGraph* m_tasks{nullptr};                    //!< the tasks
     UbEventQueue m_queue;                             //!< events
     std::vector<std::vector<UbInjection>> m_outgoing; //!< packets sent, by plane
-    std::vector<Endpoint> m_endpoints;                //!< by node number
-    std::vector<Engine> m_engines;                    //!< all engines
-    std::vector<Job> m_jobs;                          //!< pool of jobs
+    UbHugeVector<Endpoint> m_endpoints;               //!< by node number
+    UbHugeVector<Engine> m_engines;                   //!< all engines
+    UbHugeVector<Job> m_jobs;                         //!< pool of jobs
     std::vector<uint32_t> m_freeJobs;                 //!< unused jobs
     std::vector<uint64_t> m_networkPlanes;            //!< planes of a network, a bit each
     std::vector<uint32_t> m_planeNetwork;             //!< network of a plane

@@ -4,6 +4,8 @@
 #ifndef UB_EVENT_QUEUE_H
 #define UB_EVENT_QUEUE_H
 
+#include "ub-prefetch.h"
+
 #include <algorithm>
 #include <cstdint>
 #include <limits>
@@ -26,8 +28,8 @@ constexpr int64_t UB_NEVER = std::numeric_limits<int64_t>::max();
  * which they were pushed: that makes a run independent of how it is cut into windows, and
  * so of who watches it and on how many threads it runs.
  *
- * No event is an object on the heap: 16 bytes in a pool, reused last in, first out so that
- * the cache keeps them.
+ * No event is an object on the heap: five share a cache line in a pool of lines, reused last
+ * in, first out so that the cache keeps them.
  */
 class UbEventQueue
 {
@@ -44,7 +46,7 @@ class UbEventQueue
      * @param [in] memory Memory for what the queue touches all over.
      */
     explicit UbEventQueue(std::pmr::memory_resource* memory = std::pmr::get_default_resource())
-        : m_nodes(memory),
+        : m_pieces(memory),
           m_heads(N_BUCKETS, NIL, memory),
           m_bits(N_BUCKETS / 64, 0)
     {
@@ -58,7 +60,16 @@ class UbEventQueue
     {
         m_shift = widthShift;
         m_base = 0;
-        m_openBucket = NONE_OPEN;
+        m_openLast = NONE_OPEN;
+    }
+
+    /**
+     * Have events sorted well before they leave, for those who look ahead.
+     * @param [in] n How many at least, as far as there are.
+     */
+    void KeepReady(uint32_t n)
+    {
+        m_nReady = n;
     }
 
     /**
@@ -71,21 +82,22 @@ class UbEventQueue
     {
         const int64_t bucket = timePs >> m_shift;
         ++m_size;
-        if (bucket == m_openBucket)
+        if (bucket <= m_openLast)
         {
-            InsertOpen(Sortable(timePs, key), payload);
-            return;
+            const size_t nOpen = m_open.size() - m_head;
+            if (nOpen < FEW_OPEN)
+            {
+                Insert(m_open, m_head, {timePs, key, payload});
+                return;
+            }
+            if (m_late.size() - m_lateHead < MOST_LATE + nOpen / 2)
+            {
+                Insert(m_late, m_lateHead, {timePs, key, payload});
+                return;
+            }
+            Close();
         }
-        if (bucket < m_openBucket)
-        {
-            CloseBucket();
-        }
-        if (bucket - m_base >= static_cast<int64_t>(N_BUCKETS))
-        {
-            m_far.push({timePs, key, payload});
-            return;
-        }
-        Link(bucket, Sortable(timePs, key), payload);
+        Link({timePs, key, payload});
     }
 
     /**
@@ -93,11 +105,12 @@ class UbEventQueue
      */
     int64_t NextTime()
     {
-        if (m_head == m_open.size() && !OpenNext())
+        if (m_size == 0)
         {
             return UB_NEVER;
         }
-        return (m_openBucket << m_shift) + static_cast<int64_t>(m_open[m_head].sortable >> 32);
+        MakeReady();
+        return (IsLateFirst() ? m_late[m_lateHead] : m_open[m_head]).timePs;
     }
 
     /**
@@ -108,21 +121,19 @@ class UbEventQueue
      */
     bool PopBefore(int64_t limitPs, Event& event)
     {
-        if (m_head == m_open.size() && !OpenNext())
+        if (m_size == 0)
         {
             return false;
         }
-        const Open& first = m_open[m_head];
-        event.timePs = (m_openBucket << m_shift) + static_cast<int64_t>(first.sortable >> 32);
+        MakeReady();
+        const bool isLate = IsLateFirst();
+        event = isLate ? m_late[m_lateHead] : m_open[m_head];
         if (event.timePs >= limitPs)
         {
             return false;
         }
-        event.key = static_cast<uint32_t>(first.sortable);
-        event.payload = first.payload;
-        m_base = m_openBucket;
-        ++m_head;
-        --m_size;
+        m_base = event.timePs >> m_shift;
+        Drop(isLate);
         return true;
     }
 
@@ -134,34 +145,49 @@ class UbEventQueue
      */
     bool PopSame(const Event& event, uint32_t& payload)
     {
-        // in the same bucket, which is open unless something came since
-        if ((m_head == m_open.size() && !OpenNext()) || event.timePs >> m_shift != m_openBucket ||
-            m_open[m_head].sortable != Sortable(event.timePs, event.key))
+        if (m_size == 0)
         {
             return false;
         }
-        payload = m_open[m_head].payload;
-        ++m_head;
-        --m_size;
+        MakeReady();
+        const bool isLate = IsLateFirst();
+        const Event& next = isLate ? m_late[m_lateHead] : m_open[m_head];
+        if (next.timePs != event.timePs || next.key != event.key)
+        {
+            return false;
+        }
+        payload = next.payload;
+        Drop(isLate);
         return true;
     }
 
     /**
      * Look at an event that leaves soon, if it is at hand; a hint, for prefetching.
      * @param [in] ahead 0 for the next event, 1 for the one after it, and so on.
-     * @param [out] key Its key.
-     * @param [out] payload Its payload.
-     * @return Whether the open bucket holds one.
+     * @return It, or nullptr.
      */
-    bool Peek(uint32_t ahead, uint32_t& key, uint32_t& payload) const
+    const Event* Peek(uint32_t ahead) const
     {
-        if (m_head + ahead >= m_open.size())
+        return m_head + ahead < m_open.size() ? &m_open[m_head + ahead] : nullptr;
+    }
+
+    /**
+     * Look at each event that leaves soon, once.
+     * @tparam Visit What to call with the event.
+     * @param [in,out] seen How many have been looked at since the start, by this caller.
+     * @param [in] ahead How many events ahead to look.
+     * @param [in] visit What to call.
+     */
+    template <class Visit>
+    void LookAhead(uint64_t& seen, uint32_t ahead, const Visit& visit) const
+    {
+        const size_t end = std::min(m_open.size(), m_head + ahead);
+        size_t at = seen > m_nDropped + m_head ? seen - m_nDropped : m_head;
+        for (; at < end; ++at)
         {
-            return false;
+            visit(m_open[at]);
         }
-        key = static_cast<uint32_t>(m_open[m_head + ahead].sortable);
-        payload = m_open[m_head + ahead].payload;
-        return true;
+        seen = m_nDropped + at;
     }
 
     /**
@@ -176,28 +202,46 @@ class UbEventQueue
     static constexpr uint32_t N_BUCKETS = 1U << 14; //!< buckets of the ring
     static constexpr uint32_t NIL = 0xffffffffU;    //!< end of a list
     static constexpr int64_t NONE_OPEN = -1;        //!< no bucket is open
+    static constexpr size_t FEW_OPEN = 64;          //!< so few that others fit in among them
+    static constexpr size_t MOST_LATE = 64;         //!< events that may come for open buckets
+    static constexpr int64_t MOST_AHEAD = 256;      //!< buckets that are opened in advance
 
-    /// An event in a bucket's list.
-    struct Node
+    static constexpr uint32_t PIECE = 5;      //!< events of a piece
+    static constexpr uint32_t COUNT_BITS = 3; //!< bits for how many of them there are
+    static constexpr uint32_t COUNT_MASK = (1U << COUNT_BITS) - 1; //!< mask of these bits
+
+    /// Events in a bucket's list of pieces. A list of single events would cost a cache miss for
+    /// each, one after another, where a bucket waits long.
+    struct alignas(64) Piece
     {
-        uint64_t sortable; //!< offset in the bucket, then key
-        uint32_t payload;  //!< what
-        uint32_t next;     //!< next node of the list
+        uint32_t offset[PIECE];  //!< when, from the begin of the bucket
+        uint32_t key[PIECE];     //!< kind and place
+        uint32_t payload[PIECE]; //!< what
+        uint32_t next;           //!< next piece of the list and number of its events
     };
 
-    /// An event of the open bucket.
-    struct Open
+    static_assert(sizeof(Piece) == 64, "a piece is one cache line");
+
+    /// Order in which events leave.
+    struct Sooner
     {
-        uint64_t sortable; //!< offset in the bucket, then key
-        uint32_t payload;  //!< what
+        /**
+         * @param [in] a An event.
+         * @param [in] b Another event.
+         * @return Whether a leaves first.
+         */
+        bool operator()(const Event& a, const Event& b) const
+        {
+            return a.timePs != b.timePs ? a.timePs < b.timePs : Rank(a) < Rank(b);
+        }
 
         /**
-         * @param [in] other The other event.
-         * @return Whether this one leaves first.
+         * @param [in] event An event.
+         * @return Key and payload in one number that sorts.
          */
-        bool operator<(const Open& other) const
+        static uint64_t Rank(const Event& event)
         {
-            return sortable != other.sortable ? sortable < other.sortable : payload < other.payload;
+            return (uint64_t{event.key} << 32) | event.payload;
         }
     };
 
@@ -216,77 +260,113 @@ class UbEventQueue
     };
 
     /**
-     * @param [in] timePs A time.
-     * @param [in] key A key.
-     * @return Both in one number that sorts within a bucket.
+     * @return Whether the next event came when its bucket was open.
      */
-    uint64_t Sortable(int64_t timePs, uint32_t key) const
+    bool IsLateFirst() const
     {
-        const uint64_t offset = static_cast<uint64_t>(timePs) & ((uint64_t{1} << m_shift) - 1);
-        return (offset << 32) | key;
+        return !m_late.empty() &&
+               (m_head == m_open.size() || Sooner()(m_late[m_lateHead], m_open[m_head]));
     }
 
     /**
-     * Put an event in the list of a bucket of the ring.
-     * @param [in] bucket Number of the bucket since time zero.
-     * @param [in] sortable Offset and key.
-     * @param [in] payload What.
+     * Take the next event away.
+     * @param [in] isLate Whether it came when its bucket was open.
      */
-    void Link(int64_t bucket, uint64_t sortable, uint32_t payload)
+    void Drop(bool isLate)
     {
-        uint32_t index = m_free;
-        if (index == NIL)
+        --m_size;
+        if (!isLate)
         {
-            index = static_cast<uint32_t>(m_nodes.size());
-            m_nodes.emplace_back();
+            ++m_head;
         }
-        else
+        else if (++m_lateHead == m_late.size())
         {
-            m_free = m_nodes[index].next;
+            m_late.clear();
+            m_lateHead = 0;
+        }
+    }
+
+    /// Open buckets until enough events are sorted.
+    void MakeReady()
+    {
+        while (m_size - m_nClosed < m_nReady && m_nClosed > 0 && OpenNext())
+        {
+        }
+    }
+
+    /**
+     * Put an event in the list of its bucket, or in the heap.
+     * @param [in] event The event.
+     */
+    [[gnu::always_inline]] void Link(const Event& event)
+    {
+        const int64_t bucket = event.timePs >> m_shift;
+        ++m_nClosed;
+        if (bucket - m_base >= static_cast<int64_t>(N_BUCKETS))
+        {
+            m_far.push(event);
+            return;
         }
         const uint32_t slot = static_cast<uint32_t>(bucket) & (N_BUCKETS - 1);
-        m_nodes[index] = {sortable, payload, m_heads[slot]};
-        m_heads[slot] = index;
+        if (m_free == NIL)
+        {
+            m_free = static_cast<uint32_t>(m_pieces.size());
+            m_pieces.emplace_back();
+            m_pieces.back().next = NIL;
+        }
+        // whether a piece is full is anybody's guess, so there is no branch
+        const uint32_t head = m_heads[slot];
+        const uint32_t count = head & COUNT_MASK;
+        const uint32_t isNew = count >= PIECE ? ~0U : 0U;
+        const uint32_t index = (m_free & isNew) | ((head >> COUNT_BITS) & ~isNew);
+        Piece& piece = m_pieces[index];
+        const uint32_t next = piece.next;
+        const uint32_t at = count & ~isNew;
+        m_free = (next & isNew) | (m_free & ~isNew);
+        piece.next = (head & isNew) | (next & ~isNew);
+        piece.offset[at] = static_cast<uint32_t>(event.timePs) & ((1U << m_shift) - 1);
+        piece.key[at] = event.key;
+        piece.payload[at] = event.payload;
+        m_heads[slot] = (index << COUNT_BITS) + at + 1;
         m_bits[slot / 64] |= uint64_t{1} << (slot % 64);
         m_summary[slot / 4096] |= uint64_t{1} << (slot / 64 % 64);
     }
 
     /**
-     * Insert into the open bucket, which is sorted and short.
-     * @param [in] sortable Offset and key.
-     * @param [in] payload What.
+     * Insert an event whose bucket is open.
+     * @param [in,out] events Where, sorted.
+     * @param [in] head First of them that has not left.
+     * @param [in] event The event.
      */
-    void InsertOpen(uint64_t sortable, uint32_t payload)
+    static void Insert(std::vector<Event>& events, size_t head, const Event& event)
     {
-        const Open entry{sortable, payload};
-        size_t at = m_open.size();
-        m_open.emplace_back();
-        while (at > m_head && entry < m_open[at - 1])
+        size_t at = events.size();
+        events.emplace_back();
+        while (at > head && Sooner()(event, events[at - 1]))
         {
-            m_open[at] = m_open[at - 1];
+            events[at] = events[at - 1];
             --at;
         }
-        m_open[at] = entry;
+        events[at] = event;
     }
 
-    /// Put the rest of the open bucket back, because something earlier came.
-    void CloseBucket()
+    /// Put what is open back, because much came that is earlier.
+    [[gnu::noinline]] void Close()
     {
+        m_openLast = NONE_OPEN;
         for (size_t i = m_head; i < m_open.size(); ++i)
         {
-            if (m_openBucket - m_base >= static_cast<int64_t>(N_BUCKETS))
-            {
-                m_far.push(
-                    {(m_openBucket << m_shift) + static_cast<int64_t>(m_open[i].sortable >> 32),
-                     static_cast<uint32_t>(m_open[i].sortable),
-                     m_open[i].payload});
-                continue;
-            }
-            Link(m_openBucket, m_open[i].sortable, m_open[i].payload);
+            Link(m_open[i]);
         }
+        for (size_t i = m_lateHead; i < m_late.size(); ++i)
+        {
+            Link(m_late[i]);
+        }
+        m_nDropped += m_head;
         m_open.clear();
         m_head = 0;
-        m_openBucket = NONE_OPEN;
+        m_late.clear();
+        m_lateHead = 0;
     }
 
     /**
@@ -325,59 +405,76 @@ class UbEventQueue
     }
 
     /**
-     * Sort the next bucket for leaving.
-     * @return Whether there was one.
+     * Sort the next bucket for leaving, behind what is open.
+     * @return Whether it is worth while; if not, what is open is enough.
      */
     bool OpenNext()
     {
-        m_open.clear();
-        m_head = 0;
-        m_openBucket = NONE_OPEN;
-        if (m_size == 0)
-        {
-            return false;
-        }
         const int64_t ring = NextInRing();
         const int64_t far = m_far.empty() ? -1 : m_far.top().timePs >> m_shift;
         const int64_t bucket = ring < 0 ? far : (far < 0 ? ring : std::min(ring, far));
+        const bool isNeeded = m_head == m_open.size() && m_lateHead == m_late.size();
+        if (!isNeeded && bucket - m_base > MOST_AHEAD)
+        {
+            return false; // much would come in between
+        }
+        m_nDropped += m_head;
+        m_open.erase(m_open.begin(), m_open.begin() + static_cast<std::ptrdiff_t>(m_head));
+        m_head = 0;
+        const size_t before = m_open.size();
         if (bucket == ring)
         {
             const uint32_t slot = static_cast<uint32_t>(bucket) & (N_BUCKETS - 1);
-            for (uint32_t index = m_heads[slot]; index != NIL;)
+            const int64_t beginPs = bucket << m_shift;
+            for (uint32_t head = m_heads[slot]; head != NIL;)
             {
-                Node& node = m_nodes[index];
-                m_open.push_back({node.sortable, node.payload});
-                const uint32_t next = node.next;
-                node.next = m_free;
+                const uint32_t index = head >> COUNT_BITS;
+                Piece& piece = m_pieces[index];
+                for (uint32_t i = 0; i < (head & COUNT_MASK); ++i)
+                {
+                    m_open.push_back({beginPs + piece.offset[i], piece.key[i], piece.payload[i]});
+                }
+                head = piece.next;
+                piece.next = m_free;
                 m_free = index;
-                index = next;
             }
             m_heads[slot] = NIL;
             if ((m_bits[slot / 64] &= ~(uint64_t{1} << (slot % 64))) == 0)
             {
                 m_summary[slot / 4096] &= ~(uint64_t{1} << (slot / 64 % 64));
             }
+            // the next bucket is opened soon
+            const uint32_t next = m_heads[(slot + 1) & (N_BUCKETS - 1)];
+            if (next != NIL)
+            {
+                UbPrefetch(&m_pieces[next >> COUNT_BITS]);
+            }
         }
         while (!m_far.empty() && m_far.top().timePs >> m_shift == bucket)
         {
-            const Event& event = m_far.top();
-            m_open.push_back({Sortable(event.timePs, event.key), event.payload});
+            m_open.push_back(m_far.top());
             m_far.pop();
         }
-        std::sort(m_open.begin(), m_open.end());
-        m_openBucket = bucket;
+        m_nClosed -= m_open.size() - before;
+        std::sort(m_open.begin() + static_cast<std::ptrdiff_t>(before), m_open.end(), Sooner());
+        m_openLast = bucket;
         return true;
     }
 
     uint32_t m_shift{10};                   //!< log2 of the width of a bucket
+    uint32_t m_nReady{1};                   //!< events to be sorted
     int64_t m_base{0};                      //!< bucket of the event popped last
-    int64_t m_openBucket{NONE_OPEN};        //!< the bucket in m_open
+    int64_t m_openLast{NONE_OPEN};          //!< last bucket in m_open
     size_t m_head{0};                       //!< next event of m_open
+    size_t m_lateHead{0};                   //!< next event of m_late
     uint64_t m_size{0};                     //!< events held
-    uint32_t m_free{NIL};                   //!< free nodes
-    std::vector<Open> m_open;               //!< events of the open bucket, sorted
-    std::pmr::vector<Node> m_nodes;         //!< pool of nodes
-    std::pmr::vector<uint32_t> m_heads;     //!< list of each bucket
+    uint64_t m_nClosed{0};                  //!< of which in lists and heap
+    uint64_t m_nDropped{0};                 //!< events that have left m_open for good
+    uint32_t m_free{NIL};                   //!< free pieces
+    std::vector<Event> m_open;              //!< events of the open buckets, sorted
+    std::vector<Event> m_late;              //!< events of the open buckets that came since, sorted
+    std::pmr::vector<Piece> m_pieces;       //!< pool of pieces
+    std::pmr::vector<uint32_t> m_heads;     //!< list of each bucket, as in Piece::next
     std::vector<uint64_t> m_bits;           //!< which buckets hold events
     uint64_t m_summary[N_BUCKETS / 4096]{}; //!< which words of m_bits are not zero
     std::priority_queue<Event, std::vector<Event>, Later> m_far; //!< beyond the ring

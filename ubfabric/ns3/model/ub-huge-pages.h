@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdlib>
+#include <memory>
 #include <memory_resource>
 #include <new>
 #include <vector>
@@ -49,13 +50,11 @@ class UbHugePages : public std::pmr::memory_resource
     UbHugePages(const UbHugePages&) = delete;
     UbHugePages& operator=(const UbHugePages&) = delete;
 
-  private:
-    static constexpr size_t PAGE_BYTES = size_t{1} << 21;  //!< a huge page
-    static constexpr size_t SMALL_BYTES = size_t{1} << 14; //!< a block where little is expected
+    static constexpr size_t PAGE_BYTES = size_t{1} << 21; //!< a huge page
 
     /**
      * @param [in] bytes Bytes.
-     * @return A block of memory.
+     * @return A block of memory; std::free takes it back.
      */
     static void* Block(size_t bytes)
     {
@@ -74,6 +73,9 @@ class UbHugePages : public std::pmr::memory_resource
 #endif
         return block;
     }
+
+  private:
+    static constexpr size_t SMALL_BYTES = size_t{1} << 14; //!< a block where little is expected
 
     void* do_allocate(size_t bytes, size_t alignment) override
     {
@@ -108,6 +110,72 @@ class UbHugePages : public std::pmr::memory_resource
     size_t m_used{0};            //!< used bytes of the last block
     std::vector<void*> m_blocks; //!< blocks of small pieces
 };
+
+/**
+ * @ingroup ub-fabric
+ * @brief Gives arrays that come and go huge pages of their own, if they are large enough.
+ * @tparam T What the array holds.
+ */
+template <class T>
+struct UbHugePageAllocator
+{
+    using value_type = T; //!< what the array holds
+
+    UbHugePageAllocator() = default;
+
+    /// @param [in] other An allocator for something else; none has a state.
+    template <class Other>
+    UbHugePageAllocator(const UbHugePageAllocator<Other>& other [[maybe_unused]])
+    {
+    }
+
+    /**
+     * @param [in] n How many.
+     * @return Memory for them.
+     */
+    T* allocate(size_t n)
+    {
+        return IsLarge(n) ? static_cast<T*>(UbHugePages::Block(n * sizeof(T)))
+                          : std::allocator<T>().allocate(n);
+    }
+
+    /**
+     * @param [in] at What allocate returned.
+     * @param [in] n For how many.
+     */
+    void deallocate(T* at, size_t n)
+    {
+        if (IsLarge(n))
+        {
+            std::free(at);
+            return;
+        }
+        std::allocator<T>().deallocate(at, n);
+    }
+
+    /**
+     * @param [in] other Another allocator.
+     * @return Whether it can give back what this one gave.
+     */
+    bool operator==(const UbHugePageAllocator& other [[maybe_unused]]) const
+    {
+        return true;
+    }
+
+  private:
+    /**
+     * @param [in] n How many.
+     * @return Whether they are worth a huge page of their own.
+     */
+    static bool IsLarge(size_t n)
+    {
+        return n * sizeof(T) >= UbHugePages::PAGE_BYTES / 2;
+    }
+};
+
+/// An array that comes and goes and may be large.
+template <class T>
+using UbHugeVector = std::vector<T, UbHugePageAllocator<T>>;
 
 } // namespace ns3
 

@@ -64,8 +64,7 @@ class UbPathAdaptive : public UbPathPolicyOf<UbPathAdaptive>
                         const Backlog& backlogPs)
         {
             uint32_t& turn = next[group];
-            turn = turn == UB_NONE ? UbReduce(UbMix(salt), nLinks)
-                                   : (turn + 1 < nLinks ? turn + 1 : 0);
+            turn = Guess(group, nLinks, salt, 0);
             uint32_t best = turn;
             int64_t leastPs = backlogPs(turn);
             for (uint32_t step = 1; step < nLinks && leastPs > 0; ++step)
@@ -79,6 +78,19 @@ class UbPathAdaptive : public UbPathPolicyOf<UbPathAdaptive>
                 }
             }
             return best;
+        }
+
+        /**
+         * @param [in] group The group.
+         * @param [in] nLinks Number of links to choose from.
+         * @param [in] salt Where the group starts.
+         * @return What Choose would look at first now.
+         */
+        uint32_t Guess(uint32_t group, uint32_t nLinks, uint64_t salt, uint32_t /* hash */) const
+        {
+            const uint32_t turn = next[group];
+            return turn == UB_NONE ? UbReduce(UbMix(salt), nLinks)
+                                   : (turn + 1 < nLinks ? turn + 1 : 0);
         }
 
         std::vector<uint32_t> next; //!< last turn of each group

@@ -53,10 +53,20 @@ class UbPathRoundRobin : public UbPathPolicyOf<UbPathRoundRobin>
          */
         uint32_t Choose(uint32_t group, uint32_t nLinks, uint64_t salt, uint32_t /* hash */)
         {
-            uint32_t& turn = next[group];
-            turn = turn == UB_NONE ? UbReduce(UbMix(salt), nLinks)
+            return next[group] = Guess(group, nLinks, salt, 0);
+        }
+
+        /**
+         * @param [in] group The group.
+         * @param [in] nLinks Number of links to choose from.
+         * @param [in] salt Where the group starts.
+         * @return What Choose would choose now.
+         */
+        uint32_t Guess(uint32_t group, uint32_t nLinks, uint64_t salt, uint32_t /* hash */) const
+        {
+            const uint32_t turn = next[group];
+            return turn == UB_NONE ? UbReduce(UbMix(salt), nLinks)
                                    : (turn + 1 < nLinks ? turn + 1 : 0);
-            return turn;
         }
 
         std::vector<uint32_t> next; //!< last choice of each group

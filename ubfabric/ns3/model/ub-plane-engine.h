@@ -29,6 +29,10 @@ class UbPlaneEngine final : public UbPlane
         : UbPlane(arrays, plane, settings),
           m_policy(static_cast<uint32_t>(m_routes.groupStart.size() - 1))
     {
+        if (m_isLarge)
+        {
+            m_queue.KeepReady((N_STEPS + 1) * EVENTS_APART);
+        }
     }
 
     void Inject(const UbInjection& injection) override
@@ -43,7 +47,14 @@ class UbPlaneEngine final : public UbPlane
         {
             ++m_eventCount;
             m_lastPs = event.timePs;
-            Prefetch();
+            if (m_isLarge)
+            {
+                LookAhead();
+            }
+            else if (!m_isSmall)
+            {
+                PrefetchSoon();
+            }
             const uint32_t link = event.key & ((1U << KIND_SHIFT) - 1);
             switch (static_cast<EventKind>(event.key >> KIND_SHIFT))
             {
@@ -113,25 +124,151 @@ class UbPlaneEngine final : public UbPlane
         }
     }
 
-    /// Bring what an event to come names into the cache while others are at work.
-    void Prefetch() const
+    /**
+     * Bring what events to come will touch into the cache while others are at work.
+     *
+     * What an event touches is found step by step, each step at what the one before has brought,
+     * so the steps are taken some events apart.
+     */
+    void LookAhead()
     {
-        uint32_t key;
-        uint32_t payload;
-        if (m_queue.Peek(EVENTS_AHEAD, key, payload))
-        {
+        const auto each = [&](uint32_t step, const auto& visit) {
+            m_queue.LookAhead(
+                m_seen[step],
+                (N_STEPS - step) * EVENTS_APART,
+                [&](const UbEventQueue::Event& event) { visit(event.key, event.payload); });
+        };
+        each(0, [&](uint32_t key, uint32_t payload) {
+            const uint32_t link = key & ((1U << KIND_SHIFT) - 1);
             if (key >> KIND_SHIFT == HEAD)
             {
-                __builtin_prefetch(&m_packets[payload], 1);
+                UbPrefetch(&m_packets[payload]);
+                UbPrefetch(&m_lanes[uint64_t{link} * NLanes<F>()]);
             }
             else
             {
-                const uint32_t link =
-                    key >> KIND_SHIFT == MATCH ? payload : key & ((1U << KIND_SHIFT) - 1);
-                __builtin_prefetch(&m_links[link], 1);
-                __builtin_prefetch(&m_lanes[uint64_t{link} * NLanes<F>()], 1);
+                PrefetchLink(key >> KIND_SHIFT == MATCH ? payload : link);
             }
+        });
+        each(1, [&](uint32_t key, uint32_t payload) {
+            if (key >> KIND_SHIFT == HEAD)
+            {
+                const Packet& packet = m_packets[payload];
+                UbPrefetch(&m_routes.table[RowOf(packet.atSwitch) + packet.dstClass]);
+                PrefetchRing(key & ((1U << KIND_SHIFT) - 1));
+            }
+            else if (const uint32_t first = FirstWaiting(key, payload); first != UB_NONE)
+            {
+                UbPrefetch(&m_packets[first]);
+                PrefetchTimes(payload);
+            }
+        });
+        each(2, [&](uint32_t key, uint32_t payload) {
+            if (key >> KIND_SHIFT == HEAD)
+            {
+                if (const uint32_t link = Guess(m_packets[payload]); link != UB_NONE)
+                {
+                    PrefetchLink(link);
+                }
+            }
+            else if (const uint32_t first = FirstWaiting(key, payload); first != UB_NONE)
+            {
+                if (const uint32_t in = m_packets[first].inLink; in != UB_NONE)
+                {
+                    UbPrefetch(&m_lanes[uint64_t{in} * NLanes<F>()]);
+                }
+            }
+        });
+        each(3, [&](uint32_t key, uint32_t payload) {
+            if (key >> KIND_SHIFT == HEAD)
+            {
+                const Packet& packet = m_packets[payload];
+                if (const uint32_t link = Guess(packet); link != UB_NONE)
+                {
+                    UbPrefetch(&m_inputs[m_links[link].firstInput + packet.atInput]);
+                    PrefetchTimes(link);
+                }
+            }
+            else if (const uint32_t first = FirstWaiting(key, payload); first != UB_NONE)
+            {
+                if (const uint32_t in = m_packets[first].inLink; in != UB_NONE)
+                {
+                    PrefetchRing(in);
+                }
+            }
+        });
+    }
+
+    /**
+     * @param [in] packet A packet that comes to a switch.
+     * @return The link on which it will leave, most likely, or UB_NONE.
+     */
+    uint32_t Guess(const Packet& packet) const
+    {
+        const int32_t group = GroupOf(packet);
+        if (group < 0)
+        {
+            return UB_NONE;
         }
+        const uint32_t begin = m_routes.groupStart[group];
+        const uint32_t nLinks = m_routes.groupStart[group + 1] - begin;
+        const uint64_t salt = m_seed ^ (static_cast<uint64_t>(group) << 32);
+        const uint32_t choice = nLinks == 1 ? 0 : m_policy.Guess(group, nLinks, salt, packet.hash);
+        return m_routes.groupLink[begin + choice];
+    }
+
+    /**
+     * @param [in] key Key of an event that is about an output.
+     * @param [in] payload Its payload.
+     * @return A packet that waits there and may be the next to leave, UB_NONE if there is none.
+     */
+    uint32_t FirstWaiting(uint32_t key, uint32_t payload)
+    {
+        if (key >> KIND_SHIFT != MATCH)
+        {
+            return UB_NONE;
+        }
+        const Link& link = m_links[payload];
+        Waiting& waiting = WaitingOf<F>(payload, 0);
+        if (link.nInputs > Waiting::N_NARROW || waiting.bits == 0)
+        {
+            return UB_NONE;
+        }
+        const uint32_t last = LaneOf<F>(payload, 0).lastInput;
+        const uint32_t input =
+            NextInput(&waiting.bits, 1, last + 1U < link.nInputs ? last + 1U : 0);
+        UbPrefetch(&m_inputs[link.firstInput + input]);
+        return QueuesOf(waiting)[PlaceOf(waiting, link.nInputs, input)].head;
+    }
+
+    /// Bring an event of the open bucket to the cache, as far as the event names it.
+    void PrefetchSoon() const
+    {
+        const UbEventQueue::Event* event = m_queue.Peek(EVENTS_AHEAD);
+        if (event == nullptr)
+        {
+            return;
+        }
+        const uint32_t kind = event->key >> KIND_SHIFT;
+        if (kind == HEAD)
+        {
+            UbPrefetch(&m_packets[event->payload]);
+            return;
+        }
+        const uint32_t link =
+            kind == MATCH ? event->payload : event->key & ((1U << KIND_SHIFT) - 1);
+        UbPrefetch(&m_links[link]);
+        UbPrefetch(&m_lanes[uint64_t{link} * NLanes<F>()]);
+    }
+
+    /**
+     * @param [in] packet A packet at a switch.
+     * @return The group of links by which it goes on, negative if there is none.
+     */
+    int32_t GroupOf(const Packet& packet) const
+    {
+        const int32_t group = m_routes.table[RowOf(packet.atSwitch) + packet.dstClass];
+        return group < -1 ? m_routes.local[-(group + 2) + packet.dstSlot] : group;
     }
 
     /**
@@ -155,23 +292,15 @@ class UbPlaneEngine final : public UbPlane
                             nowPs,
                             nowPs);
         }
-        const Switch& chip = m_switches[packet.atSwitch];
-        int32_t group = m_routes.table[chip.row + packet.dstClass];
-        if (group < -1)
-        {
-            group = m_routes.local[-(group + 2) + packet.dstSlot];
-        }
-        if (group < 0 || chip.isDead)
+        const int32_t group = GroupOf(packet);
+        if (group < 0 || (m_nDead > 0 && m_switches[packet.atSwitch].isDead))
         {
             Lose(index, nowPs);
             return;
         }
         const uint32_t out = Choose(static_cast<uint32_t>(group), packet, nowPs);
         Link& link = m_links[out];
-        if (const uint32_t first = m_firstQueue[uint64_t{out} * NLanes<F>()]; first != UB_NONE)
-        {
-            __builtin_prefetch(m_queues.data() + first + packet.atInput, 1); // if it must wait
-        }
+        UbPrefetch(&WaitingOf<F>(out, packet.lane)); // if it must wait
         if (GrantsWindows<F>() && (packet.bits & UB_CONGESTION_CAPABLE) != 0)
         {
             Grant(out, packet, nowPs);
@@ -265,9 +394,16 @@ class UbPlaneEngine final : public UbPlane
         m_policy = PlanePart(nGroups);
     }
 
-    static constexpr uint32_t EVENTS_AHEAD = 3; //!< how far Prefetch looks
+    static constexpr uint32_t EVENTS_AHEAD = 3;  //!< how far PrefetchSoon looks
+    static constexpr uint32_t N_STEPS = 4;       //!< steps of LookAhead
+    static constexpr uint32_t EVENTS_APART = 4;  //!< events from step to step
+    static constexpr size_t FEW_LINKS = 1'000;   //!< links of planes that fit into a cache
+    static constexpr size_t MANY_LINKS = 20'000; //!< links of planes that fit into none
 
-    PlanePart m_policy; //!< the policy
+    PlanePart m_policy;                                 //!< the policy
+    const bool m_isSmall{m_links.size() <= FEW_LINKS};  //!< the plane is in the cache anyway
+    const bool m_isLarge{m_links.size() >= MANY_LINKS}; //!< the plane is larger than caches
+    std::array<uint64_t, N_STEPS> m_seen{}; //!< by step: events that it has been taken for
 };
 
 /**
@@ -319,6 +455,18 @@ struct UbHashedChoice
     uint32_t Choose(uint32_t /* group */, uint32_t nLinks, uint64_t salt, uint32_t hash) const
     {
         return UbReduce(UbMix(salt ^ hash), nLinks);
+    }
+
+    /**
+     * @param [in] group The group.
+     * @param [in] nLinks Number of links to choose from.
+     * @param [in] salt Differs from group to group.
+     * @param [in] hash The packet's hash.
+     * @return What Choose chooses.
+     */
+    uint32_t Guess(uint32_t group, uint32_t nLinks, uint64_t salt, uint32_t hash) const
+    {
+        return Choose(group, nLinks, salt, hash);
     }
 };
 

@@ -16,14 +16,11 @@ namespace
 /// Rate class of a packet that was on no link yet.
 constexpr uint16_t NO_RATE = 0xffff;
 
-/// Length of a ring of credits at first: one cache line holds it.
-constexpr uint32_t FIRST_RING = 4;
-
-/// Length of a ring of departures at first, likewise.
-constexpr uint32_t FIRST_TIMES = 8;
+/// Queues of a lane when its own are not enough at first, a power of two.
+constexpr uint32_t FIRST_MORE = 8;
 
 /// Events that a bucket should hold: few enough to sort in a moment.
-constexpr double EVENTS_PER_BUCKET = 16.0;
+constexpr double EVENTS_PER_BUCKET = 48.0;
 
 /// What the arrays need for a link, all in all.
 constexpr size_t BYTES_PER_LINK = 512;
@@ -72,7 +69,7 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
             {
                 m_switchOf[node] = static_cast<uint32_t>(m_switches.size());
                 m_switches.emplace_back();
-                m_switches.back().forwardLatencyPs = arrays.nodeForwardLatencyPs[node];
+                m_forwardPs.push_back(arrays.nodeForwardLatencyPs[node]);
                 m_switches.back().node = node;
             }
         }
@@ -101,7 +98,7 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
     const auto nLinks = static_cast<uint32_t>(m_links.size());
     m_noCreditPs.assign(nLinks, 0);
     m_lanes.resize(uint64_t{nLinks} * m_nLanes);
-    m_firstQueue.assign(m_lanes.size(), UB_NONE);
+    m_waiting.resize(m_lanes.size());
     m_sourceQueues.resize(m_lanes.size());
     m_firstRings.resize(m_lanes.size() * FIRST_RING);
     m_deficit.assign(m_lanes.size(), 0);
@@ -155,6 +152,12 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
         const uint32_t src = m_srcNode[i];
         const uint32_t nInputs = m_switchOf[src] == UB_NONE || isQueuedAtOutput ? 1 : nIn[src];
         link.nInputs = static_cast<uint16_t>(nInputs);
+        for (uint32_t l = 0; nInputs > Waiting::N_NARROW && l < m_nLanes; ++l)
+        {
+            Waiting& waiting = WaitingOf<UB_ANY>(i, l);
+            waiting.bits = m_words.size();
+            m_words.resize(m_words.size() + (nInputs + 63) / 64);
+        }
         link.firstInput = link.srcSwitch == UB_NONE ? 0 : m_switches[link.srcSwitch].firstInput;
         int64_t returnPs = link.delayPs;
         if (settings.creditReturn != UB_CREDIT_IDEAL)
@@ -162,6 +165,10 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
             returnPs +=
                 UbSerialisePs(settings.controlBytes, m_rates[m_links[m_reverse[i]].rateClass]) +
                 (settings.creditReturn == UB_CREDIT_PIGGYBACK ? settings.creditTimeoutPs : 0);
+        }
+        if (!m_departures.empty())
+        {
+            m_departures[m_reverse[i]].keptPs = static_cast<uint32_t>(returnPs);
         }
         m_shared.push_back(m_capacity[i] - int64_t{m_nLanes} * settings.laneFloorCells);
         for (uint32_t l = 0; l < m_nLanes; ++l)
@@ -211,7 +218,6 @@ UbPlane::MakeRoutes(const UbFabricArrays& arrays) const
     routes.endpointSlot.assign(arrays.endpointSlot + row,
                                arrays.endpointSlot + row + arrays.nNodes);
     routes.endpointOut.assign(arrays.endpointOut + row, arrays.endpointOut + row + arrays.nNodes);
-    routes.switchRow.resize(m_switches.size());
 
     // groups of this plane, renumbered
     std::vector<int32_t> groupOf(arrays.nGroups, -1);
@@ -235,6 +241,7 @@ UbPlane::MakeRoutes(const UbFabricArrays& arrays) const
     // rows of this plane's switches, and of its endpoints with several ways out
     const uint32_t nClasses = arrays.planeNClasses[plane];
     routes.nClasses = nClasses;
+    routes.table.reserve(m_switches.size() * (uint64_t{nClasses} + 1));
     std::vector<std::vector<uint32_t>> members(nClasses);
     for (uint32_t node = 0; node < arrays.nNodes; ++node)
     {
@@ -279,13 +286,13 @@ UbPlane::MakeRoutes(const UbFabricArrays& arrays) const
         routes.table.push_back(-1); // for destinations that are cut off
         return at;
     };
+    for (const Switch& chip : m_switches)
+    {
+        copyRow(arrays.switchRow[chip.node]); // see RowOf
+    }
     for (uint32_t node = 0; node < arrays.nNodes; ++node)
     {
-        if (m_switchOf[node] != UB_NONE)
-        {
-            routes.switchRow[m_switchOf[node]] = copyRow(arrays.switchRow[node]);
-        }
-        else if (arrays.nodeIsEndpoint[node] != 0 && routes.endpointOut[node] >= 0)
+        if (arrays.nodeIsEndpoint[node] != 0 && routes.endpointOut[node] >= 0)
         {
             routes.endpointOut[node] = static_cast<int64_t>(copyRow(routes.endpointOut[node]));
         }
@@ -301,10 +308,6 @@ void
 UbPlane::Take(Routes&& routes)
 {
     m_routes = std::move(routes);
-    for (size_t i = 0; i < m_switches.size(); ++i)
-    {
-        m_switches[i].row = m_routes.switchRow[i];
-    }
 }
 
 uint32_t
@@ -479,7 +482,7 @@ UbPlane::HasRoute(uint32_t src, uint32_t dst) const
         return false;
     }
     const uint32_t first = m_routes.groupLink[m_routes.groupStart[-(out + 2)]];
-    return leads(m_switches[m_links[first].dstSwitch].row);
+    return leads(RowOf(m_links[first].dstSwitch));
 }
 
 int64_t
@@ -516,6 +519,55 @@ UbPlane::BacklogPs(uint32_t src, int64_t nowPs) const
     return least;
 }
 
+[[gnu::always_inline]] inline UbPlane::Queue&
+UbPlane::OpenQueue(Waiting& waiting, uint32_t nInputs, uint32_t input)
+{
+    if (nInputs > Waiting::N_NARROW)
+    {
+        if (waiting.more == UB_NONE)
+        {
+            waiting.more = static_cast<uint32_t>(m_queues.size());
+            m_queues.resize(m_queues.size() + nInputs);
+        }
+        m_words[waiting.bits + input / 64] |= uint64_t{1} << (input % 64);
+        return m_queues[waiting.more + input];
+    }
+    if (waiting.nQueues == waiting.nPlaces)
+    {
+        MoveQueues(waiting, waiting.more == UB_NONE ? FIRST_MORE : 2U * waiting.nPlaces);
+    }
+    Queue* queues = QueuesOf(waiting);
+    const uint32_t place = PlaceOf(waiting, nInputs, input);
+    for (uint32_t at = waiting.nQueues; at > place; --at)
+    {
+        queues[at] = queues[at - 1]; // rarely any
+    }
+    waiting.bits |= uint64_t{1} << input;
+    ++waiting.nQueues;
+    return queues[place];
+}
+
+[[gnu::always_inline]] inline void
+UbPlane::CloseQueue(Waiting& waiting, uint32_t nInputs, uint32_t input, uint32_t place)
+{
+    if (nInputs > Waiting::N_NARROW)
+    {
+        m_words[waiting.bits + input / 64] &= ~(uint64_t{1} << (input % 64));
+        return;
+    }
+    Queue* queues = QueuesOf(waiting);
+    for (uint32_t at = place + 1; at < waiting.nQueues; ++at)
+    {
+        queues[at - 1] = queues[at]; // rarely any
+    }
+    waiting.bits &= ~(uint64_t{1} << input);
+    --waiting.nQueues;
+    if (waiting.more != UB_NONE && waiting.nQueues < Waiting::N_OWN)
+    {
+        MoveQueues(waiting, Waiting::N_OWN);
+    }
+}
+
 template <UbFeatures F>
 void
 UbPlane::Enqueue(uint32_t linkIndex, uint32_t input, uint32_t index)
@@ -527,24 +579,18 @@ UbPlane::Enqueue(uint32_t linkIndex, uint32_t input, uint32_t index)
     {
         input = 0; // also where packets of all inputs wait at their output
     }
-    if (m_firstQueue[uint64_t{linkIndex} * NLanes<F>() + (F == UB_ANY ? packet.lane : 0)] ==
-        UB_NONE)
-    {
-        OpenQueues(linkIndex, packet.lane);
-    }
-    Queue& queue = QueuesOf<F>(linkIndex, packet.lane)[input];
+    Waiting& waiting = WaitingOf<F>(linkIndex, packet.lane);
     packet.next = UB_NONE;
-    if (queue.head == UB_NONE)
+    if ((WordsOf(waiting, link.nInputs)[input / 64] >> (input % 64) & 1) == 0)
     {
-        queue.head = index;
-        queue.readyPs = packet.readyPs;
-        m_words[lane.firstWord + input / 64] |= uint64_t{1} << (input % 64);
+        OpenQueue(waiting, link.nInputs, input) = {index, index, packet.readyPs};
     }
     else
     {
+        Queue& queue = QueuesOf(waiting)[PlaceOf(waiting, link.nInputs, input)];
         m_packets[queue.tail].next = index;
+        queue.tail = index;
     }
-    queue.tail = index;
     ++link.nWaiting;
     ++lane.nWaiting;
     lane.waitingBytes += packet.wireBytes;
@@ -560,14 +606,32 @@ UbPlane::Enqueue(uint32_t linkIndex, uint32_t input, uint32_t index)
 }
 
 void
-UbPlane::OpenQueues(uint32_t link, uint32_t lane)
+UbPlane::MoveQueues(Waiting& waiting, uint32_t nPlaces)
 {
-    // an output has one for each lane and input of its node; most never see a packet wait
-    const uint32_t nInputs = m_links[link].nInputs;
-    m_firstQueue[uint64_t{link} * m_nLanes + lane] = static_cast<uint32_t>(m_queues.size());
-    LaneOf<UB_ANY>(link, lane).firstWord = static_cast<uint32_t>(m_words.size());
-    m_queues.resize(m_queues.size() + nInputs);
-    m_words.resize(m_words.size() + (nInputs + 63) / 64);
+    const uint32_t before = waiting.more;
+    uint32_t more = UB_NONE;
+    if (nPlaces > Waiting::N_OWN)
+    {
+        std::vector<uint32_t>& unused = m_freeQueues[__builtin_ctz(nPlaces)];
+        if (unused.empty())
+        {
+            more = static_cast<uint32_t>(m_queues.size());
+            m_queues.resize(m_queues.size() + nPlaces);
+        }
+        else
+        {
+            more = unused.back();
+            unused.pop_back();
+        }
+    }
+    const Queue* from = QueuesOf(waiting);
+    std::copy(from, from + waiting.nQueues, more == UB_NONE ? waiting.own.data() : &m_queues[more]);
+    if (before != UB_NONE)
+    {
+        m_freeQueues[__builtin_ctz(waiting.nPlaces)].push_back(before);
+    }
+    waiting.more = more;
+    waiting.nPlaces = static_cast<uint16_t>(nPlaces);
 }
 
 void
@@ -698,7 +762,6 @@ UbPlane::RetryRoomPs(uint32_t link, uint32_t bytes, int64_t nowPs)
     return roomPs;
 }
 
-template <UbFeatures F>
 [[gnu::always_inline]] inline void
 UbPlane::NoteDeparture(uint32_t link, int64_t nowPs)
 {
@@ -706,7 +769,7 @@ UbPlane::NoteDeparture(uint32_t link, int64_t nowPs)
     if (departures.count > departures.mask)
     {
         // credits from before that are back by now in any case
-        const int64_t oldPs = m_lastPs - LaneOf<F>(m_reverse[link], 0).returnPs;
+        const int64_t oldPs = m_lastPs - departures.keptPs;
         while (departures.count > 0 && departures.At(0) < oldPs)
         {
             departures.first = (departures.first + 1) & departures.mask;
@@ -883,7 +946,7 @@ UbPlane::Find(uint32_t linkIndex, int64_t nowPs)
 {
     Candidate found;
     const Link& link = m_links[linkIndex];
-    const uint32_t words = (link.nInputs + 63) / 64;
+    const uint32_t nWords = (link.nInputs + 63U) / 64;
     const bool isMatched = IsMatched<F>(link);
     // with deficit round robin the lane served last goes on while its deficit lasts
     const uint32_t firstStep = Arbitration<F>() == UB_LANES_DEFICIT ? 0 : 1;
@@ -899,14 +962,17 @@ UbPlane::Find(uint32_t linkIndex, int64_t nowPs)
         }
         lane.needsCredit = false; // unless it turns out below that nothing else is missing
         // round robin: the next input, after the one served last, that has a packet ready
-        const uint64_t* bits = &m_words[lane.firstWord];
+        Waiting& waiting = WaitingOf<F>(linkIndex, laneIndex);
+        const Queue* queues = QueuesOf(waiting);
+        const uint64_t* words = WordsOf(waiting, link.nInputs);
         uint32_t input =
-            NextInput(bits, words, lane.lastInput + 1U < link.nInputs ? lane.lastInput + 1U : 0);
+            NextInput(words, nWords, lane.lastInput + 1U < link.nInputs ? lane.lastInput + 1U : 0);
+        uint32_t place = PlaceOf(waiting, link.nInputs, input);
         const uint32_t first = input;
         uint32_t index = UB_NONE;
         do
         {
-            const Queue& queue = QueuesOf<F>(linkIndex, laneIndex)[input];
+            const Queue& queue = queues[place];
             // its tail may still come in on a slower link, or its input feed another output
             int64_t openPs = queue.readyPs;
             if (isMatched)
@@ -923,7 +989,10 @@ UbPlane::Find(uint32_t linkIndex, int64_t nowPs)
                 index = queue.head;
                 break;
             }
-            input = NextInput(bits, words, input + 1 < link.nInputs ? input + 1 : 0);
+            input = NextInput(words, nWords, input + 1 < link.nInputs ? input + 1 : 0);
+            place = link.nInputs > Waiting::N_NARROW ? input
+                    : place + 1U < waiting.nQueues   ? place + 1
+                                                     : 0;
         } while (input != first);
         if (index == UB_NONE)
         {
@@ -958,6 +1027,7 @@ UbPlane::Find(uint32_t linkIndex, int64_t nowPs)
         }
         found.lane = laneIndex;
         found.input = input;
+        found.place = place;
         found.packet = index;
         return found;
     }
@@ -970,16 +1040,17 @@ UbPlane::Send(uint32_t linkIndex, const Candidate& candidate, int64_t nowPs, boo
 {
     Link& link = m_links[linkIndex];
     Lane& lane = LaneOf<F>(linkIndex, candidate.lane);
-    Queue& queue = QueuesOf<F>(linkIndex, candidate.lane)[candidate.input];
+    Waiting& waiting = WaitingOf<F>(linkIndex, candidate.lane);
     Packet& packet = m_packets[candidate.packet];
     lane.needsCredit = false;
-    queue.head = packet.next;
-    if (queue.head == UB_NONE)
+    if (packet.next == UB_NONE)
     {
-        m_words[lane.firstWord + candidate.input / 64] &= ~(uint64_t{1} << (candidate.input % 64));
+        CloseQueue(waiting, link.nInputs, candidate.input, candidate.place);
     }
     else
     {
+        Queue& queue = QueuesOf(waiting)[candidate.place];
+        queue.head = packet.next;
         queue.readyPs = m_packets[queue.head].readyPs;
     }
     --link.nWaiting;
@@ -994,7 +1065,7 @@ UbPlane::Send(uint32_t linkIndex, const Candidate& candidate, int64_t nowPs, boo
         }
         // endpoints hand packets over ahead of time: those to come do not count as waiting
         const bool isBacklogged = lane.nWaiting > 0 && (packet.inLink != UB_NONE ||
-                                                        m_packets[queue.head].readyPs < nowPs);
+                                                        m_packets[packet.next].readyPs < nowPs);
         deficit = isBacklogged ? deficit - packet.wireBytes : 0;
     }
     if (movesTurn)
@@ -1149,8 +1220,8 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
     {
         // for the credit further below
         const uint64_t in = uint64_t{packet.inLink} * NLanes<F>();
-        __builtin_prefetch(&m_lanes[in], 1);
-        __builtin_prefetch(&m_firstRings[in * FIRST_RING], 1);
+        UbPrefetch(&m_lanes[in]);
+        UbPrefetch(&m_firstRings[in * FIRST_RING]);
     }
     const int64_t startPs =
         (link.flags & WATCHED) == 0 ? nowPs : StartWatched(linkIndex, packet, nowPs);
@@ -1200,7 +1271,7 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
     }
     if (CreditReturn<F>() == UB_CREDIT_PIGGYBACK)
     {
-        NoteDeparture<F>(linkIndex, startPs);
+        NoteDeparture(linkIndex, startPs);
         if ((link.flags & AWAITED) != 0)
         {
             WakeAwaiting<F>(linkIndex);
@@ -1256,9 +1327,9 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
         packet.atInput = link.dstInput;
         if (KeepsAccount<F>())
         {
-            m_accounts[index].switchPs += m_switches[link.dstSwitch].forwardLatencyPs;
+            m_accounts[index].switchPs += m_forwardPs[link.dstSwitch];
         }
-        m_queue.Push(startPs + link.delayPs + m_switches[link.dstSwitch].forwardLatencyPs,
+        m_queue.Push(startPs + link.delayPs + m_forwardPs[link.dstSwitch],
                      (HEAD << KIND_SHIFT) | linkIndex,
                      index);
         return;
@@ -1508,6 +1579,7 @@ UbPlane::Apply(uint32_t index, int64_t nowPs)
     if (change.chip != UB_NONE)
     {
         Switch& chip = m_switches[change.chip];
+        m_nDead += (change.isDead ? 1 : 0) - (chip.isDead ? 1 : 0);
         chip.isDead = change.isDead;
         if (chip.isDead)
         {
@@ -1530,15 +1602,20 @@ UbPlane::Drain(uint32_t linkIndex)
     for (uint32_t l = 0; l < m_nLanes; ++l)
     {
         Lane& lane = LaneOf<UB_ANY>(linkIndex, l);
+        Waiting& waiting = WaitingOf<UB_ANY>(linkIndex, l);
         for (uint32_t input = 0; lane.nWaiting > 0 && input < link.nInputs; ++input)
         {
-            Queue& queue = QueuesOf<UB_ANY>(linkIndex, l)[input];
-            for (uint32_t index = queue.head; index != UB_NONE; index = m_packets[index].next)
+            if ((WordsOf(waiting, link.nInputs)[input / 64] >> (input % 64) & 1) == 0)
+            {
+                continue;
+            }
+            const uint32_t place = PlaceOf(waiting, link.nInputs, input);
+            for (uint32_t index = QueuesOf(waiting)[place].head; index != UB_NONE;
+                 index = m_packets[index].next)
             {
                 packets.push_back(index);
             }
-            queue.head = UB_NONE;
-            m_words[lane.firstWord + input / 64] &= ~(uint64_t{1} << (input % 64));
+            CloseQueue(waiting, link.nInputs, input, place);
         }
         lane.nWaiting = 0;
         lane.waitingBytes = 0;

@@ -7,7 +7,9 @@
 #include "ub-event-queue.h"
 #include "ub-fabric-arrays.h"
 #include "ub-huge-pages.h"
+#include "ub-prefetch.h"
 
+#include <array>
 #include <deque>
 #include <memory>
 #include <string>
@@ -522,6 +524,12 @@ class UbPlane
         RETRIED = 6, //!< a packet was spoilt; only while somebody listens
     };
 
+    /// Length of a ring of credits at first: one cache line holds it.
+    static constexpr uint32_t FIRST_RING = 4;
+
+    /// Length of a ring of departures at first, likewise.
+    static constexpr uint32_t FIRST_TIMES = 8;
+
     static constexpr uint32_t KIND_SHIFT = 29; //!< kind above, link below
     static constexpr uint8_t ORDERED = 128;    //!< packet keeps to the path of its hash
     static constexpr uint8_t IN_LINE = 64;     //!< packet waited behind others of its input
@@ -607,7 +615,6 @@ class UbPlane
         uint32_t waitingBytes{0};    //!< bytes waiting to leave on the lane
         uint32_t maxWaitingBytes{0}; //!< most bytes that waited
         uint32_t nWaiting{0};        //!< packets waiting to leave on the lane
-        uint32_t firstWord{0};       //!< first bitmap word of this lane
         uint16_t lastInput{0};       //!< input served last
         uint8_t rest{0};             //!< cells too few for the grain of a packet header
         bool needsCredit{false};     //!< wake the link when a credit is on its way
@@ -623,11 +630,28 @@ class UbPlane
         int64_t readyPs{0};     //!< when the first packet is ready
     };
 
+    /// What waits on a lane of an output, by input. One cache line, and all that most ever need:
+    /// a switch has as many queues as pairs of ports, but few of them hold packets at a time.
+    struct alignas(64) Waiting
+    {
+        static constexpr uint32_t N_OWN = 3;     //!< queues that find room in here
+        static constexpr uint32_t N_NARROW = 64; //!< inputs of the widest node with few queues
+
+        uint64_t bits{0};             //!< which of up to N_NARROW inputs have packets
+        uint32_t more{UB_NONE};       //!< first queue in m_queues if these are not enough
+        uint16_t nQueues{0};          //!< queues that hold packets, one after another by input
+        uint16_t nPlaces{N_OWN};      //!< queues for which there is room
+        std::array<Queue, N_OWN> own; //!< the queues, unless there are more
+    };
+
+    static_assert(sizeof(Waiting) == 64, "what waits on a lane is one cache line");
+
     /// What an output may send.
     struct Candidate
     {
         uint32_t lane{0};         //!< virtual lane
         uint32_t input{0};        //!< input
+        uint32_t place{0};        //!< of its queue among those of the output
         uint32_t packet{UB_NONE}; //!< first packet of its queue, UB_NONE if nothing may go
         int64_t wakePs{UB_NEVER}; //!< when to look again, if nothing may go
         bool isStalled{false};    //!< packets wait for credit
@@ -641,7 +665,7 @@ class UbPlane
     };
 
     /// A packet that waited at its source.
-    struct Waiting
+    struct AtSource
     {
         int64_t startPs; //!< when it left
         uint32_t bytes;  //!< bytes on the wire
@@ -650,10 +674,10 @@ class UbPlane
     /// What waited at a source, found out afterwards; see CountAtSource.
     struct SourceQueue
     {
-        std::vector<Waiting> waiting; //!< packets that wait when the last one counted was ready
-        size_t first{0};              //!< first of them
-        uint64_t bytes{0};            //!< their bytes
-        uint64_t maxBytes{0};         //!< most bytes that waited
+        std::vector<AtSource> waiting; //!< packets that wait when the last one counted was ready
+        size_t first{0};               //!< first of them
+        uint64_t bytes{0};             //!< their bytes
+        uint64_t maxBytes{0};          //!< most bytes that waited
     };
 
     /// Times at which packets left on a link, for credits that ride on them.
@@ -663,6 +687,7 @@ class UbPlane
         uint32_t mask{7};        //!< its length, a power of two, less one
         uint32_t first{0};       //!< first that may still matter
         uint32_t count{0};       //!< how many
+        uint32_t keptPs{0};      //!< how long they may matter
 
         /**
          * @param [in] i Which.
@@ -674,11 +699,9 @@ class UbPlane
         }
     };
 
-    /// A switch; what a packet needs of it is in one cache line.
-    struct alignas(64) Switch
+    /// A switch.
+    struct Switch
     {
-        uint64_t row{0};               //!< start of its row of the table
-        int64_t forwardLatencyPs{0};   //!< head in to head out
         uint32_t node{UB_NONE};        //!< its number in the fabric
         uint32_t firstInput{0};        //!< first of its inputs
         bool isDead{false};            //!< loses all that it holds
@@ -738,15 +761,14 @@ class UbPlane
     /// Tables of routes.
     struct Routes
     {
-        std::vector<int32_t> endpointClass; //!< class of each node, -1: not attached
-        std::vector<int32_t> endpointSlot;  //!< slot of each node
-        std::vector<int64_t> endpointOut;   //!< way out of each node: group or row
-        std::vector<int32_t> table;         //!< rows of groups by destination class
-        std::vector<int32_t> local;         //!< groups of the last hop
-        std::vector<uint32_t> groupStart;   //!< start of each group in groupLink
-        std::vector<uint32_t> groupLink;    //!< links of the groups
-        std::vector<uint64_t> switchRow;    //!< start of the row of each switch
-        uint32_t nClasses{0};               //!< classes; rows have an entry more, for nowhere
+        UbHugeVector<int32_t> endpointClass; //!< class of each node, -1: not attached
+        UbHugeVector<int32_t> endpointSlot;  //!< slot of each node
+        UbHugeVector<int64_t> endpointOut;   //!< way out of each node: group or row
+        UbHugeVector<int32_t> table;       //!< rows of groups by destination class: switches, rest
+        UbHugeVector<int32_t> local;       //!< groups of the last hop
+        UbHugeVector<uint32_t> groupStart; //!< start of each group in groupLink
+        UbHugeVector<uint32_t> groupLink;  //!< links of the groups
+        uint32_t nClasses{0};              //!< classes; rows have an entry more, for nowhere
     };
 
     /// What changes at a time.
@@ -765,6 +787,15 @@ class UbPlane
     Packet& At(uint32_t index)
     {
         return m_packets[index];
+    }
+
+    /**
+     * @param [in] index A switch.
+     * @return The start of its row of the table of routes.
+     */
+    uint64_t RowOf(uint32_t index) const
+    {
+        return index * (uint64_t{m_routes.nClasses} + 1);
     }
 
     /**
@@ -802,14 +833,70 @@ class UbPlane
     /**
      * @tparam F Which mechanisms are compiled in.
      * @param [in] link An output.
-     * @param [in] lane A lane of it that had packets waiting.
-     * @return Its first queue, that of the first input.
+     * @param [in] lane A lane of it.
+     * @return What waits there.
      */
     template <UbFeatures F>
-    Queue* QueuesOf(uint32_t link, uint32_t lane)
+    Waiting& WaitingOf(uint32_t link, uint32_t lane)
     {
-        return &m_queues[m_firstQueue[F == UB_ANY ? uint64_t{link} * m_nLanes + lane : link]];
+        return m_waiting[F == UB_ANY ? uint64_t{link} * m_nLanes + lane : link];
     }
+
+    /**
+     * @param [in] waiting What waits on a lane.
+     * @return Its first queue.
+     */
+    Queue* QueuesOf(Waiting& waiting)
+    {
+        return waiting.more == UB_NONE ? waiting.own.data() : &m_queues[waiting.more];
+    }
+
+    /**
+     * @param [in] waiting What waits on a lane.
+     * @param [in] nInputs Inputs of its node.
+     * @return Which inputs have packets, 64 to a word.
+     */
+    uint64_t* WordsOf(Waiting& waiting, uint32_t nInputs)
+    {
+        // a wide node, where few queues would have to make room for many, has one for each input
+        return nInputs <= Waiting::N_NARROW ? &waiting.bits : &m_words[waiting.bits];
+    }
+
+    /**
+     * @param [in] waiting What waits on a lane.
+     * @param [in] nInputs Inputs of its node.
+     * @param [in] input An input.
+     * @return Place of the queue of the input: as many queues of others come before it.
+     */
+    static uint32_t PlaceOf(const Waiting& waiting, uint32_t nInputs, uint32_t input)
+    {
+        if (nInputs > Waiting::N_NARROW)
+        {
+            return input;
+        }
+        const uint64_t before = waiting.bits & ((uint64_t{1} << input) - 1);
+        return (before & (before - 1)) == 0 // as a rule
+                   ? (before != 0 ? 1 : 0)
+                   : static_cast<uint32_t>(__builtin_popcountll(before));
+    }
+
+    /**
+     * Make room for the queue of an input.
+     * @param [in,out] waiting What waits on the lane.
+     * @param [in] nInputs Inputs of the node.
+     * @param [in] input The input, which has no packets.
+     * @return The queue.
+     */
+    Queue& OpenQueue(Waiting& waiting, uint32_t nInputs, uint32_t input);
+
+    /**
+     * Give up the queue of an input.
+     * @param [in,out] waiting What waits on the lane.
+     * @param [in] nInputs Inputs of the node.
+     * @param [in] input The input, which has no packets left.
+     * @param [in] place Place of its queue.
+     */
+    void CloseQueue(Waiting& waiting, uint32_t nInputs, uint32_t input, uint32_t place);
 
     /**
      * @param [in] link A link that keeps little.
@@ -1198,25 +1285,71 @@ class UbPlane
     }
 
     /**
+     * Bring into the cache what a packet that leaves on a link touches.
+     * @param [in] link The link.
+     */
+    void PrefetchLink(uint32_t link) const
+    {
+        const uint64_t lane = uint64_t{link} * m_nLanes;
+        UbPrefetch(&m_links[link]);
+        UbPrefetch(&m_lanes[lane]);
+        UbPrefetch(&m_waiting[lane]);
+        if (!m_departures.empty())
+        {
+            UbPrefetch(&m_departures[link]);
+        }
+    }
+
+    /**
+     * Bring into the cache where a departure will be noted.
+     * @param [in] link A link that is in the cache.
+     */
+    void PrefetchTimes(uint32_t link) const
+    {
+        if (!m_departures.empty())
+        {
+            const Departures& departures = m_departures[link];
+            UbPrefetch(&departures.times[(departures.first + departures.count) & departures.mask]);
+        }
+    }
+
+    /**
+     * Bring into the cache where a credit on its way back will be noted.
+     * @param [in] link A link whose first lane is in the cache.
+     */
+    void PrefetchRing(uint32_t link) const
+    {
+        const Lane& lane = m_lanes[uint64_t{link} * m_nLanes];
+        UbPrefetch(&lane.ring[lane.ringHead]);
+        UbPrefetch(&lane.ring[(lane.ringHead + lane.ringCount) & lane.ringMask]);
+    }
+
+    /**
      * The number of groups changed.
      * @param [in] nGroups How many there are now.
      */
     virtual void ResetPolicy(uint32_t nGroups) = 0;
 
-    UbHugePages m_memory;                        //!< memory of the arrays
-    UbEventQueue m_queue;                        //!< events
-    std::pmr::vector<Link> m_links{&m_memory};   //!< links of the plane
-    std::pmr::vector<Lane> m_lanes{&m_memory};   //!< [link][lane]
-    std::pmr::vector<Queue> m_queues{&m_memory}; //!< packets waiting, by output, lane and input
-    std::pmr::vector<uint32_t> m_firstQueue{&m_memory}; //!< [link][lane] its first queue (input)
-    std::pmr::vector<uint64_t> m_words{&m_memory};      //!< which queues hold packets
-    std::vector<Switch> m_switches;                     //!< switches of the plane
-    std::pmr::vector<Input> m_inputs{&m_memory};        //!< inputs of the switches
-    std::pmr::vector<Packet> m_packets{&m_memory};      //!< pool of packets
+    UbHugePages m_memory;                              //!< memory of the arrays
+    UbEventQueue m_queue;                              //!< events
+    std::pmr::vector<Link> m_links{&m_memory};         //!< links of the plane
+    std::pmr::vector<Lane> m_lanes{&m_memory};         //!< [link][lane]
+    std::pmr::vector<Waiting> m_waiting{&m_memory};    //!< [link][lane] packets that wait
+    std::pmr::vector<Queue> m_queues{&m_memory};       //!< queues that found no room in m_waiting
+    std::pmr::vector<uint64_t> m_words{&m_memory};     //!< which queues of wide nodes hold packets
+    std::array<std::vector<uint32_t>, 8> m_freeQueues; //!< unused ones, by log2 of their number
+    std::vector<Switch> m_switches;                    //!< switches of the plane
+    std::vector<int64_t> m_forwardPs;                  //!< by switch: head in to head out
+    uint32_t m_nDead{0};                               //!< switches that are dead
+    std::pmr::vector<Input> m_inputs{&m_memory};       //!< inputs of the switches
+    std::pmr::vector<Packet> m_packets{&m_memory};     //!< pool of packets
     std::pmr::vector<uint32_t> m_reverse{&m_memory};   //!< the other direction of each link's cable
     std::pmr::vector<int64_t> m_noCreditPs{&m_memory}; //!< by link: time waiting for credit
     std::pmr::vector<SourceQueue> m_sourceQueues{
         &m_memory}; //!< [link][lane], used where links leave endpoints
+    std::pmr::vector<Credit> m_firstRings{&m_memory};     //!< rings as they are at first, all lanes
+    std::pmr::vector<Departures> m_departures{&m_memory}; //!< by link
+    std::pmr::vector<int64_t> m_firstTimes{&m_memory}; //!< rings of departures as they are at first
     std::vector<std::pair<uint32_t, uint32_t>> m_sent; //!< flow and bytes, by record
     std::vector<uint32_t> m_freeSent;                  //!< unused records
     std::vector<int64_t> m_deficit;   //!< [link][lane] bytes that the lane may still send
@@ -1241,11 +1374,11 @@ class UbPlane
     uint32_t Allocate();
 
     /**
-     * Make the queues of a lane of an output.
-     * @param [in] link The output.
-     * @param [in] lane The lane.
+     * Move the queues of a lane to where there is room for more, or for fewer.
+     * @param [in,out] waiting What waits on the lane.
+     * @param [in] nPlaces How many there should be room for.
      */
-    void OpenQueues(uint32_t link, uint32_t lane);
+    void MoveQueues(Waiting& waiting, uint32_t nPlaces);
 
     /**
      * Double a ring of departures.
@@ -1394,11 +1527,9 @@ class UbPlane
 
     /**
      * Remember that a packet leaves, for the credits that ride on it.
-     * @tparam F Which mechanisms are compiled in.
      * @param [in] link The link.
      * @param [in] nowPs The time.
      */
-    template <UbFeatures F>
     void NoteDeparture(uint32_t link, int64_t nowPs);
 
     /**
@@ -1430,7 +1561,6 @@ class UbPlane
      */
     Watch& WatchLink(uint32_t link);
 
-    std::pmr::vector<Credit> m_firstRings{&m_memory};   //!< rings as they are at first, all lanes
     std::vector<std::unique_ptr<Credit[]>> m_moreRings; //!< rings that grew
     std::vector<uint32_t> m_linkNumber;                 //!< number of a link in the fabric
     std::vector<uint32_t> m_localLink;   //!< number in the plane of a link of the fabric
@@ -1441,8 +1571,6 @@ class UbPlane
     std::vector<Allowance> m_allowances; //!< by link, if switches grant windows
     std::unordered_map<uint32_t, Unacknowledged> m_unacknowledged; //!< of links that keep little
     std::vector<uint32_t> m_owed; //!< by link: control blocks not yet paid for
-    std::pmr::vector<Departures> m_departures{&m_memory}; //!< by link
-    std::pmr::vector<int64_t> m_firstTimes{&m_memory}; //!< rings of departures as they are at first
     std::vector<std::unique_ptr<int64_t[]>> m_moreTimes; //!< rings that grew
     std::vector<uint32_t> m_outputNumber; //!< by link: number among the outputs of its switch
     std::vector<Queue> m_inLine;          //!< [link][lane] packets behind the first of an input

@@ -217,11 +217,15 @@ class UbEventQueueLimitTestCase : public TestCase
 class UbEventQueueRandomTestCase : public TestCase
 {
   public:
-    /// @param [in] widthShift log2 of the width of a bucket.
-    explicit UbEventQueueRandomTestCase(uint32_t widthShift)
+    /**
+     * @param [in] widthShift log2 of the width of a bucket.
+     * @param [in] nReady Events to keep sorted.
+     */
+    UbEventQueueRandomTestCase(uint32_t widthShift, uint32_t nReady)
         : TestCase("random pushes and pops agree with an ordered set, buckets of 2^" +
-                   std::to_string(widthShift) + " ps"),
-          m_widthShift(widthShift)
+                   std::to_string(widthShift) + " ps, " + std::to_string(nReady) + " ready"),
+          m_widthShift(widthShift),
+          m_nReady(nReady)
     {
     }
 
@@ -231,6 +235,7 @@ class UbEventQueueRandomTestCase : public TestCase
         std::mt19937_64 random(m_widthShift);
         UbEventQueue queue;
         queue.SetWidth(m_widthShift);
+        queue.KeepReady(m_nReady);
         std::multiset<Entry> reference;
         int64_t now = 0;
         UbEventQueue::Event event;
@@ -275,6 +280,44 @@ class UbEventQueueRandomTestCase : public TestCase
     }
 
     uint32_t m_widthShift; //!< log2 of the width of a bucket
+    uint32_t m_nReady;     //!< events to keep sorted
+};
+
+/**
+ * @ingroup ub-fabric-test
+ * @brief Looking ahead: each event is seen once and before it leaves.
+ */
+class UbEventQueueAheadTestCase : public TestCase
+{
+  public:
+    UbEventQueueAheadTestCase()
+        : TestCase("events are seen once, as far ahead as was asked for")
+    {
+    }
+
+  private:
+    void DoRun() override
+    {
+        UbEventQueue queue;
+        queue.SetWidth(6);
+        queue.KeepReady(8);
+        for (uint32_t i = 0; i < 1000; ++i)
+        {
+            queue.Push(100 * i, 0, i); // at most one a bucket
+        }
+        uint64_t seen = 0;
+        uint32_t nVisited = 0;
+        UbEventQueue::Event event;
+        for (uint32_t i = 0; i < 1000; ++i)
+        {
+            NS_TEST_ASSERT_MSG_EQ(queue.PopBefore(UB_NEVER, event), true, "event " << i);
+            NS_TEST_ASSERT_MSG_EQ(event.payload, i, "order");
+            queue.LookAhead(seen, 5, [&](const UbEventQueue::Event& next) {
+                NS_TEST_EXPECT_MSG_EQ(next.payload, ++nVisited, "seen once, in order");
+            });
+            NS_TEST_ASSERT_MSG_EQ(nVisited, std::min(i + 5, 999U), "as far as asked for");
+        }
+    }
 };
 
 /**
@@ -291,9 +334,14 @@ class UbEventQueueTestSuite : public TestSuite
         AddTestCase(new UbEventQueueFarTestCase, TestCase::Duration::QUICK);
         AddTestCase(new UbEventQueueReopenTestCase, TestCase::Duration::QUICK);
         AddTestCase(new UbEventQueueLimitTestCase, TestCase::Duration::QUICK);
+        AddTestCase(new UbEventQueueAheadTestCase, TestCase::Duration::QUICK);
         for (const uint32_t widthShift : {6U, 10U, 20U})
         {
-            AddTestCase(new UbEventQueueRandomTestCase(widthShift), TestCase::Duration::QUICK);
+            for (const uint32_t nReady : {1U, 30U})
+            {
+                AddTestCase(new UbEventQueueRandomTestCase(widthShift, nReady),
+                            TestCase::Duration::QUICK);
+            }
         }
     }
 };
