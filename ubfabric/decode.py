@@ -4,7 +4,9 @@ The step follows CloudMatrix-Infer's microbatch pipeline (arXiv 2506.12708, deco
 every die has two streams, attention (prologue, attention over the cache, output projection) on
 stream 0 and the expert part (gate, dispatch, expert, combine) on stream 1, and two microbatches
 alternate on them. Attention of a layer waits for the microbatch's combine of the layer before;
-the expert part waits for its attention. With one microbatch every operator has all cores.
+the expert part waits for its attention. The streams share the cores of the die, so that both take
+about as long (:meth:`DecodeStep.balanced_cores`) or as listed; with one microbatch every operator
+has all cores.
 
 Dispatch and combine are fused operators in stages, each a task: write the messages, then a flag
 with the count to every rank; receive, once all flags are there; copy what came to where the next
@@ -32,6 +34,8 @@ from typing import Any
 import numpy as np
 
 from ubfabric.errors import SpecError
+from ubfabric.operators import CoresSpec
+from ubfabric.placement import ExpertPlacement
 from ubfabric.steps import (
     ALL_MICROBATCHES,
     PHASES,
@@ -73,6 +77,14 @@ class DecodeStep(Step):
         #: Microbatches of all ranks as the tables number them.
         self.rounds = self.microbatches * self.spec.deployment.domains
         self.plans = self._plan()
+        #: Cores of a die that each stream has; None is all of them.
+        self.cores: dict[str, CoresSpec | None] = {"attention": None, "expert": None}
+        if self.spec.shares_cores:
+            streams = self.spec.operators.streams
+            if streams.policy == "listed":
+                self.cores = {"attention": streams.attention, "expert": streams.expert}
+            else:
+                self.cores = self.balanced_cores()
 
     def _plan(self) -> list[LayerPlan]:
         model, serving = self.spec.model, self.spec.serving
@@ -89,6 +101,62 @@ class DecodeStep(Step):
             head_tokens = requests
         rows.append((model.layers + serving.mtp_tokens, "head", 0, head_tokens))
         return self.number(rows)
+
+    def balanced_cores(self) -> dict[str, CoresSpec | None]:
+        """Return the cores of each stream with which the longer one is shortest in a MoE layer.
+
+        A plan as engineers make it before a run: cube cores one by one, vector cores in
+        proportion, by the times of the operators and what messages cost the cores of the rank
+        that has most to do in a microbatch of the first MoE layer. Wires have no part in it; what
+        a layer takes is for the replay to say.
+
+        Returns
+        -------
+        dict of str to CoresSpec
+            Of ``attention`` and ``expert``.
+        """
+        die = self.spec.machine.die
+        plan = next(plan for plan in self.plans if plan.label == "moe")
+        placement = self.place(plan.layer)
+        tokens_by_slot = slot_tokens(
+            placement.assign_replicas(self.route(plan, 0)), placement, plan.tokens
+        )
+        shares: list[tuple[float, int]] = []
+        least = self.spec.operators.streams.least_cube_cores
+        for cube in range(least, die.cube_cores - least + 1):
+            self.cores = self._divided(cube)
+            attention = sum(self.duration_ps(plan, s) for s in self._attention_chain(plan, 0))
+            expert = self._expert_part_ps(plan, placement, tokens_by_slot)
+            shares.append((max(attention, expert), cube))
+        return self._divided(min(shares)[1])
+
+    def _divided(self, cube: int) -> dict[str, CoresSpec | None]:
+        """Return cores of which attention has so many cube cores, and vector cores alike."""
+        die = self.spec.machine.die
+        vector = min(max(round(cube * die.vector_cores / die.cube_cores), 1), die.vector_cores - 1)
+        return {
+            "attention": CoresSpec(cube_cores=cube, vector_cores=vector),
+            "expert": CoresSpec(
+                cube_cores=die.cube_cores - cube, vector_cores=die.vector_cores - vector
+            ),
+        }
+
+    def _expert_part_ps(
+        self, plan: LayerPlan, placement: ExpertPlacement, tokens_by_slot: np.ndarray
+    ) -> float:
+        """Return how long one microbatch has the expert stream if wires take no time."""
+        sent = plan.tokens * (self.model.top_k + self.model.shared_experts)
+        arrived = np.bincount(placement.slot_rank, tokens_by_slot, self.n_ranks)
+        time = self.expert_ps(placement, tokens_by_slot, self.cores["expert"])
+        time = time + self.copy_ps("dispatch", arrived)
+        time = time + self.copy_ps("combine", np.array([sent]))
+        engines = self.spec.machine.communication.engines
+        messages: dict[str, Any] = {"dispatch": sent, "combine": arrived}
+        for stage in self._expert_chain(plan, 0):
+            of_stage = messages.get(stage.sends, self.n_ranks)
+            time = time + self.duration_ps(plan, stage)
+            time = time + self.message_cost_ps(stage) * of_stage / engines
+        return float(time.max())
 
     def stages(self, plan: LayerPlan) -> list[Stage]:
         """Return the tasks of one rank in a layer, in table order: both streams' order."""
@@ -158,7 +226,7 @@ class DecodeStep(Step):
         blocks: list[Block] = []
         if plan.label in ("moe", "mtp"):
             placement = self.place(plan.layer)
-            cores = self.spec.stream_cores("expert")
+            cores = self.cores["expert"]
             holders = self.groups[-1]
             for microbatch in range(self.rounds):
                 slots = placement.assign_replicas(self.route(plan, microbatch))
@@ -236,7 +304,7 @@ class DecodeStep(Step):
         if kind in (GATHER, REDUCE, *PHASES):
             return spec.machine.launch
         if kind in ("prologue", "attention", "output"):
-            cores = spec.stream_cores("attention")
+            cores = self.cores["attention"]
             tokens = plan.tokens * tp  # of all ranks that share the heads
             if kind == "attention":
                 requests = spec.requests_per_rank // spec.serving.microbatches * tp
@@ -251,7 +319,7 @@ class DecodeStep(Step):
             return int(np.rint(time))
         if kind in ("gate", "ffn"):
             # A dense layer has nothing else to run on the cores of the other stream.
-            of_gate = spec.stream_cores("expert") if kind == "gate" else None
+            of_gate = self.cores["expert"] if kind == "gate" else None
             return int(np.rint(self.times.time_ps(kind, plan.tokens, of_gate)))
         return 0
 
@@ -260,8 +328,8 @@ class DecodeStep(Step):
         if not stage.sends or stage.sends in (GATHER, REDUCE):
             return 0
         communication = self.spec.machine.communication
-        cores = self.spec.stream_cores("expert").vector_cores
-        return communication.message_cost * communication.engines // cores
+        cores = self.cores["expert"] or self.times.all_cores
+        return communication.message_cost * communication.engines // cores.vector_cores
 
     def message_bytes(self, plan: LayerPlan, phase: str) -> int:
         """Return the size of one message of a phase."""
@@ -415,6 +483,9 @@ def _metadata(workload: Workload, spec: WorkloadSpec, step: DecodeStep) -> dict[
             "kv_tokens": serving.kv_tokens,
             "requests_per_rank": spec.requests_per_rank,
             "tokens_per_rank": spec.tokens_per_rank,
+            "stream_cores": {
+                name: cores.model_dump() if cores else None for name, cores in step.cores.items()
+            },
             "mtp": {"tokens": serving.mtp_tokens, "acceptance": serving.mtp_acceptance},
             "paper_row": same_point[0] if same_point else None,
             "paper_rows": rows,

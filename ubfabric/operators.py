@@ -38,6 +38,9 @@ Precision = Literal["int8", "bf16"]
 #: Bytes of one number.
 ELEMENT_BYTES = {"int8": 1, "bf16": 2}
 _LOGIT_BYTES = 4
+_BF16, _INT8 = ELEMENT_BYTES["bf16"], ELEMENT_BYTES["int8"]
+#: Bytes of an element that is read in BF16 and written in INT8.
+_QUANTISED = _BF16 + _INT8
 _PS_PER_S = 10**12
 
 
@@ -195,7 +198,7 @@ class EfficiencySpec(Spec):
     bf16_gemm: PositiveFraction
     attention: PositiveFraction
     prefill: PositiveFraction
-    prologue_vector_bandwidth: Annotated[BytesPerSecond, Field(gt=0)]
+    vector_bandwidth: Annotated[BytesPerSecond, Field(gt=0)]
 
 
 class CommunicationSpec(Spec):
@@ -229,10 +232,27 @@ class CoresSpec(Spec):
 
 
 class StreamsSpec(Spec):
-    """Cores of both streams while two microbatches run; with one each operator has all."""
+    """Cores of both streams while two microbatches run; with one each operator has all.
 
-    attention: CoresSpec
-    expert: CoresSpec
+    ``balanced`` gives each stream what lets both take about as long, and ``least_cube_cores`` or
+    more (:meth:`ubfabric.decode.DecodeStep.balanced_cores`); ``listed`` takes ``attention`` and
+    ``expert``.
+    """
+
+    policy: Literal["balanced", "listed"] = "balanced"
+    least_cube_cores: PositiveCount = 1
+    attention: CoresSpec | None = None
+    expert: CoresSpec | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> StreamsSpec:
+        for name in ("attention", "expert"):
+            if (getattr(self, name) is not None) != (self.policy == "listed"):
+                raise ValueError(
+                    f"found policy {self.policy!r}; 'attention' and 'expert' belong to policy "
+                    "'listed', both of them, and to no other"
+                )
+        return self
 
 
 class KernelsSpec(Spec):
@@ -416,7 +436,7 @@ class Work:
     efficiency : str
         ``gemm`` or ``attention``: which share of the peak rate is reached.
     vector_bytes : float
-        Bytes that vector cores handle beside, as in the MLA prologue.
+        Bytes that vector cores handle beside: norms, quantisation, activation, rotation.
     """
 
     ops: dict[Precision, Any]
@@ -437,6 +457,9 @@ class OperatorTimes:
         Where the relative name of the table starts.
     tensor_parallel : int
         Dies that share the heads of attention.
+    streams_rows : bool
+        Whether vector cores have so many rows that their kernels run at the rate of the memory, as
+        in prefill; in decode each core has a few, and goes at the rate of a core.
 
     Raises
     ------
@@ -451,9 +474,11 @@ class OperatorTimes:
         operators: OperatorsSpec,
         folder: Path,
         tensor_parallel: int = 1,
+        *,
+        streams_rows: bool = False,
     ) -> None:
         self.model, self.machine, self.operators = model, machine, operators
-        self.tensor_parallel = tensor_parallel
+        self.tensor_parallel, self.streams_rows = tensor_parallel, streams_rows
         self.measured = MeasuredTimes(folder / operators.table) if operators.table else None
         die = machine.die
         self.all_cores = CoresSpec(cube_cores=die.cube_cores, vector_cores=die.vector_cores)
@@ -521,7 +546,11 @@ class OperatorTimes:
                 reached = getattr(efficiency, f"{precision}_gemm")
             compute = compute + ops / (getattr(die, f"{precision}_rate") * share * reached)
         read = work.read_bytes / self.machine.memory_bytes_per_s
-        vector = work.vector_bytes / (efficiency.prologue_vector_bandwidth * cores.vector_cores)
+        if self.streams_rows:
+            rate = float(self.machine.memory_bytes_per_s)
+        else:
+            rate = efficiency.vector_bandwidth * cores.vector_cores
+        vector = work.vector_bytes / rate
         return np.asarray((np.maximum(compute, read) + vector) * _PS_PER_S)
 
     def work(self, name: str, tokens: Any, kv_tokens: int = 0, requests: int = 0) -> Work:
@@ -536,8 +565,8 @@ class OperatorTimes:
             return self._projection_work(name, tokens)
         if name == "attention":
             return self._attention_work(tokens, kv_tokens, requests)
-        if name == "quantise":  # BF16 in, INT8 out
-            return Work({}, tokens * hidden * 3)
+        if name == "quantise":
+            return Work({}, 0.0, vector_bytes=tokens * hidden * _QUANTISED)
         if name == "sampling":
             passes = operators.sampling.passes
             return Work({}, tokens * model.vocabulary * _LOGIT_BYTES * passes)
@@ -548,7 +577,19 @@ class OperatorTimes:
             "projection": 2 * hidden * hidden,  # of the token before and its state, to one state
             "head": hidden * model.vocabulary,
         }[name]
-        return _gemm(tokens, [(parameters, getattr(operators, name).precision)])
+        normed = hidden * 4 * _BF16  # state and residual, their sum and what follows
+        vector = {
+            "gate": normed,
+            "expert": self._gated_bytes(model.expert_ffn_size),
+            "ffn": hidden * (2 * _BF16 + _QUANTISED) + self._gated_bytes(model.dense_ffn_size),
+            "projection": 2 * hidden * 2 * _BF16,
+            "head": normed,
+        }[name]
+        return _gemm(tokens, [(parameters, getattr(operators, name).precision)], vector * tokens)
+
+    def _gated_bytes(self, ffn_size: int) -> int:
+        """Return what the activation of a token moves: products in BF16, and INT8 out."""
+        return ffn_size * ((self.model.ffn_matrices - 1) * _BF16 + _INT8)
 
     def _projection_work(self, name: str, tokens: Any) -> Work:
         """Return the work before or after the attention over the cache."""
@@ -559,7 +600,7 @@ class OperatorTimes:
             queries = attention.query_elements + attention.cache_elements
             if name == "output":
                 parts = [(attention.output_parameters(hidden) // tp, spec.precision)]
-                return _gemm(tokens, parts)
+                return _gemm(tokens, parts, attention.query_elements // tp * _QUANTISED * tokens)
             vector = 2 * (hidden + queries // tp)
             return _gemm(tokens, [(hidden * queries // tp, spec.precision)], vector * tokens)
         latent = attention.heads * attention.kv_lora_rank
@@ -568,7 +609,8 @@ class OperatorTimes:
                 (latent * attention.v_head_dim // tp, spec.absorbed),
                 (attention.output_parameters(hidden) // tp, spec.precision),
             ]
-            return _gemm(tokens, parts)
+            quantised = attention.heads * attention.v_head_dim // tp * _QUANTISED
+            return _gemm(tokens, parts, quantised * tokens)
         down = hidden * (attention.q_lora_rank + attention.cache_elements)
         up = attention.q_lora_rank * attention.query_elements // tp
         parts = [

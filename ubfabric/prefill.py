@@ -63,6 +63,8 @@ T = TypeVar("T")
 class PrefillStep(Step):
     """Builds the chunks of a prefill batch; parameters and errors as of :class:`Step`."""
 
+    streams_rows = True
+
     def __init__(self, workload: Workload, seed: int, layers: int | Sequence[int]) -> None:
         super().__init__(workload, seed, layers)
         attention = workload.spec.model.attention
@@ -218,15 +220,12 @@ class PrefillStep(Step):
         return communication.message_cost * communication.engines // die.vector_cores
 
     def _expert_ps(self, placement: ExpertPlacement, tokens_by_slot: np.ndarray) -> np.ndarray:
-        """Return the time of the expert operator of each rank, its activation function included."""
+        """Return the time of the expert operator of each rank."""
         times = self.expert_ps(placement, tokens_by_slot, None)
         launches = self.times.launches_ps("expert")
         if launches == 0:  # measured
             return times
-        arrived = np.bincount(placement.slot_rank, tokens_by_slot, self.n_ranks)
-        gated = (self.model.ffn_matrices - 1) * _BF16 + _INT8  # read, and written in INT8
-        moved = arrived * self.model.expert_ffn_size * gated / self.memory_bytes_per_s * PS_PER_S
-        longer = (times - launches + moved) / self.spec.machine.efficiency.prefill
+        longer = (times - launches) / self.spec.machine.efficiency.prefill
         whole: np.ndarray = launches + np.rint(longer).astype(np.int64)
         return whole
 

@@ -131,6 +131,8 @@ class Step(ABC):
     """
 
     plans: list[LayerPlan]
+    #: As of :class:`ubfabric.operators.OperatorTimes`.
+    streams_rows = False
 
     def __init__(self, workload: Workload, seed: int, layers: int | Sequence[int]) -> None:
         spec = workload.spec
@@ -162,7 +164,12 @@ class Step(ABC):
         self.microbatches = spec.serving.microbatches
         self.memory_bytes_per_s = spec.machine.memory_bytes_per_s
         self.times = OperatorTimes(
-            model, spec.machine, spec.operators, workload.folder, deployment.attention_tp
+            model,
+            spec.machine,
+            spec.operators,
+            workload.folder,
+            deployment.attention_tp,
+            streams_rows=self.streams_rows,
         )
         step, interval = spec.serving.step, deployment.plan.interval_steps
         routed = RoutedModel(model.layers, model.dense_layers, model.routed_experts, model.top_k)

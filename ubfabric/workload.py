@@ -19,7 +19,6 @@ from ubfabric.errors import SpecError
 from ubfabric.gate import GatePolicy, parse_gate
 from ubfabric.operators import (
     ELEMENT_BYTES,
-    CoresSpec,
     GqaSpec,
     MachineSpec,
     MlaSpec,
@@ -299,13 +298,10 @@ class WorkloadSpec(CommonSpec):
         """Tokens that one die that attends runs through the model each step."""
         return self.requests_per_rank * self.query_tokens_per_request
 
-    def stream_cores(self, stream: Literal["attention", "expert"]) -> CoresSpec:
-        """Return the cores that a stream has: all of the die unless microbatches share it."""
-        if self.serving.microbatches > 1 and not self.deployment.disaggregated:
-            cores: CoresSpec = getattr(self.operators.streams, stream)
-            return cores
-        die = self.machine.die
-        return CoresSpec(cube_cores=die.cube_cores, vector_cores=die.vector_cores)
+    @property
+    def shares_cores(self) -> bool:
+        """Whether the two streams of a die share its cores; else each operator has all."""
+        return self.serving.microbatches > 1 and not self.deployment.disaggregated
 
     def memory_bytes(self, die: Literal["all", "attention", "experts"] = "all") -> dict[str, int]:
         """Return what one die must hold, by kind: weights, KV cache, message buffers.
@@ -413,9 +409,20 @@ class WorkloadSpec(CommonSpec):
                     f"model.attention.{name} = {heads}"
                 )
         streams = self.operators.streams
+        if self.shares_cores and min(die.cube_cores, die.vector_cores) < 2:
+            raise ValueError(
+                f"serving.microbatches: found {serving.microbatches}, allowed 1 on a die of "
+                f"{die.cube_cores} cube and {die.vector_cores} vector cores, which two streams "
+                "cannot share"
+            )
+        if self.shares_cores and streams.least_cube_cores > die.cube_cores // 2:
+            raise ValueError(
+                f"operators.streams.least_cube_cores: found {streams.least_cube_cores}, allowed up "
+                f"to {die.cube_cores // 2}, half of machine.die.cube_cores"
+            )
         for name in ("cube_cores", "vector_cores"):
             both, all_cores = (
-                sum(getattr(of, name) for of in (streams.attention, streams.expert)),
+                sum(getattr(of, name) for of in (streams.attention, streams.expert) if of),
                 getattr(die, name),
             )
             if both > all_cores:

@@ -158,13 +158,67 @@ def test_ranks_that_share_heads_exchange_states_and_sums():
         assert (flows.messages == 1).all() and (flows.message_bytes == 8 * 7168 * 2).all()
 
 
+def listed(cube, vector):
+    """Return overrides that give attention so many cores, and the expert stream the others."""
+    cores = {
+        "attention": {"cube_cores": cube, "vector_cores": vector},
+        "expert": {"cube_cores": 24 - cube, "vector_cores": 48 - vector},
+    }
+    return {"operators.streams": {"policy": "listed"} | cores}
+
+
 def test_a_message_costs_an_engine_what_it_costs_the_cores_of_the_stream():
-    tasks = tables(generate_trace(REFERENCE, layers=1))[3][2]
+    tasks = tables(generate_trace(REFERENCE, layers=1, overrides=listed(16, 32)))[3][2]
     sends = tasks.sends != ""
-    assert (tasks.message_cost_ps[sends] == 3_560_000).all()  # 16 cores on 16 engines
+    assert (tasks.message_cost_ps[sends] == 4_340_000).all()  # 16 cores on 16 engines
     assert (tasks.message_cost_ps[~sends] == 0).all()
     alone = tables(generate_trace(REFERENCE, layers=1, overrides={"serving.microbatches": 1}))[3][2]
-    assert set(alone.message_cost_ps) == {0, 3_560_000 * 16 // 48}
+    assert set(alone.message_cost_ps) == {0, 4_340_000 * 16 // 48}
+
+
+def busiest_ps(changes):
+    """Return what one microbatch of a MoE layer has of each stream on the busiest rank, no wires.
+
+    From the tables alone: durations of tasks, messages and what each costs one of 16 engines.
+    """
+    _, flows, tasks = tables(generate_trace(REFERENCE, layers=[3], overrides=changes))[3]
+    tasks, flows = tasks[tasks.microbatch == 0], flows[flows.microbatch == 0]
+    sent = flows.groupby(["src", "phase"]).messages.sum()
+    keys = list(zip(tasks["rank"], tasks.sends, strict=True))
+    messages = np.array([sent.get(key, 0) for key in keys])
+    busy = tasks.duration_ps + tasks.message_cost_ps * messages / 16
+    return busy.groupby([tasks["rank"], tasks.stream]).sum().unstack().max()
+
+
+@pytest.mark.parametrize(("batch", "kv_tokens"), [(96, 4096), (24, 1024)])
+def test_balanced_cores_are_those_with_the_shortest_longer_stream(batch, kv_tokens):
+    changes = {"serving.batch_per_npu": batch, "serving.kv_tokens": kv_tokens}
+    trace = generate_trace(REFERENCE, layers=[3], overrides=changes)
+    cores = trace.metadata["stream_cores"]
+    chosen = cores["attention"]["cube_cores"]
+    assert cores == {
+        "attention": {"cube_cores": chosen, "vector_cores": 2 * chosen},
+        "expert": {"cube_cores": 24 - chosen, "vector_cores": 48 - 2 * chosen},
+    }
+    longest = {
+        cube: busiest_ps(changes | listed(cube, 2 * cube)).max()
+        for cube in (chosen - 1, chosen, chosen + 1)
+    }
+    assert min(longest, key=longest.get) == chosen
+
+
+def test_a_stream_has_the_least_cores_even_where_others_would_be_balanced():
+    cores = generate_trace("decode-ep8-sample", layers=1).metadata["stream_cores"]
+    assert cores["attention"] == {"cube_cores": 8, "vector_cores": 16}
+    one = generate_trace(
+        "decode-ep8-sample", layers=1, overrides={"operators.streams.least_cube_cores": 1}
+    )
+    assert one.metadata["stream_cores"]["attention"]["cube_cores"] < 8
+
+
+def test_one_microbatch_leaves_all_cores_to_every_operator():
+    trace = generate_trace(REFERENCE, layers=1, overrides={"serving.microbatches": 1})
+    assert trace.metadata["stream_cores"] == {"attention": None, "expert": None}
 
 
 @pytest.mark.parametrize(
@@ -252,9 +306,10 @@ def stage_us(decode, plan, kind):
 
 def test_attention_of_a_microbatch_works_on_its_tokens_and_requests():
     decode = step()
-    # 48 tokens x 128 heads x 4,096 x (576 + 512), two operations each, on 16 of 24 cores
+    cores = decode.cores["attention"].cube_cores
+    # 48 tokens x 128 heads x 4,096 x (576 + 512), two operations each, on its share of the cores
     ops = 2 * 48 * 128 * 4096 * (576 + 512)
-    expected = 2 + ops / (376e6 * 16 / 24 * 0.654)
+    expected = 2 + ops / (376e6 * cores / 24 * 0.654)
     assert stage_us(decode, moe_plan(decode), "attention") == pytest.approx(expected, rel=1e-6)
     # without microbatches all tokens on all cores
     alone = step(serving__microbatches=1)
@@ -263,24 +318,27 @@ def test_attention_of_a_microbatch_works_on_its_tokens_and_requests():
 
 
 def test_ranks_that_share_heads_share_tokens_and_work():
-    plain, shared = step(SMALL), step(SMALL, deployment__attention_tp=4)
+    cores = {"operators__streams": listed(16, 32)["operators.streams"]}
+    plain, shared = step(SMALL, **cores), step(SMALL, deployment__attention_tp=4, **cores)
     times = [stage_us(d, moe_plan(d), "attention") for d in (plain, shared)]
     # four times the tokens with a quarter of the heads: as much to compute, and no faster
     assert times[0] == pytest.approx(times[1], rel=0.01)
     times = [stage_us(d, moe_plan(d), "output") for d in (plain, shared)]
-    # four times the tokens, but a quarter of the weights to read; 6 us are launches
-    assert times[1] - 6 == pytest.approx((times[0] - 6) / 4, rel=0.01)
+    # four times the tokens, each with a quarter of the values to quantise, and a quarter of the
+    # weights to read; 6 us are launches
+    rest = 6 + 8 * 128 * 128 * 3 / (7e3 * 32)
+    assert times[1] - rest == pytest.approx((times[0] - rest) / 4, rel=0.01)
     added = 4 * 8 * 7168 * 2 / (1.6e6 * 0.841)
     assert stage_us(shared, moe_plan(shared), "reduce-copy") == pytest.approx(added, rel=1e-3)
 
 
 def test_expert_task_takes_the_time_of_its_tokens():
-    flows, tasks = next(
-        (f, t) for label, f, t in tables(generate_trace(REFERENCE, layers=1)) if label == "moe"
-    )
+    trace = generate_trace(REFERENCE, layers=1, overrides=listed(16, 32))
+    flows, tasks = next((f, t) for label, f, t in tables(trace) if label == "moe")
     received = flows[flows.phase == "dispatch"].groupby(["microbatch", "dst"]).messages.sum()
     experts = tasks[tasks.kind == "expert"].set_index(["microbatch", "rank"]).duration_ps
     token_ps = 2 * 3 * 7168 * 2048 * 1e12 / (752e12 * 8 / 24 * 0.8)
+    token_ps += 2048 * 5 * 1e12 / (7e9 * 16)  # activation
     expected = 6_000_000 + received * token_ps
     assert experts.sort_index().to_numpy() == pytest.approx(expected.sort_index().to_numpy(), abs=1)
     assert experts.max() > experts.min()
@@ -304,6 +362,7 @@ def test_replicas_of_a_rank_run_one_after_another_and_idle_ones_cost_nothing():
     tokens = np.zeros(len(placement.slot_expert), np.int64)
     tokens[:3] = 1
     read_ps = 3 * 7168 * 2048 / (1.6e12 * 0.841) * 1e12
+    read_ps += 2048 * 5 / (7e9 * 48) * 1e12  # activation of its token
     times = decode.expert_ps(placement, tokens, None)
     assert times[0] == pytest.approx(6_000_000 + 3 * read_ps, abs=1)
     assert (times[1:] == 6_000_000).all()
@@ -314,8 +373,10 @@ def test_dense_and_head_are_bound_by_memory_at_the_reference_point():
     dense = next(plan for plan in decode.plans if plan.label == "dense")
     head = next(plan for plan in decode.plans if plan.label == "head")
     read_us = 3 * 7168 * 18432 / (1.6e6 * 0.841)
+    read_us += 48 * (7168 * 7 + 18432 * 5) / (7e3 * 48)  # norm and activation
     assert stage_us(decode, dense, "ffn") == pytest.approx(8 + read_us, rel=1e-6)
     read_us = 2 * 7168 * 129280 / (1.6e6 * 0.841)
+    read_us += 48 * 7168 * 8 / (7e3 * 48)  # norm
     assert stage_us(decode, head, "head") == pytest.approx(4 + read_us, rel=1e-6)
     # the last pass of one MTP token works on one token a request
     read_us = 48 * 129280 * 4 * 4 / (1.6e6 * 0.841)

@@ -141,7 +141,7 @@ def test_every_operator_has_the_whole_die():
     attention = tasks[tasks.kind == "attention"].duration_ps / 1e6
     assert attention.to_numpy() == pytest.approx(expected, rel=1e-6)
     # 16 engines for 48 vector cores
-    assert set(tasks.message_cost_ps) == {0, 3_560_000 * 16 // 48}
+    assert set(tasks.message_cost_ps) == {0, 4_340_000 * 16 // 48}
 
 
 def test_expert_time_and_copies_follow_the_tokens_that_came():

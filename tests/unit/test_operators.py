@@ -10,11 +10,15 @@ from ubfabric.workload import load_workload
 SPEC = load_workload("deepseek-r1-decode-ep320").spec
 #: Weights come at 1.6 TB/s x 0.841; INT8 and BF16 products at 0.8 of their peaks.
 MEMORY, INT8, BF16 = 1.6e12 * 0.841, 752e12 * 0.8, 376e12 * 0.8
+#: Vector cores of a die, in kernels of few rows.
+VECTOR = 7.0e9 * 48
 HALF = CoresSpec(cube_cores=12, vector_cores=24)
 
 
-def times(model=SPEC.model, machine=SPEC.machine, operators=SPEC.operators, tp=1, folder=None):
-    return OperatorTimes(model, machine, operators, folder, tp)
+def times(
+    model=SPEC.model, machine=SPEC.machine, operators=SPEC.operators, tp=1, folder=None, **rows
+):
+    return OperatorTimes(model, machine, operators, folder, tp, **rows)
 
 
 def us(name, tokens, cores=None, of=None, **where):
@@ -36,7 +40,7 @@ def test_prologue_reads_its_weights_and_handles_its_tokens():
     bf16 = 128 * 512 * 128
     read = (int8 + 2 * bf16) / MEMORY
     a_token = 2 * (7168 + 1536 + 576 + 128 * 192 + 128 * 576)
-    vector = a_token / (7.0e9 * 48)
+    vector = a_token / VECTOR
     assert us("prologue", 8) == pytest.approx(2 + (read + 8 * vector) * 1e6)
     # at 120 tokens it takes what xDeepServe measured: 8.7 % of 93 ms in 62 layers
     assert us("prologue", 120) == pytest.approx(0.087 * 93e3 / 62, rel=0.02)
@@ -46,22 +50,26 @@ def test_prologue_reads_its_weights_and_handles_its_tokens():
 
 def test_output_projection_adds_the_values_of_the_latent():
     read = (128 * 128 * 7168 + 2 * 128 * 512 * 128) / MEMORY
-    assert us("output", 48) == pytest.approx(3 * 2 + read * 1e6)
+    quantised = 48 * 128 * 128 * 3 / VECTOR
+    assert us("output", 48) == pytest.approx(3 * 2 + (read + quantised) * 1e6)
 
 
 def test_gate_head_projection_and_ffn_are_products_of_their_own_weights():
-    for name, parameters, size, kernels in (
-        ("gate", 7168 * 256, 2, 2),
-        ("head", 7168 * 129280, 2, 2),
-        ("projection", 2 * 7168 * 7168, 2, 2),
-        ("ffn", 3 * 7168 * 18432, 1, 4),
+    for name, parameters, size, kernels, vector in (
+        ("gate", 7168 * 256, 2, 2, 7168 * 8),
+        ("head", 7168 * 129280, 2, 2, 7168 * 8),
+        ("projection", 2 * 7168 * 7168, 2, 2, 2 * 7168 * 4),
+        ("ffn", 3 * 7168 * 18432, 1, 4, 7168 * 7 + 18432 * 5),
     ):
-        expected = 2 * kernels + parameters * size / MEMORY * 1e6
+        expected = 2 * kernels + (parameters * size / MEMORY + vector / VECTOR) * 1e6
         assert us(name, 1) == pytest.approx(expected), name
 
 
 def test_quantisation_and_sampling_move_activations():
-    assert us("quantise", 96) == pytest.approx(2 + 96 * 7168 * 3 / MEMORY * 1e6)
+    assert us("quantise", 96) == pytest.approx(2 + 96 * 7168 * 3 / VECTOR * 1e6)
+    assert us("quantise", 96, HALF) == pytest.approx(2 + 96 * 7168 * 3 / (VECTOR / 2) * 1e6)
+    with_rows = times(streams_rows=True)  # as many as in prefill
+    assert us("quantise", 96, of=with_rows) == pytest.approx(2 + 96 * 7168 * 3 / MEMORY * 1e6)
     assert us("sampling", 96) == pytest.approx(8 + 96 * 129280 * 4 * 4 / MEMORY * 1e6)
 
 
@@ -69,7 +77,9 @@ def test_expert_replicas_are_timed_one_by_one_without_launches():
     parameters = 3 * 7168 * 2048
     got = times().time_ps("expert", np.array([0, 1, 200, 480]), HALF)
     read, token = parameters / MEMORY, 2 * parameters / (INT8 / 2)
-    assert got / 1e12 == pytest.approx([0, read, 200 * token, 480 * token])
+    gated = 2048 * 5 / (VECTOR / 2)  # two products in BF16, one result in INT8
+    expected = [0, read + gated, 200 * (token + gated), 480 * (token + gated)]
+    assert got / 1e12 == pytest.approx(expected)
     assert times().launches_ps("expert") == 6_000_000
 
 
@@ -83,7 +93,8 @@ def test_grouped_query_attention_divides_its_cache_among_dies():
         got = us("attention", 1, of=of, kv_tokens=4096, requests=16)
         assert got == pytest.approx(2 + cache / share / MEMORY * 1e6)
         got = us("output", 1, of=of)
-        assert got == pytest.approx(6 + 64 * 128 * 7168 / share / MEMORY * 1e6)
+        quantised = 64 * 128 * 3 / VECTOR
+        assert got == pytest.approx(6 + (64 * 128 * 7168 / MEMORY + quantised) / share * 1e6)
     assert us("prologue", 1, of=one) > 2 + 7168 * (64 + 16) * 128 / MEMORY * 1e6
     assert model.attention.parameters(7168) == 7168 * 128 * (64 + 16 + 64)
 

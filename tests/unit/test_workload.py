@@ -204,9 +204,28 @@ def test_bad_base_is_refused(tmp_path, text, message):
         ("machine__launch", 15, "machine.launch: found 15, which has no unit"),
         ("machine__launch", "-1 us", "found '-1 us', which is negative"),
         (
-            "operators__streams__expert__cube_cores",
-            9,
+            "operators__streams",
+            {
+                "policy": "listed",
+                "attention": {"cube_cores": 16, "vector_cores": 32},
+                "expert": {"cube_cores": 9, "vector_cores": 16},
+            },
             "operators.streams: found 25 cube_cores of both .* allowed up to .*cube_cores = 24",
+        ),
+        (
+            "operators__streams__attention",
+            {"cube_cores": 16, "vector_cores": 32},
+            "operators.streams: found policy 'balanced'; 'attention' and 'expert' belong to",
+        ),
+        (
+            "operators__streams__least_cube_cores",
+            13,
+            "operators.streams.least_cube_cores: found 13, allowed up to 12, half of",
+        ),
+        (
+            "machine__die__vector_cores",
+            1,
+            "serving.microbatches: found 2, allowed 1 on a die of 24 cube and 1 vector cores",
         ),
         (
             "machine__die__int8_rate",

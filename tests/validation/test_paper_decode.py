@@ -1,13 +1,12 @@
 """Decode of DeepSeek-R1 at EP320, held against the results of arXiv 2506.12708.
 
 The paper's rows are secondary sources in ``traffic/deepseek-r1-decode-ep320.yaml``. Operator
-times follow from the model's shape and the machine's peaks; one parameter, what a message costs
-a vector core, is fitted on the row at batch 96 (``analysis/fit_step.py``). Batch 24 and 8, the
-time without MTP and the times of a stream are predictions.
+times follow from the model's shape and the machine's peaks, what a message costs a vector core
+from the paper's table of dispatch; nothing is fitted to a step. Cores are shared by the two
+streams so that both take about as long.
 
 Whether the paper's rows at batch 24 and 8 used two microbatches is not said. Two are taken at
-batch 24 and one at batch 8, where two would miss the objective of 15 ms that the row is for
-(simulated: 20.0 ms); with one, batch 24 comes out at 19.9 ms.
+batch 24 and one at batch 8, where two would miss the objective of 15 ms that the row is for.
 """
 
 import pytest
@@ -21,24 +20,25 @@ def tokens_at(tmp_path, changes=None, **serving):
     return ub.rebuild_tokens(ub.replay(ub.cloudmatrix384(), trace, tmp_path / "run"))
 
 
-#: Batch an NPU, microbatches, and the allowed error of TPOT: 1 % where the parameter was fitted,
-#: 5 % where it is a prediction (measured: +1.0 % at batch 24, +3.0 % at batch 8).
-ROWS = [
-    (96, 2, 0.01),
-    pytest.param(24, 2, 0.05, marks=pytest.mark.slow),
-    pytest.param(8, 1, 0.05, marks=pytest.mark.slow),
-]
-
-
 @pytest.mark.validation
-@pytest.mark.parametrize(("batch", "microbatches", "tolerance"), ROWS)
-def test_tpot_is_near_the_papers_row(batch, microbatches, tolerance, tmp_path):
-    tokens = tokens_at(tmp_path, batch_per_npu=batch, microbatches=microbatches)
+@pytest.mark.parametrize("batch", [96, pytest.param(24, marks=pytest.mark.slow)])
+def test_tpot_is_within_a_twentieth_of_the_papers_row(batch, tmp_path):
+    """Predicted; measured +2.2 % at batch 96, -2.0 % at batch 24."""
+    tokens = tokens_at(tmp_path, batch_per_npu=batch)
     row = tokens.paper.set_index("quantity").loc["TPOT"]
-    assert abs(row["difference_percent"]) <= 100 * tolerance
+    assert abs(row["difference_percent"]) <= 5
     # throughput is batch over TPOT, in the paper as here
     rate = tokens.summary["tokens_per_s_per_npu"]
     assert rate == pytest.approx(batch / tokens.summary["tpot_ms"] * 1e3, rel=1e-6)
+
+
+@pytest.mark.validation
+@pytest.mark.slow
+def test_tpot_at_batch_8_is_a_little_more_than_the_papers(tmp_path):
+    """A miss, on record: +7.2 %, with one microbatch; weights, launches and flags make the step."""
+    tokens = tokens_at(tmp_path, batch_per_npu=8, microbatches=1)
+    row = tokens.paper.set_index("quantity").loc["TPOT"]
+    assert 5 <= row["difference_percent"] <= 9
 
 
 def layer_us(tokens):
@@ -50,57 +50,57 @@ def layer_us(tokens):
 def test_layers_with_and_without_mtp_and_streams_are_near_the_notes(tmp_path):
     with_mtp = tokens_at(tmp_path / "1")
     without = tokens_at(tmp_path / "0", mtp_tokens=0)
-    # notes on the paper: 1,260 us and 874 us a layer; measured 1,274 and 821 us
+    # notes on the paper: 1,260 us and 874 us a layer; measured 1,280 and 820 us
     assert layer_us(with_mtp) == pytest.approx(1260, rel=0.05)
     assert layer_us(without) == pytest.approx(874, rel=0.08)
     # MTP gains 6 to 49 % in the paper, more at small batch
     assert 1.06 <= without.summary["tpot_ms"] / with_mtp.summary["tpot_ms"] <= 1.49
-    # and about 600 us a stream and microbatch, in both; measured 544 and 634 us
+    # and about 600 us a stream and microbatch, in both; measured 615 and 637 us
     streams = with_mtp.streams.groupby(["rank", "kind"])["busy_ps"].sum().unstack().median() / 1e6
     moe = with_mtp.summary["moe_layers_simulated"] + 1  # and the MTP layer
     attention = streams[["prologue", "attention", "output"]].sum() / (moe + 3)
     expert = streams[["gate", "dispatch", "expert", "combine"]].sum() / moe
-    assert attention / 2 == pytest.approx(600, rel=0.12)
-    assert expert / 2 == pytest.approx(600, rel=0.12)
+    assert attention / 2 == pytest.approx(600, rel=0.08)
+    assert expert / 2 == pytest.approx(600, rel=0.08)
 
 
 @pytest.mark.validation
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("batch", "kv_tokens", "paper_ms", "kept", "equal"),
-    [(112, 2176, 47.4, 1.15, 0.87), (128, 1536, 46.8, 1.27, 0.91)],
-)
-def test_rows_of_short_kv_lie_between_two_shares_of_cores(
-    batch, kv_tokens, paper_ms, kept, equal, tmp_path
-):
-    """A miss, on record: too slow with the cores of the other row, too fast with equal ones.
+@pytest.mark.parametrize(("batch", "kv_tokens", "paper_ms"), [(112, 2176, 47.4), (128, 1536, 46.8)])
+def test_rows_of_short_kv_are_near_the_papers(batch, kv_tokens, paper_ms, tmp_path):
+    """Predicted; measured -4.6 and -1.5 %. KV tokens are those half way through the output.
 
-    Tolerance: 3 %, twice the interval of four layers.
+    Tolerance: 6 %, the 5 % of the other rows and the interval of four layers.
     """
-    short = {"batch_per_npu": batch, "kv_tokens": kv_tokens}
-    shares = {
-        f"operators.streams.{stream}.{cores}": number
-        for stream in ("attention", "expert")
-        for cores, number in (("cube_cores", 12), ("vector_cores", 24))
+    tokens = tokens_at(tmp_path, batch_per_npu=batch, kv_tokens=kv_tokens)
+    assert tokens.summary["tpot_ms"] == pytest.approx(paper_ms, rel=0.06)
+
+
+@pytest.mark.validation
+@pytest.mark.slow
+def test_the_cores_that_notes_give_the_streams_are_not_those_that_balance_here(tmp_path):
+    """A miss, on record: with 16 and 8 cube cores the expert stream is the longer one."""
+    cores = {
+        "policy": "listed",
+        "attention": {"cube_cores": 16, "vector_cores": 32},
+        "expert": {"cube_cores": 8, "vector_cores": 16},
     }
-    for folder, changes, ratio in (("kept", {}, kept), ("equal", shares, equal)):
-        tokens = tokens_at(tmp_path / folder, changes, **short)
-        assert tokens.summary["tpot_ms"] / paper_ms == pytest.approx(ratio, abs=0.03), folder
+    tokens = tokens_at(tmp_path, {"operators.streams": cores})
+    assert 1.15 <= tokens.summary["tpot_ms"] / 49.4 <= 1.3
 
 
 @pytest.mark.validation
 @pytest.mark.slow
 def test_two_microbatches_do_not_gain_what_the_paper_says(tmp_path):
-    """A miss, on record: the paper gains 9.4 % at batch 96, the simulation loses 13 %.
+    """A miss, on record: the paper gains 9.4 % at batch 96, the simulation loses 7.5 %.
 
     Two microbatches read all weights twice and run every operator on a part of the cores. What
-    one microbatch is simulated at, 1.11 ms a layer, the paper's gain puts at 1.38 ms; operators
-    on the whole die are too fast here (see also the step of arXiv 2508.02520).
+    one microbatch is simulated at, 1.20 ms a layer, the paper's gain puts at 1.38 ms.
     """
     two = tokens_at(tmp_path / "2")
     one = tokens_at(tmp_path / "1", microbatches=1)
     gain = one.summary["tpot_ms"] / two.summary["tpot_ms"] - 1
-    assert -0.17 <= gain <= -0.07
+    assert -0.12 <= gain <= -0.03
 
 
 @pytest.mark.validation
@@ -110,7 +110,7 @@ def test_step_of_another_serving_system_on_the_same_machine(tmp_path):
     trace = ub.generate_trace("xdeepserve-decode-ep288", layers=4, seed=1)
     tokens = ub.rebuild_tokens(ub.replay(ub.cloudmatrix384(), trace, tmp_path / "run"))
     row = tokens.paper.set_index("quantity").loc["TPOT"]
-    assert -16 <= row["difference_percent"] <= -6  # measured -11.3 %: 44.4 ms for 50 ms
+    assert abs(row["difference_percent"]) <= 5  # measured -3.9 %: 48.1 ms for 50 ms
 
 
 @pytest.mark.validation
@@ -118,15 +118,14 @@ def test_step_of_another_serving_system_on_the_same_machine(tmp_path):
 def test_step_with_attention_and_experts_on_dies_of_their_own(tmp_path):
     """480 dies of attention, 288 of experts, arXiv 2508.02520; nothing is fitted to it.
 
-    The text gives the parts of the step as well. All are simulated too fast, most of all the
-    experts; its two-stage routing over trampolines, and that one domain at a time sends, are
-    not modelled.
+    The text gives the parts of the step as well. Experts and messages are simulated too fast; its
+    two-stage routing over trampolines, and that one domain at a time sends, are not modelled.
     """
     trace = ub.generate_trace("xdeepserve-decode-disaggregated", layers=4, seed=1)
     run = ub.replay(ub.cloudmatrix384(), trace, tmp_path / "run")
     tokens = ub.rebuild_tokens(run)
     row = tokens.paper.set_index("quantity").loc["TPOT"]
-    assert -8 <= row["difference_percent"] <= 0  # measured -4.0 %: 47.1 ms for 49 ms
+    assert abs(row["difference_percent"]) <= 5  # measured +3.4 %: 50.7 ms for 49 ms
     tasks = run.step_tasks()
     last = tasks[tasks["layer"] == trace.metadata["layers"][-3]["layer"]]  # of the MoE layers
     by_batch = {
@@ -140,12 +139,12 @@ def test_step_with_attention_and_experts_on_dies_of_their_own(tmp_path):
             ("E2A ends", "combine-copy", "finish_ps", "max"),
         )
     }
-    # attention, gate and the attending die's part of A2E: 700 us a microbatch; measured 663 us
-    assert (by_batch["sent"] - by_batch["begins"]).median() == pytest.approx(663, rel=0.03)
-    # A2E 172 us and E2A 193 us; measured 155 and 156 us
-    assert (by_batch["A2E ends"] - by_batch["A2E begins"]).median() == pytest.approx(155, rel=0.1)
-    assert (by_batch["E2A ends"] - by_batch["E2A begins"]).median() == pytest.approx(156, rel=0.15)
-    # experts 120 us; measured 80 us
+    # attention, gate and the attending die's part of A2E: 700 us a microbatch; measured 717 us
+    assert (by_batch["sent"] - by_batch["begins"]).median() == pytest.approx(700, rel=0.05)
+    # A2E 172 us and E2A 193 us; measured 163 and 149 us
+    assert (by_batch["A2E ends"] - by_batch["A2E begins"]).median() == pytest.approx(163, rel=0.1)
+    assert (by_batch["E2A ends"] - by_batch["E2A begins"]).median() == pytest.approx(149, rel=0.15)
+    # experts 120 us; measured 96 us
     experts = last[last["kind"] == "expert"]
     longest = (experts["finish_ps"] - experts["start_ps"]).groupby(experts["microbatch"]).max()
-    assert longest.median() / 1e6 == pytest.approx(80, rel=0.1)
+    assert longest.median() / 1e6 == pytest.approx(96, rel=0.1)
