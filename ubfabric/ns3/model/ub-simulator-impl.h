@@ -162,7 +162,7 @@ class UbSimulatorImpl : public SimulatorImpl
     uint32_t m_currentUid{EventId::UID::INVALID}; //!< identifier of the event at work
     uint32_t m_context;                           //!< context of the event at work
     bool m_stop{false};                           //!< somebody called Stop
-    std::thread::id m_thread;                     //!< the thread that runs
+    std::atomic<std::thread::id> m_thread;        //!< the thread that runs; others compare
     std::mutex m_foreignMutex;                    //!< guards m_foreign
     std::vector<Foreign> m_foreign;               //!< asked for by other threads
     std::atomic<bool> m_hasForeign{false};        //!< whether m_foreign holds something
