@@ -394,11 +394,11 @@ class UbPlaneEngine final : public UbPlane
         m_policy = PlanePart(nGroups);
     }
 
-    static constexpr uint32_t EVENTS_AHEAD = 3;  //!< how far PrefetchSoon looks
-    static constexpr uint32_t N_STEPS = 4;       //!< steps of LookAhead
-    static constexpr uint32_t EVENTS_APART = 4;  //!< events from step to step
-    static constexpr size_t FEW_LINKS = 1'000;   //!< links of planes that fit into a cache
-    static constexpr size_t MANY_LINKS = 20'000; //!< links of planes that fit into none
+    static constexpr uint32_t EVENTS_AHEAD = 3; //!< how far PrefetchSoon looks
+    static constexpr uint32_t N_STEPS = 4;      //!< steps of LookAhead
+    static constexpr uint32_t EVENTS_APART = 4; //!< events from step to step
+    static constexpr size_t FEW_LINKS = 1'000;  //!< links of planes that fit into a cache
+    static constexpr size_t MANY_LINKS = 8'000; //!< links of planes that fit into none
 
     PlanePart m_policy;                                 //!< the policy
     const bool m_isSmall{m_links.size() <= FEW_LINKS};  //!< the plane is in the cache anyway
