@@ -107,8 +107,8 @@ class DecodeStep(Step):
 
         A plan as engineers make it before a run: cube cores one by one, vector cores in
         proportion, by the times of the operators and what messages cost the cores of the rank
-        that has most to do in a microbatch of the first MoE layer. Wires have no part in it; what
-        a layer takes is for the replay to say.
+        that has most to do in a microbatch of the first MoE layer simulated. Wires have no part in
+        it; what a layer takes is for the replay to say.
 
         Returns
         -------

@@ -38,9 +38,10 @@ Precision = Literal["int8", "bf16"]
 #: Bytes of one number.
 ELEMENT_BYTES = {"int8": 1, "bf16": 2}
 _LOGIT_BYTES = 4
-_BF16, _INT8 = ELEMENT_BYTES["bf16"], ELEMENT_BYTES["int8"]
+#: The same by name.
+BF16, INT8 = ELEMENT_BYTES["bf16"], ELEMENT_BYTES["int8"]
 #: Bytes of an element that is read in BF16 and written in INT8.
-_QUANTISED = _BF16 + _INT8
+QUANTISED = BF16 + INT8
 _PS_PER_S = 10**12
 
 
@@ -566,7 +567,7 @@ class OperatorTimes:
         if name == "attention":
             return self._attention_work(tokens, kv_tokens, requests)
         if name == "quantise":
-            return Work({}, 0.0, vector_bytes=tokens * hidden * _QUANTISED)
+            return Work({}, 0.0, vector_bytes=tokens * hidden * QUANTISED)
         if name == "sampling":
             passes = operators.sampling.passes
             return Work({}, tokens * model.vocabulary * _LOGIT_BYTES * passes)
@@ -577,19 +578,19 @@ class OperatorTimes:
             "projection": 2 * hidden * hidden,  # of the token before and its state, to one state
             "head": hidden * model.vocabulary,
         }[name]
-        normed = hidden * 4 * _BF16  # state and residual, their sum and what follows
+        normed = hidden * 4 * BF16  # state and residual, their sum and what follows
         vector = {
             "gate": normed,
-            "expert": self._gated_bytes(model.expert_ffn_size),
-            "ffn": hidden * (2 * _BF16 + _QUANTISED) + self._gated_bytes(model.dense_ffn_size),
-            "projection": 2 * hidden * 2 * _BF16,
+            "expert": self.gated_bytes(model.expert_ffn_size),
+            "ffn": hidden * (2 * BF16 + QUANTISED) + self.gated_bytes(model.dense_ffn_size),
+            "projection": 2 * hidden * 2 * BF16,
             "head": normed,
         }[name]
         return _gemm(tokens, [(parameters, getattr(operators, name).precision)], vector * tokens)
 
-    def _gated_bytes(self, ffn_size: int) -> int:
+    def gated_bytes(self, ffn_size: int) -> int:
         """Return what the activation of a token moves: products in BF16, and INT8 out."""
-        return ffn_size * ((self.model.ffn_matrices - 1) * _BF16 + _INT8)
+        return ffn_size * ((self.model.ffn_matrices - 1) * BF16 + INT8)
 
     def _projection_work(self, name: str, tokens: Any) -> Work:
         """Return the work before or after the attention over the cache."""
@@ -600,7 +601,7 @@ class OperatorTimes:
             queries = attention.query_elements + attention.cache_elements
             if name == "output":
                 parts = [(attention.output_parameters(hidden) // tp, spec.precision)]
-                return _gemm(tokens, parts, attention.query_elements // tp * _QUANTISED * tokens)
+                return _gemm(tokens, parts, attention.query_elements // tp * QUANTISED * tokens)
             vector = 2 * (hidden + queries // tp)
             return _gemm(tokens, [(hidden * queries // tp, spec.precision)], vector * tokens)
         latent = attention.heads * attention.kv_lora_rank
@@ -609,7 +610,7 @@ class OperatorTimes:
                 (latent * attention.v_head_dim // tp, spec.absorbed),
                 (attention.output_parameters(hidden) // tp, spec.precision),
             ]
-            quantised = attention.heads * attention.v_head_dim // tp * _QUANTISED
+            quantised = attention.heads * attention.v_head_dim // tp * QUANTISED
             return _gemm(tokens, parts, quantised * tokens)
         down = hidden * (attention.q_lora_rank + attention.cache_elements)
         up = attention.q_lora_rank * attention.query_elements // tp

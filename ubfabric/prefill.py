@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ubfabric.errors import SpecError
-from ubfabric.operators import ELEMENT_BYTES, MlaSpec, Precision, Work
+from ubfabric.operators import BF16, ELEMENT_BYTES, INT8, QUANTISED, MlaSpec, Precision, Work
 from ubfabric.placement import ExpertPlacement
 from ubfabric.steps import (
     ALL_MICROBATCHES,
@@ -54,9 +54,6 @@ COMPUTE_STREAM, FIRST_TRANSFER_STREAM = 0, 1
 GATHER, SCATTER = "gather", "scatter"
 #: Latents of reused tokens that come from the context cache.
 CACHED = "cached"
-_BF16, _INT8 = ELEMENT_BYTES["bf16"], ELEMENT_BYTES["int8"]
-#: Bytes of an element that is read in BF16 and written in INT8.
-_QUANTISED = _BF16 + _INT8
 T = TypeVar("T")
 
 
@@ -198,13 +195,13 @@ class PrefillStep(Step):
         src, dst = (part.ravel() for part in np.indices((n, n)))
         pairs = np.stack([src, dst, np.ones(len(src), np.int64)])[:, src != dst]
         # Queries are quantised for the next product; the rest is as the cache holds it.
-        a_query, a_latent = attention.q_lora_rank * _INT8, attention.cache_elements * _BF16
+        a_query, a_latent = attention.q_lora_rank * INT8, attention.cache_elements * BF16
         blocks = []
         for microbatch in range(self.microbatches):
             held = plan.tokens + -(-self.reused[microbatch] // n)
             sizes = {
                 GATHER: plan.tokens * a_query + held * a_latent,
-                SCATTER: plan.tokens * self.heads * attention.v_head_dim * _BF16,
+                SCATTER: plan.tokens * self.heads * attention.v_head_dim * BF16,
             }
             blocks += [
                 Block(microbatch, phase, pairs, size, self.messages.operation)
@@ -240,7 +237,7 @@ class PrefillStep(Step):
             return int(np.rint(self.times.time_ps(kind, plan.head_tokens)))
         if kind == "dispatch":  # tokens are quantised into the buffer they are sent from
             size = self.messages.dispatch.message_bytes(self.model.hidden_size)
-            a_token = self.model.hidden_size * _BF16
+            a_token = self.model.hidden_size * BF16
             a_token += (self.model.top_k + self.model.shared_experts) * size
             return machine.launch + self._moved_ps(plan.tokens * a_token)
         if kind in (GATHER, SCATTER, "combine"):
@@ -257,11 +254,11 @@ class PrefillStep(Step):
         model, attention = self.model, self.attention
         operators = self.spec.operators
         hidden, rank = model.hidden_size, attention.q_lora_rank
-        norm = Work({}, tokens * hidden * (2 * _BF16 + _QUANTISED))  # of state and residual
+        norm = Work({}, tokens * hidden * (2 * BF16 + QUANTISED))  # of state and residual
         qk = attention.qk_nope_head_dim + attention.qk_rope_head_dim
         if kind == "down":
             down = rank + attention.cache_elements
-            latents = Work({}, tokens * (rank * _QUANTISED + attention.cache_elements * 2 * _BF16))
+            latents = Work({}, tokens * (rank * QUANTISED + attention.cache_elements * 2 * BF16))
             return [norm, _product(tokens, hidden, down, operators.prologue.precision), latents]
         if kind == "heads":
             every = tokens * self.sharing
@@ -271,26 +268,26 @@ class PrefillStep(Step):
                 computed * reused + computed * (computed + 1) // 2
                 for computed, reused in self.prompts[microbatch]
             )
-            latents = Work({}, with_cache * attention.kv_lora_rank * _QUANTISED)
+            latents = Work({}, with_cache * attention.kv_lora_rank * QUANTISED)
             queries = _product(every, rank, self.heads * qk, operators.prologue.precision)
             keys = self.heads * (attention.qk_nope_head_dim + attention.v_head_dim)
             values = _product(
                 with_cache, attention.kv_lora_rank, keys, operators.prologue.precision
             )
-            rotated = Work({}, every * self.heads * attention.qk_rope_head_dim * 2 * _BF16)
+            rotated = Work({}, every * self.heads * attention.qk_rope_head_dim * 2 * BF16)
             ops = 2 * self.heads * pairs * (qk + attention.v_head_dim)
-            read = (every + with_cache) * self.heads * (qk + attention.v_head_dim) * _BF16
+            read = (every + with_cache) * self.heads * (qk + attention.v_head_dim) * BF16
             fused = Work({operators.attention.precision: ops}, read, "attention")
             return [latents, queries, values, rotated, fused]
         if kind == "output":
             out = attention.heads * attention.v_head_dim
-            quantised = Work({}, tokens * out * _QUANTISED)
+            quantised = Work({}, tokens * out * QUANTISED)
             return [quantised, _product(tokens, out, hidden, operators.output.precision)]
         if kind == "gate":
             router = _product(tokens, hidden, model.routed_experts, operators.gate.precision)
-            return [Work({}, tokens * hidden * 4 * _BF16), router]
+            return [Work({}, tokens * hidden * 4 * BF16), router]
         wide = (model.ffn_matrices - 1) * model.dense_ffn_size
-        gated = Work({}, tokens * (wide * _BF16 + model.dense_ffn_size * _INT8))
+        gated = Work({}, tokens * self.times.gated_bytes(model.dense_ffn_size))
         precision = operators.ffn.precision
         up = _product(tokens, hidden, wide, precision)
         return [norm, up, gated, _product(tokens, model.dense_ffn_size, hidden, precision)]
@@ -299,7 +296,7 @@ class PrefillStep(Step):
 def _product(tokens: int, inner: int, outer: int, precision: Precision) -> Work:
     """Return the work of a product of tokens with a matrix; its result is written in BF16."""
     size = ELEMENT_BYTES[precision]
-    moved = inner * outer * size + tokens * (inner * size + outer * _BF16)
+    moved = inner * outer * size + tokens * (inner * size + outer * BF16)
     return Work({precision: 2 * tokens * inner * outer}, moved)
 
 
