@@ -6,14 +6,23 @@ import numpy as np
 import pyarrow as pa
 
 from ubfabric.errors import TraceError
-from ubfabric.trace import FLOW_SCHEMA, TRACE_SCHEMA, Trace, TraceChunk, empty_table
+from ubfabric.trace import (
+    FLOW_SCHEMA,
+    OPERATIONS,
+    TRACE_SCHEMA,
+    Trace,
+    TraceChunk,
+    empty_table,
+)
 
 _LARGEST = np.iinfo(np.int32).max
 #: So that the number of flows stays below 2**32.
 _MOST_RANKS = (1 << 16) - 1
 
 
-def all_to_all_trace(n_ranks: int, bytes_per_pair: int, *, messages_per_pair: int = 1) -> Trace:
+def all_to_all_trace(
+    n_ranks: int, bytes_per_pair: int, *, messages_per_pair: int = 1, operation: str = "write"
+) -> Trace:
     """Return the trace of one exchange in which every rank writes to every other, open loop.
 
     All flows start at time 0. Rank ``r`` issues to ``r + 1``, ``r + 2``, ... (modulo
@@ -28,6 +37,8 @@ def all_to_all_trace(n_ranks: int, bytes_per_pair: int, *, messages_per_pair: in
         Bytes from each rank to each other one.
     messages_per_pair : int, optional
         Messages of equal size that they are sent in.
+    operation : str, optional
+        Who moves them: ``write``, by vector cores, or another one that flows may have.
 
     Returns
     -------
@@ -37,7 +48,8 @@ def all_to_all_trace(n_ranks: int, bytes_per_pair: int, *, messages_per_pair: in
     Raises
     ------
     TraceError
-        If a number is out of range, or the bytes do not divide into the messages.
+        If a number is out of range, the bytes do not divide into the messages, or the operation
+        is unknown.
 
     Examples
     --------
@@ -58,6 +70,8 @@ def all_to_all_trace(n_ranks: int, bytes_per_pair: int, *, messages_per_pair: in
             f"bytes_per_pair: found {bytes_per_pair}, allowed multiples of messages_per_pair, "
             f"{messages_per_pair}"
         )
+    if operation not in OPERATIONS:
+        raise TraceError(f"operation: found {operation!r}, allowed: {', '.join(OPERATIONS)}")
     metadata = {
         "schema": TRACE_SCHEMA,
         "n_ranks": n_ranks,
@@ -69,13 +83,13 @@ def all_to_all_trace(n_ranks: int, bytes_per_pair: int, *, messages_per_pair: in
     }
 
     def chunk() -> TraceChunk:
-        flows = _all_pairs(n_ranks, messages_per_pair, message_bytes)
+        flows = _all_pairs(n_ranks, messages_per_pair, message_bytes, operation)
         return TraceChunk(0, "", flows, empty_table("tasks"))
 
     return Trace(metadata, 1, lambda: iter([chunk()]))
 
 
-def _all_pairs(n_ranks: int, messages: int, message_bytes: int) -> pa.Table:
+def _all_pairs(n_ranks: int, messages: int, message_bytes: int, operation: str) -> pa.Table:
     src, turn = np.divmod(np.arange(n_ranks * (n_ranks - 1)), n_ranks - 1)
     dst = (src + turn + 1) % n_ranks
     total = len(src)
@@ -89,7 +103,7 @@ def _all_pairs(n_ranks: int, messages: int, message_bytes: int) -> pa.Table:
         "service_level": 0,
         "start_ps": 0,
     }
-    texts = {"phase": "all-to-all", "network": "ub", "operation": "write"}
+    texts = {"phase": "all-to-all", "network": "ub", "operation": operation}
     code = pa.array(np.zeros(total, np.int32))
     columns = []
     for field in FLOW_SCHEMA:

@@ -41,6 +41,14 @@ def test_bytes_of_a_pair_are_split_into_the_messages_asked_for():
     assert set(flows["messages"]) == {4} and set(flows["message_bytes"]) == {1500}
 
 
+def test_an_exchange_is_written_by_cores_or_moved_as_asked_for():
+    assert set(flows_of(ub.all_to_all_trace(3, 100))["operation"]) == {"write"}
+    moved = flows_of(ub.all_to_all_trace(3, 100, operation="sdma-write"))
+    assert set(moved["operation"]) == {"sdma-write"}
+    with pytest.raises(TraceError, match=r"^operation: found 'send', allowed: write, read, sdma-"):
+        ub.all_to_all_trace(3, 100, operation="send")
+
+
 def test_it_is_a_valid_trace_and_survives_a_file(tmp_path):
     trace = ub.all_to_all_trace(6, 512)
     check_trace(trace)

@@ -206,7 +206,8 @@ def test_lone_message_sprayed_over_seven_planes_takes_the_closed_form(
 
 
 def test_long_message_sprayed_over_planes_keeps_each_plane_busy():
-    # 700 packets, 100 for each plane; the egress limit is the sum of the ports.
+    # 700 packets, 100 for each plane; the egress limit is the sum of the ports. Where a plane comes
+    # in a round is drawn, so the last packet of a port is up to a round later than in strict turns.
     limits = DIE | {"engine_bytes_per_s": 10**15, "egress_bytes_per_s": 70 * GB}
     graph = star(2, planes=7, **limits)
     result = run(graph, make_trace([flow(0, 1, message_bytes=700_000)]))
@@ -218,7 +219,8 @@ def test_long_message_sprayed_over_planes_keeps_each_plane_busy():
     for plane in range(7):
         mine = ready[plane::7]
         finish.append(pencil(mine, [1_000] * 100, [10 * GB] * 2, [5 * NS] * 2)[1])
-    assert result.flows["finish_ps"][0] == max(finish) + RECEIVE
+    late = result.flows["finish_ps"][0] - max(finish) - RECEIVE
+    assert 0 <= late <= 7 * serialise_ps(1_000, 70 * GB)
     ports = result.links[result.links["level"] == "die-l1"]
     assert sorted(ports["packets"]) == [0] * 7 + [100] * 7
 
@@ -252,13 +254,13 @@ def test_engines_issue_side_by_side(engines):
 
 
 def test_egress_limit_holds_for_all_ports_together():
-    # Four planes of 10 GB/s, 16 engines; the die may send 16 GB/s in all.
+    # Four planes of 16 GB/s, 16 engines; the die may send 16 GB/s in all.
     limits = {"issue_engines": 16, "egress_bytes_per_s": 16 * GB}
-    graph = star(2, planes=4, **limits)
+    graph = star(2, planes=4, rate=16 * GB, **limits)
     result = run(graph, make_trace([flow(0, 1, messages=64)]))
     apart = serialise_ps(1_000, 16 * GB)
     ready = 63 * apart
-    path = 2 * 5 * NS + FORWARD + serialise_ps(1_000, 10 * GB)
+    path = 2 * 5 * NS + FORWARD + serialise_ps(1_000, 16 * GB)
     assert result.flows["finish_ps"][0] == ready + path + RECEIVE
     assert result.flows["queueing_ps"][0] == 0  # it waited in the engine, not in a port
 
@@ -502,7 +504,7 @@ def test_incast_over_seven_planes_and_three_switches_takes_bytes_over_rate():
     assert ports["packets"].tolist() == [per_plane] * 7
     makespan = int(result.flows["finish_ps"].max())
     # The last port of each plane idles until its first packet is there, at most 16 packets
-    # (one round of all engines) after the earliest one.
+    # (one round of all engines) after the earliest one, and while a source has it late in a round.
     assert pipeline + per_plane * on_wire <= makespan <= pipeline + (per_plane + 16) * on_wire
 
 

@@ -29,7 +29,7 @@ class UbPlaneAdaptive : public UbPlanePolicy
 
     void Reset(uint32_t nEndpoints, uint64_t seed) override
     {
-        m_next = UbFirstTurns(nEndpoints, seed);
+        m_turns.Reset(nEndpoints, seed);
     }
 
     uint32_t Choose(uint32_t endpoint,
@@ -38,7 +38,7 @@ class UbPlaneAdaptive : public UbPlanePolicy
                     uint64_t /* packetHash */,
                     const int64_t* backlogPs) override
     {
-        const uint32_t turn = m_next[endpoint]++ % nPlanes;
+        const uint32_t turn = m_turns.Next(endpoint, nPlanes);
         uint32_t best = turn;
         for (uint32_t step = 1; step < nPlanes; ++step)
         {
@@ -54,7 +54,7 @@ class UbPlaneAdaptive : public UbPlanePolicy
     }
 
   private:
-    std::vector<uint32_t> m_next; //!< next turn of each source
+    UbPlaneTurns m_turns; //!< whose turn it is where ports are equal
 };
 
 NS_OBJECT_ENSURE_REGISTERED(UbPlaneAdaptive);

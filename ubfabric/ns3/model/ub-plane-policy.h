@@ -15,22 +15,43 @@ namespace ns3
 
 /**
  * @ingroup ub-fabric
- * @brief First turns of sources that go round the planes; they start at different ones, or all
- * would hit the same one at the same time.
- * @param [in] nEndpoints Number of nodes of the fabric.
- * @param [in] seed Seed of the hashes.
- * @return A turn for each.
+ * @brief Turns of sources that go round the planes, each plane once a round.
+ *
+ * A round begins at a plane given by the seed. Were it always the same one, sources that send at
+ * one pace would lock in step with each other: in a bulk exchange of 16 dies, eight transfers of
+ * each at once, all that a die gets at a time would come over two planes of seven.
  */
-inline std::vector<uint32_t>
-UbFirstTurns(uint32_t nEndpoints, uint64_t seed)
+class UbPlaneTurns
 {
-    std::vector<uint32_t> turns(nEndpoints);
-    for (uint32_t endpoint = 0; endpoint < nEndpoints; ++endpoint)
+  public:
+    /**
+     * Begin anew.
+     * @param [in] nEndpoints Number of nodes of the fabric.
+     * @param [in] seed Seed of the hashes.
+     */
+    void Reset(uint32_t nEndpoints, uint64_t seed)
     {
-        turns[endpoint] = static_cast<uint32_t>(UbMix(seed ^ endpoint) >> 33);
+        m_next.assign(nEndpoints, 0);
+        m_salt = UbMix(seed);
     }
-    return turns;
-}
+
+    /**
+     * Take a turn.
+     * @param [in] endpoint The source.
+     * @param [in] nPlanes Number of planes.
+     * @return The plane whose turn it is.
+     */
+    uint32_t Next(uint32_t endpoint, uint32_t nPlanes)
+    {
+        const uint32_t turn = m_next[endpoint]++;
+        const uint64_t round = (static_cast<uint64_t>(endpoint) << 32) | (turn / nPlanes);
+        return (turn + UbReduce(UbMix(m_salt ^ round), nPlanes)) % nPlanes;
+    }
+
+  private:
+    std::vector<uint32_t> m_next; //!< next turn of each source
+    uint64_t m_salt{0};           //!< seed of where rounds begin
+};
 
 /**
  * @ingroup ub-fabric

@@ -8,7 +8,7 @@ namespace ns3
 
 /**
  * @ingroup ub-fabric
- * @brief Each source deals its packets out over the planes in turn.
+ * @brief Each source deals its packets out over the planes, one to each plane a round.
  */
 class UbPlaneRoundRobin : public UbPlanePolicy
 {
@@ -27,7 +27,7 @@ class UbPlaneRoundRobin : public UbPlanePolicy
 
     void Reset(uint32_t nEndpoints, uint64_t seed) override
     {
-        m_next = UbFirstTurns(nEndpoints, seed);
+        m_turns.Reset(nEndpoints, seed);
     }
 
     uint32_t Choose(uint32_t endpoint,
@@ -36,11 +36,11 @@ class UbPlaneRoundRobin : public UbPlanePolicy
                     uint64_t /* packetHash */,
                     const int64_t* /* backlogPs */) override
     {
-        return m_next[endpoint]++ % nPlanes;
+        return m_turns.Next(endpoint, nPlanes);
     }
 
   private:
-    std::vector<uint32_t> m_next; //!< next turn of each source
+    UbPlaneTurns m_turns; //!< whose turn it is
 };
 
 NS_OBJECT_ENSURE_REGISTERED(UbPlaneRoundRobin);
