@@ -136,11 +136,12 @@ class PrefillStep(Step):
             return [Stage(kind, ALL_MICROBATCHES) for kind in ("head", "sampling", "host")]
         groups = [["down", "heads", "output", "ffn"]]
         if self.is_staged:
-            groups = [["down", GATHER, "heads", SCATTER, "output", "ffn"]]
+            # Heads of both microbatches first, so that the other's hide each all-to-all.
+            groups = [["down", GATHER, "heads", SCATTER], ["output", "ffn"]]
         if any(self.reused):
             groups[0].insert(1, CACHED)
         if plan.label == "moe":
-            groups[0][-1:] = ["gate", "dispatch", "dispatch-copy"]
+            groups[-1][-1:] = ["gate", "dispatch", "dispatch-copy"]
             groups.append(["expert", "combine", "combine-copy"])
         return [
             self._stage(kind, microbatch)

@@ -44,7 +44,7 @@ def test_microbatches_alternate_and_transfers_have_streams_of_their_own():
     rows = tasks[tasks["rank"] == 5]
     of = {stream: list(zip(part.kind, part.microbatch, strict=True))
           for stream, part in rows.groupby("stream")}  # fmt: skip
-    compute = [("heads", 0), ("output", 0), ("gate", 0), ("heads", 1), ("output", 1), ("gate", 1)]
+    compute = [("heads", 0), ("heads", 1), ("output", 0), ("gate", 0), ("output", 1), ("gate", 1)]
     assert of[0] == [*compute, ("expert", 0), ("expert", 1)]
     transfers = ["down", "gather", "scatter", "dispatch", "dispatch-copy", "combine"]
     for microbatch in (0, 1):

@@ -95,7 +95,7 @@ def test_base_supplies_what_a_specification_leaves_out(tmp_path):
     )
     spec = load_workload(file).spec
     assert spec.name == "b" and spec.serving.batch_per_npu == 64
-    assert spec.gate.concentration == 2.0 and spec.serving.kv_tokens == 4096
+    assert spec.gate.concentration == 2.0 and spec.serving.kv_tokens == 4224
 
 
 def test_base_replaces_sourced_numbers_whole(tmp_path):
@@ -133,8 +133,8 @@ def test_model_and_machine_are_files_of_their_own(tmp_path):
 def test_memory_of_a_die_holds_weights_cache_and_buffers():
     parts = load_workload(REFERENCE).spec.memory_bytes()
     assert parts["message buffers"] == 645 * 2**20
-    # 48 requests of 4,096 tokens, 512 + 64 numbers in BF16, 61 layers and the MTP layer
-    assert parts["KV cache"] == 48 * 4096 * 576 * 2 * 62
+    # 48 requests of 4,224 tokens, 512 + 64 numbers in BF16, 61 layers and the MTP layer
+    assert parts["KV cache"] == 48 * 4224 * 576 * 2 * 62
     a_layer = 7168 * (1536 + 576) + 1536 * 128 * 192 + 128 * 128 * 7168  # INT8
     absorbed = 2 * 128 * 512 * 256  # BF16
     experts = 59 * (3 * 7168 * 2048 + 2 * 7168 * 256)
