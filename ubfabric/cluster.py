@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from multiprocessing import forkserver
+from typing import TYPE_CHECKING, Any
 
 from ubfabric.errors import SpecError
 
@@ -26,6 +28,11 @@ _WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": 1,
     "OPENBLAS_NUM_THREADS": 1,
 }
+#: What the processes of a local cluster need, imported once and before any of them begins.
+_PRELOADED = ["distributed", "distributed.nanny", "scipy.stats", "ubfabric.sweep"]
+#: A process that forks must have no second thread: one that holds a lock would hold it for ever in
+#: the copy. The allocator in pyarrow starts one, those of the environment above are not started.
+_ONE_THREAD = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 #: ns-3 has one clock a process: tasks of one process take turns.
 one_at_a_time = threading.Lock()
 
@@ -61,8 +68,10 @@ def connected(workers: int | None = None, scheduler: str | None = None) -> Itera
             yield client
         return
     with (
+        fork_server(scheduler) as method,
         dask.config.set(
             {
+                "distributed.worker.multiprocessing-method": method,
                 "distributed.scheduler.allowed-failures": ATTEMPTS - 1,
                 "distributed.worker.profile.enabled": False,
                 "distributed.nanny.pre-spawn-environ": _WORKER_ENVIRONMENT,
@@ -79,6 +88,70 @@ def connected(workers: int | None = None, scheduler: str | None = None) -> Itera
         Client(cluster) as client,
     ):
         yield client
+
+
+class _Server:
+    """The process that copies itself for workers, and how many wait for its end."""
+
+    lock = threading.Lock()
+    users = 0
+
+
+@contextlib.contextmanager
+def fork_server(scheduler: str | None = None) -> Iterator[str]:
+    """Have the imports of a local cluster's processes done meanwhile, and once for all of them.
+
+    A process is started that imports what workers need; workers are then copies of it. Whoever has
+    something to do before :func:`connected` enters this first, and both go on at the same time.
+
+    Parameters
+    ----------
+    scheduler : str, optional
+        As for :func:`connected`; nothing is started if it is given.
+
+    Yields
+    ------
+    str
+        How ``multiprocessing`` is to start workers.
+    """
+    server: Any = forkserver._forkserver
+    with _Server.lock:
+        # Python 3.10 cannot be kept from importing what lies in the current folder, and another's
+        # server has another environment.
+        usable = scheduler is None and sys.version_info >= (3, 11)
+        usable = usable and (_Server.users > 0 or server._forkserver_pid is None)
+        if usable:
+            if not _Server.users:
+                _start(server)
+            _Server.users += 1
+    if not usable:
+        yield "spawn"
+        return
+    try:
+        yield "forkserver"
+    finally:
+        with _Server.lock:
+            _Server.users -= 1
+            if not _Server.users:
+                server._stop()  # it would last as long as this process, with 100 MB
+
+
+def _start(server: Any) -> None:
+    """Start the process that is copied, with the environment of workers and our module path."""
+    place = {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONSAFEPATH": "1"}
+    environment = {key: str(value) for key, value in _WORKER_ENVIRONMENT.items()}
+    environment |= _ONE_THREAD | place
+    before = {key: os.environ.get(key) for key in environment}
+    os.environ.update(environment)
+    try:
+        server.set_forkserver_preload(_PRELOADED)
+        server.ensure_running()
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
 
 
 @contextlib.contextmanager

@@ -64,7 +64,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ubfabric.attributes import credit_warnings
-from ubfabric.cluster import check_cluster, connected, one_at_a_time
+from ubfabric.cluster import check_cluster, connected, fork_server, one_at_a_time
 from ubfabric.decode import generate_trace
 from ubfabric.distribution import QUANTILES
 from ubfabric.errors import (
@@ -761,25 +761,26 @@ def run_sweep(
     >>> table.plot("workload.serving.batch_per_npu", "tpot_ms")             # doctest: +SKIP
     """
     check_cluster(workers, scheduler)
-    loaded, label, place = load_sweep(spec)
-    points = plan_points(loaded, label, place)
-    keys = {key: _value_type(point.values.get(key) for point in points) for key in loaded.keys}
-    about = {
-        "schema": SWEEP_SCHEMA,
-        "ubfabric": metadata.version("ubfabric"),
-        "keys": {key: str(kind) for key, kind in keys.items()},
-        "keep_runs": loaded.keep_runs,
-        "base": _base_digest(loaded, label, place),
-    }
-    folder = _Folder(out, about, keys)
-    try:
-        missing = folder.missing(points)
-        folder.forget_failures(missing)
-        if missing:
-            _simulate_all(folder, points, missing, loaded.keep_runs, workers, scheduler, progress)
-        return folder.read(points)
-    finally:
-        folder.close()
+    with fork_server(scheduler):
+        loaded, label, place = load_sweep(spec)
+        points = plan_points(loaded, label, place)
+        keys = {key: _value_type(point.values.get(key) for point in points) for key in loaded.keys}
+        about = {
+            "schema": SWEEP_SCHEMA,
+            "ubfabric": metadata.version("ubfabric"),
+            "keys": {key: str(kind) for key, kind in keys.items()},
+            "keep_runs": loaded.keep_runs,
+            "base": _base_digest(loaded, label, place),
+        }
+        folder = _Folder(out, about, keys)
+        try:
+            missing = folder.missing(points)
+            folder.forget_failures(missing)
+            if missing:
+                _simulate_all(folder, points, missing, loaded.keep_runs, workers, scheduler, progress)
+            return folder.read(points)
+        finally:
+            folder.close()
 
 
 def _simulate_all(
