@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ _WORKER_ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": 1,
 }
 #: What the processes of a local cluster need, imported once and before any of them begins.
-_PRELOADED = ["distributed", "distributed.nanny", "scipy.stats", "ubfabric.sweep"]
+_PRELOADED = ["distributed", "distributed.nanny", "scipy.special", "ubfabric.sweep"]
 #: A process that forks must have no second thread: one that holds a lock would hold it for ever in
 #: the copy. The allocator in pyarrow starts one, those of the environment above are not started.
 _ONE_THREAD = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
@@ -38,7 +39,9 @@ one_at_a_time = threading.Lock()
 
 
 @contextlib.contextmanager
-def connected(workers: int | None = None, scheduler: str | None = None) -> Iterator[Client]:
+def connected(
+    workers: int | None = None, scheduler: str | None = None, *, dashboard: bool = False
+) -> Iterator[Client]:
     """Yield a client of a scheduler, or of a cluster that lasts as long as the context.
 
     Parameters
@@ -48,6 +51,8 @@ def connected(workers: int | None = None, scheduler: str | None = None) -> Itera
         has no limit, since one run may need most of it.
     scheduler : str, optional
         Address of a running scheduler, in place of a local cluster.
+    dashboard : bool, default False
+        Whether a local cluster has one; bokeh takes longer to import than a worker to begin.
 
     Raises
     ------
@@ -74,6 +79,10 @@ def connected(workers: int | None = None, scheduler: str | None = None) -> Itera
                 "distributed.worker.multiprocessing-method": method,
                 "distributed.scheduler.allowed-failures": ATTEMPTS - 1,
                 "distributed.worker.profile.enabled": False,
+                # each process looks 50 times a second how late its event loop is, and twice at
+                # what it uses: together a fiftieth of two cores
+                "distributed.admin.tick.interval": "1s",
+                "distributed.admin.system-monitor.interval": "5s",
                 "distributed.nanny.pre-spawn-environ": _WORKER_ENVIRONMENT,
             }
         ),
@@ -82,7 +91,7 @@ def connected(workers: int | None = None, scheduler: str | None = None) -> Itera
             threads_per_worker=1,
             processes=True,
             memory_limit=0,
-            dashboard_address="127.0.0.1:0",
+            dashboard_address="127.0.0.1:0" if dashboard else None,
             silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster) as client,
@@ -133,7 +142,10 @@ def fork_server(scheduler: str | None = None) -> Iterator[str]:
         with _Server.lock:
             _Server.users -= 1
             if not _Server.users:
-                server._stop()  # it would last as long as this process, with 100 MB
+                # it would last as long as this process, with 100 MB; nothing in it needs an end
+                # of its own, and taking its modules apart takes a tenth of a second
+                os.kill(server._forkserver_pid, signal.SIGTERM)
+                server._stop()
 
 
 def _start(server: Any) -> None:

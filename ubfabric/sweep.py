@@ -777,7 +777,9 @@ def run_sweep(
             missing = folder.missing(points)
             folder.forget_failures(missing)
             if missing:
-                _simulate_all(folder, points, missing, loaded.keep_runs, workers, scheduler, progress)
+                _simulate_all(
+                    folder, points, missing, loaded.keep_runs, workers, scheduler, progress
+                )
             return folder.read(points)
         finally:
             folder.close()
@@ -809,7 +811,7 @@ def _simulate_all(
         transient=True,
         disable=not shown,
     )
-    with connected(workers, scheduler) as client:
+    with connected(workers, scheduler, dashboard=shown) as client:
         if shown and client.dashboard_link and importlib.util.find_spec("bokeh"):
             console.print(f"dashboard: {client.dashboard_link}", soft_wrap=True, highlight=False)
         with bar:
