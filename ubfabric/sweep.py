@@ -293,7 +293,9 @@ def plan_points(spec: SweepSpec, label: str, folder: Path) -> list[SweepPoint]:
             with _naming(label, index + 1, values):
                 if graph is None:
                     graph = load_topology(simulation.topology)
-                checked = check_replay(graph, simulation.trace(), **simulation.settings)
+                trace = simulation.trace()
+                checked = check_replay(graph, trace, **simulation.settings)
+                content["layers"] = trace.metadata["layers"]
                 content["settings"] = asdict(checked.config) | {"threads": None}
                 bare = {key: unwrap(values[key]) for key in spec.keys if key in values}
             points[index] = SweepPoint(bare, digest(content)[:24], simulation)
@@ -317,7 +319,7 @@ def _naming(label: str, number: int, values: Mapping[str, Any]) -> Iterator[None
 def _resolve(
     spec: SweepSpec, values: Mapping[str, Any], folder: Path
 ) -> tuple[Simulation, dict[str, Any]]:
-    """Return what a worker needs for a point, and what decides its result."""
+    """Return what a worker needs for a point, and what decides its result but for the replay."""
     base: dict[str, Any] = {"topology": spec.topology, "workload": spec.workload}
     changes: dict[str, dict[str, Any]] = {part: {} for part in _PARTS}
     for key in sorted(values, key=lambda key: key.count(".")):  # a whole before its parts
@@ -349,7 +351,6 @@ def _resolve(
         "version": simulation.version,
         "topology": fabric,
         "workload": _workload_content(workload),
-        "layers": simulation.trace().metadata["layers"],
         "faults": run.faults,
     }
     return simulation, content
