@@ -45,3 +45,6 @@ def test_planes_over_mpi_give_the_times_of_one_process(ns3_tree):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "PASS ub-mpi" in done.stdout
+    skipped = [line for line in done.stdout.splitlines() if ": skipped: " in line]
+    if skipped:  # a suite that skips its cases passes, as where mpiexec refuses to run for root
+        pytest.skip(skipped[0])
