@@ -10,9 +10,11 @@ rank is taken to be as loaded as the most loaded one, since all meet in the disp
 Then gate, dispatch, experts and combine as in decode, in bulk: one transfer to each rank, by SDMA
 where ``messages.operation`` says so.
 
-A die has one stream of products and attention, and one of transfers for each microbatch, with what
-goes with them: packing, copying and the down-projections, 3 % of the products. With two
-microbatches one computes while the other's data move.
+A die has one stream of products and attention, and one of transfers for each microbatch. With two
+microbatches one computes while the other's data move. With staged attention packing, copying and the
+down-projections, 3 % of the products, go with the transfers, on vector cores beside the products; with
+data-parallel attention the stream of products does all that too, as in the CANN recipes: it packs,
+arranges what came by expert, and before the next layer sums what came back (``finalize``).
 
 Of a prompt with a cached prefix (``serving.prompts[].reused``) the rest is computed; its queries
 attend over all, so keys and values are made from the cached latents too. These are there from the
@@ -72,6 +74,10 @@ class PrefillStep(Step):
         #: Ranks that share a microbatch's prompts and its heads.
         self.sharing = self.n_ranks if self.is_staged else 1
         self.heads = attention.heads // self.sharing
+        #: Stages that copy what came, by phase.
+        self._copying = {phase: f"{phase}-copy" for phase in PHASES}
+        if not self.is_staged:
+            self._copying = {"dispatch": "arrange", "combine": "finalize"}
         parts = deal(self.spec.prompts, self.microbatches, _computed)
         if not self.is_staged:
             by_rank = [deal(part, self.n_ranks, _computed) for part in parts]
@@ -133,22 +139,35 @@ class PrefillStep(Step):
     def stages(self, plan: LayerPlan) -> list[Stage]:
         """Return the tasks of one rank in a layer, the microbatches interleaved."""
         if plan.label == "head":
-            return [Stage(kind, ALL_MICROBATCHES) for kind in ("head", "sampling", "host")]
-        groups = [["down", "heads", "output", "ffn"]]
+            last = [Stage(kind, ALL_MICROBATCHES) for kind in ("head", "sampling", "host")]
+            if self._finalizes(plan):
+                last[:0] = [self._stage("finalize", mb) for mb in range(self.microbatches)]
+            return last
         if self.is_staged:
             # Heads of both microbatches first, so that the other's hide each all-to-all.
             groups = [["down", GATHER, "heads", SCATTER], ["output", "ffn"]]
+            moe = [["gate", "dispatch", "dispatch-copy"], ["expert", "combine", "combine-copy"]]
+        else:
+            groups = [["down", "heads", "output", "ffn"]]
+            moe = [["gate", "pack", "dispatch"], ["arrange", "expert", "combine"]]
         if any(self.reused):
             groups[0].insert(1, CACHED)
         if plan.label == "moe":
-            groups[-1][-1:] = ["gate", "dispatch", "dispatch-copy"]
-            groups.append(["expert", "combine", "combine-copy"])
+            groups[-1][-1:] = moe[0]
+            groups.append(moe[1])
+        if self._finalizes(plan):
+            groups[0].insert(0, "finalize")
         return [
             self._stage(kind, microbatch)
             for group in groups
             for microbatch in range(self.microbatches)
             for kind in group
         ]
+
+    def _finalizes(self, plan: LayerPlan) -> bool:
+        """Return whether a layer begins with the sums of a MoE layer before it."""
+        follows = plan.label == "head" or plan.layer in self.moe_layers[1:]
+        return follows and not self.is_staged
 
     def _stage(self, kind: str, microbatch: int) -> Stage:
         if kind == CACHED:
@@ -176,7 +195,7 @@ class PrefillStep(Step):
                 for phase, messages in (("dispatch", there), ("combine", there[[1, 0, 2]])):
                     blocks.append(self._bulk(microbatch, phase, messages))
                     arrived = np.bincount(messages[1], messages[2], self.n_ranks)
-                    durations[f"{phase}-copy", microbatch] = self.copy_ps(phase, arrived)
+                    durations[self._copying[phase], microbatch] = self.copy_ps(phase, arrived)
         flows = self.flow_table(plan.layer, blocks) if blocks else empty_table("flows")
         return TraceChunk(plan.layer, plan.label, flows, self.task_table(position, durations))
 
@@ -236,16 +255,27 @@ class PrefillStep(Step):
             return 0
         if kind in ("head", "sampling"):
             return int(np.rint(self.times.time_ps(kind, plan.head_tokens)))
-        if kind == "dispatch":  # tokens are quantised into the buffer they are sent from
-            size = self.messages.dispatch.message_bytes(self.model.hidden_size)
-            a_token = self.model.hidden_size * BF16
-            a_token += (self.model.top_k + self.model.shared_experts) * size
-            return machine.launch + self._moved_ps(plan.tokens * a_token)
-        if kind in (GATHER, SCATTER, "combine"):
+        if kind == "finalize":  # every token of the rank comes back, whoever had its experts
+            return int(self.copy_ps("combine", np.array([self.tokens * self._copies]))[0])
+        if kind == "pack":
+            return self._packing_ps(plan)
+        if kind == "dispatch" and self.is_staged:
+            return machine.launch + self._packing_ps(plan)
+        if kind in (GATHER, SCATTER, *PHASES):
             return machine.launch
         kernels = self._kernels(kind, plan.tokens, stage.microbatch)
         time = sum(float(self.times.roofline_ps(work)) for work in kernels)
         return round(time / machine.efficiency.prefill) + len(kernels) * machine.launch
+
+    @property
+    def _copies(self) -> int:
+        """Experts that a token is sent to."""
+        return self.model.top_k + self.model.shared_experts
+
+    def _packing_ps(self, plan: LayerPlan) -> int:
+        """Return the time in which tokens are quantised into the buffer they are sent from."""
+        size = self.messages.dispatch.message_bytes(self.model.hidden_size)
+        return self._moved_ps(plan.tokens * (self.model.hidden_size * BF16 + self._copies * size))
 
     def _moved_ps(self, n_bytes: float) -> int:
         return round(n_bytes / self.memory_bytes_per_s * PS_PER_S)

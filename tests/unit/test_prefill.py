@@ -52,6 +52,30 @@ def test_microbatches_alternate_and_transfers_have_streams_of_their_own():
         assert of[1 + microbatch] == [(kind, microbatch) for kind in kinds]
 
 
+def test_with_data_parallel_attention_the_stream_of_products_copies_and_sums_before_the_next_layer():
+    trace = generate_trace(SMALL, layers=2, overrides={"serving.attention": "data"})
+    chunks = {(c.label, c.layer): c.tasks.to_pandas() for c in trace.chunks()}
+    names = [name for name in chunks if name[0] == "moe"]
+    before = ["down", "heads", "output", "gate", "pack"]
+    each = {names[0]: before, names[1]: ["finalize", *before]}
+    for name, kinds in each.items():
+        rows = chunks[name][chunks[name]["rank"] == 5]
+        of = {stream: list(zip(part.kind, part.microbatch, strict=True))
+              for stream, part in rows.groupby("stream")}  # fmt: skip
+        first = [(kind, microbatch) for microbatch in (0, 1) for kind in kinds]
+        second = [(kind, microbatch) for microbatch in (0, 1) for kind in ("arrange", "expert")]
+        assert of[0] == first + second
+        for microbatch in (0, 1):
+            assert of[1 + microbatch] == [("dispatch", microbatch), ("combine", microbatch)]
+    last = list(chunks.values())[-1]
+    kinds = ["finalize", "finalize", "head", "sampling", "host"]
+    assert list(last.loc[last["rank"] == 5, "kind"]) == kinds
+    # a rank sums the messages of its own tokens, as many as with staged attention
+    _, _, staged = moe(step())
+    sums = staged.loc[staged["kind"] == "combine-copy", "duration_ps"] / 1e6
+    assert sums.unique() == [us(step(serving__attention="data"), "finalize", label="head")]
+
+
 def test_a_stage_needs_the_one_before_it_and_a_layer_the_layer_before():
     prefill = step(SMALL)
     frames = [chunk.tasks.to_pandas() for chunk in prefill.chunks()]
@@ -132,8 +156,8 @@ def test_attention_by_data_has_all_heads_of_its_own_prompts():
     assert set(flows.phase) == {"dispatch", "combine"}
     assert set(tasks.stream[tasks.kind == "down"]) == {0}
     rows = tasks[(tasks["rank"] == 0) & (tasks.stream == 0)]
-    attention = ["down", "heads", "output", "gate"]
-    assert rows.kind.tolist() == [*attention, *attention, "expert", "expert"]
+    attention = ["down", "heads", "output", "gate", "pack"]
+    assert rows.kind.tolist() == [*attention, *attention, *["arrange", "expert"] * 2]
 
 
 def test_longer_prompts_cost_attention_more_and_products_the_same():
