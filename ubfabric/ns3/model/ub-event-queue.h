@@ -134,6 +134,7 @@ class UbEventQueue
         }
         m_base = event.timePs >> m_shift;
         Drop(isLate);
+        WarmUp();
         return true;
     }
 
@@ -173,7 +174,7 @@ class UbEventQueue
 
     /**
      * Look at each event that leaves soon, once.
-     * @tparam Visit What to call with the event.
+     * @tparam Visit What to call with the event and its number since the start.
      * @param [in,out] seen How many have been looked at since the start, by this caller.
      * @param [in] ahead How many events ahead to look.
      * @param [in] visit What to call.
@@ -185,7 +186,7 @@ class UbEventQueue
         size_t at = seen > m_nDropped + m_head ? seen - m_nDropped : m_head;
         for (; at < end; ++at)
         {
-            visit(m_open[at]);
+            visit(m_open[at], m_nDropped + at);
         }
         seen = m_nDropped + at;
     }
@@ -232,16 +233,20 @@ class UbEventQueue
          */
         bool operator()(const Event& a, const Event& b) const
         {
-            return a.timePs != b.timePs ? a.timePs < b.timePs : Rank(a) < Rank(b);
+            return Rank(a) < Rank(b);
         }
+
+        __extension__ using Wide = unsigned __int128; //!< holds all of an event
 
         /**
          * @param [in] event An event.
-         * @return Key and payload in one number that sorts.
+         * @return All of it in one number that sorts: many events have the same time, so that a
+         * branch on it would often be mispredicted.
          */
-        static uint64_t Rank(const Event& event)
+        static Wide Rank(const Event& event)
         {
-            return (uint64_t{event.key} << 32) | event.payload;
+            return (Wide{static_cast<uint64_t>(event.timePs)} << 64) | (uint64_t{event.key} << 32) |
+                   event.payload;
         }
     };
 
@@ -283,6 +288,23 @@ class UbEventQueue
         {
             m_late.clear();
             m_lateHead = 0;
+        }
+    }
+
+    /**
+     * Bring one more piece of the bucket that is opened next into the cache: only a piece says
+     * where the one after it is, so all at once would be a cache miss for each.
+     */
+    void WarmUp()
+    {
+        if (m_warm == NIL)
+        {
+            return;
+        }
+        m_warm = m_pieces[m_warm >> COUNT_BITS].next;
+        if (m_warm != NIL)
+        {
+            UbPrefetch(&m_pieces[m_warm >> COUNT_BITS]);
         }
     }
 
@@ -362,7 +384,7 @@ class UbEventQueue
         {
             Link(m_late[i]);
         }
-        m_nDropped += m_head;
+        m_nDropped += m_open.size(); // they come back under new numbers
         m_open.clear();
         m_head = 0;
         m_late.clear();
@@ -444,10 +466,14 @@ class UbEventQueue
                 m_summary[slot / 4096] &= ~(uint64_t{1} << (slot / 64 % 64));
             }
             // the next bucket is opened soon
-            const uint32_t next = m_heads[(slot + 1) & (N_BUCKETS - 1)];
-            if (next != NIL)
+            const uint64_t later = m_bits[slot / 64] & (~uint64_t{1} << (slot % 64));
+            const uint32_t next =
+                later != 0 ? slot / 64 * 64 + static_cast<uint32_t>(__builtin_ctzll(later))
+                           : (slot / 64 * 64 + 64) & (N_BUCKETS - 1);
+            m_warm = m_heads[next];
+            if (m_warm != NIL)
             {
-                UbPrefetch(&m_pieces[next >> COUNT_BITS]);
+                UbPrefetch(&m_pieces[m_warm >> COUNT_BITS]);
             }
         }
         while (!m_far.empty() && m_far.top().timePs >> m_shift == bucket)
@@ -471,6 +497,7 @@ class UbEventQueue
     uint64_t m_nClosed{0};                  //!< of which in lists and heap
     uint64_t m_nDropped{0};                 //!< events that have left m_open for good
     uint32_t m_free{NIL};                   //!< free pieces
+    uint32_t m_warm{NIL};                   //!< piece of the next bucket, as in Piece::next
     std::vector<Event> m_open;              //!< events of the open buckets, sorted
     std::vector<Event> m_late;              //!< events of the open buckets that came since, sorted
     std::pmr::vector<Piece> m_pieces;       //!< pool of pieces

@@ -64,7 +64,7 @@ class UbPathAdaptive : public UbPathPolicyOf<UbPathAdaptive>
                         const Backlog& backlogPs)
         {
             uint32_t& turn = next[group];
-            turn = Guess(group, nLinks, salt, 0);
+            turn = Next(group, nLinks, salt);
             uint32_t best = turn;
             int64_t leastPs = backlogPs(turn);
             for (uint32_t step = 1; step < nLinks && leastPs > 0; ++step)
@@ -84,9 +84,25 @@ class UbPathAdaptive : public UbPathPolicyOf<UbPathAdaptive>
          * @param [in] group The group.
          * @param [in] nLinks Number of links to choose from.
          * @param [in] salt Where the group starts.
-         * @return What Choose would look at first now.
+         * @param [in] nBefore Packets that choose before.
+         * @return What Choose would look at first then.
          */
-        uint32_t Guess(uint32_t group, uint32_t nLinks, uint64_t salt, uint32_t /* hash */) const
+        uint32_t Guess(uint32_t group,
+                       uint32_t nLinks,
+                       uint64_t salt,
+                       uint32_t /* hash */,
+                       uint32_t nBefore) const
+        {
+            return (Next(group, nLinks, salt) + nBefore) % nLinks;
+        }
+
+        /**
+         * @param [in] group The group.
+         * @param [in] nLinks Number of links to choose from.
+         * @param [in] salt Where the group starts.
+         * @return Whose turn it is.
+         */
+        uint32_t Next(uint32_t group, uint32_t nLinks, uint64_t salt) const
         {
             const uint32_t turn = next[group];
             return turn == UB_NONE ? UbReduce(UbMix(salt), nLinks)

@@ -25,8 +25,9 @@ namespace ns3
  *  - `uint32_t Hash(const UbInjection&) const`: 32 bits to remember in the packet;
  *  - `uint32_t Choose(uint32_t group, uint32_t nLinks, uint64_t salt, uint32_t hash)`: which of
  *    the group's links, from 0 to nLinks - 1; the salt differs from group to group;
- *  - `uint32_t Guess(uint32_t group, uint32_t nLinks, uint64_t salt, uint32_t hash) const`: what
- *    Choose would choose now, or may; large planes prefetch by it, and nothing else depends on it;
+ *  - `uint32_t Guess(uint32_t group, uint32_t nLinks, uint64_t salt, uint32_t hash,
+ *    uint32_t nBefore) const`: what Choose would choose, or may, after nBefore other packets;
+ *    large planes prefetch by it, and nothing else depends on it;
  *  - `static constexpr bool LOOKS_AT_PORTS`: if true, Choose has a fifth argument that says for
  *    each choice how long its port needs for what waits there, in picoseconds. A link that is
  *    faster than others stands in the group more than once, so that policies which know nothing

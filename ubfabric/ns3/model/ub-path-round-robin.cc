@@ -53,16 +53,32 @@ class UbPathRoundRobin : public UbPathPolicyOf<UbPathRoundRobin>
          */
         uint32_t Choose(uint32_t group, uint32_t nLinks, uint64_t salt, uint32_t /* hash */)
         {
-            return next[group] = Guess(group, nLinks, salt, 0);
+            return next[group] = Next(group, nLinks, salt);
         }
 
         /**
          * @param [in] group The group.
          * @param [in] nLinks Number of links to choose from.
          * @param [in] salt Where the group starts.
-         * @return What Choose would choose now.
+         * @param [in] nBefore Packets that choose before.
+         * @return What Choose would choose then.
          */
-        uint32_t Guess(uint32_t group, uint32_t nLinks, uint64_t salt, uint32_t /* hash */) const
+        uint32_t Guess(uint32_t group,
+                       uint32_t nLinks,
+                       uint64_t salt,
+                       uint32_t /* hash */,
+                       uint32_t nBefore) const
+        {
+            return (Next(group, nLinks, salt) + nBefore) % nLinks;
+        }
+
+        /**
+         * @param [in] group The group.
+         * @param [in] nLinks Number of links to choose from.
+         * @param [in] salt Where the group starts.
+         * @return Whose turn it is.
+         */
+        uint32_t Next(uint32_t group, uint32_t nLinks, uint64_t salt) const
         {
             const uint32_t turn = next[group];
             return turn == UB_NONE ? UbReduce(UbMix(salt), nLinks)

@@ -27,7 +27,8 @@ class UbPlaneEngine final : public UbPlane
      */
     UbPlaneEngine(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSettings& settings)
         : UbPlane(arrays, plane, settings),
-          m_policy(static_cast<uint32_t>(m_routes.groupStart.size() - 1))
+          m_policy(static_cast<uint32_t>(m_routes.groups.size())),
+          m_nGuessed(m_routes.groups.size(), 0)
     {
         if (m_isLarge)
         {
@@ -38,6 +39,27 @@ class UbPlaneEngine final : public UbPlane
     void Inject(const UbInjection& injection) override
     {
         InjectAs<F>(injection);
+    }
+
+    void Accept(std::vector<UbInjection>& injections) override
+    {
+        const size_t n = injections.size();
+        for (size_t i = 0; i < n; ++i)
+        {
+            if (!m_isSmall)
+            {
+                for (const uint32_t step : {0U, 1U, 2U})
+                {
+                    const size_t at = i + (INJECTION_STEPS - step) * INJECTIONS_APART;
+                    if (at < n)
+                    {
+                        PrefetchInjection(injections[at], step);
+                    }
+                }
+            }
+            InjectAs<F>(injections[i]);
+        }
+        injections.clear();
     }
 
     void RunBefore(int64_t limitPs) override
@@ -133,67 +155,84 @@ class UbPlaneEngine final : public UbPlane
     void LookAhead()
     {
         const auto each = [&](uint32_t step, const auto& visit) {
-            m_queue.LookAhead(
-                m_seen[step],
-                (N_STEPS - step) * EVENTS_APART,
-                [&](const UbEventQueue::Event& event) { visit(event.key, event.payload); });
+            m_queue.LookAhead(m_seen[step],
+                              (N_STEPS - step) * EVENTS_APART,
+                              [&](const UbEventQueue::Event& event, uint64_t number) {
+                                  visit(event, m_notes[number % N_NOTES]);
+                              });
         };
-        each(0, [&](uint32_t key, uint32_t payload) {
-            const uint32_t link = key & ((1U << KIND_SHIFT) - 1);
-            if (key >> KIND_SHIFT == HEAD)
+        each(0, [&](const UbEventQueue::Event& event, uint32_t& /* note */) {
+            const uint32_t link = event.key & ((1U << KIND_SHIFT) - 1);
+            if (event.key >> KIND_SHIFT == HEAD)
             {
-                UbPrefetch(&m_packets[payload]);
-                UbPrefetch(&m_lanes[uint64_t{link} * NLanes<F>()]);
+                UbPrefetch(&m_packets[event.payload]);
+                PrefetchCredits(link);
+                return;
             }
-            else
-            {
-                PrefetchLink(key >> KIND_SHIFT == MATCH ? payload : link);
-            }
+            PrefetchLink(event.key >> KIND_SHIFT == MATCH ? event.payload : link);
         });
-        each(1, [&](uint32_t key, uint32_t payload) {
-            if (key >> KIND_SHIFT == HEAD)
+        each(1, [&](const UbEventQueue::Event& event, uint32_t& note) {
+            if (event.key >> KIND_SHIFT == HEAD)
             {
-                const Packet& packet = m_packets[payload];
+                const Packet& packet = m_packets[event.payload];
                 UbPrefetch(&m_routes.table[RowOf(packet.atSwitch) + packet.dstClass]);
-                PrefetchRing(key & ((1U << KIND_SHIFT) - 1));
+                UbPrefetch(&m_inputs[m_firstInput[packet.atSwitch] + packet.atInput]);
+                PrefetchRing(event.key & ((1U << KIND_SHIFT) - 1));
+                return;
             }
-            else if (const uint32_t first = FirstWaiting(key, payload); first != UB_NONE)
+            note = FirstWaiting(event.key, event.payload);
+            if (note != UB_NONE)
             {
-                UbPrefetch(&m_packets[first]);
-                PrefetchTimes(payload);
-            }
-        });
-        each(2, [&](uint32_t key, uint32_t payload) {
-            if (key >> KIND_SHIFT == HEAD)
-            {
-                if (const uint32_t link = Guess(m_packets[payload]); link != UB_NONE)
-                {
-                    PrefetchLink(link);
-                }
-            }
-            else if (const uint32_t first = FirstWaiting(key, payload); first != UB_NONE)
-            {
-                if (const uint32_t in = m_packets[first].inLink; in != UB_NONE)
-                {
-                    UbPrefetch(&m_lanes[uint64_t{in} * NLanes<F>()]);
-                }
+                UbPrefetch(&m_packets[note]);
+                PrefetchTimes(event.payload);
             }
         });
-        each(3, [&](uint32_t key, uint32_t payload) {
-            if (key >> KIND_SHIFT == HEAD)
+        // A note is the packet that waits, then its input. Events that come in between shift
+        // those behind them, so it may be the note of another event.
+        each(2, [&](const UbEventQueue::Event& event, uint32_t& note) {
+            if (event.key >> KIND_SHIFT == HEAD)
             {
-                const Packet& packet = m_packets[payload];
-                if (const uint32_t link = Guess(packet); link != UB_NONE)
+                Packet& packet = m_packets[event.payload];
+                if (packet.next != UB_NONE)
                 {
-                    UbPrefetch(&m_inputs[m_links[link].firstInput + packet.atInput]);
-                    PrefetchTimes(link);
+                    return; // seen before, since others came in between
+                }
+                packet.next = Guess(packet);
+                if (packet.next != UB_NONE)
+                {
+                    PrefetchLink(packet.next);
                 }
             }
-            else if (const uint32_t first = FirstWaiting(key, payload); first != UB_NONE)
+            else if (note < m_packets.size())
             {
-                if (const uint32_t in = m_packets[first].inLink; in != UB_NONE)
+                note = m_packets[note].inLink;
+                if (note != UB_NONE)
                 {
-                    PrefetchRing(in);
+                    PrefetchCredits(note);
+                }
+            }
+        });
+        each(3, [&](const UbEventQueue::Event& event, uint32_t& note) {
+            if (event.key >> KIND_SHIFT != HEAD)
+            {
+                if (note < m_links.size())
+                {
+                    PrefetchRing(note);
+                }
+                return;
+            }
+            const uint32_t out = m_packets[event.payload].next;
+            if (out == UB_NONE)
+            {
+                return;
+            }
+            PrefetchTimes(out);
+            if (const Link& link = m_links[out]; link.dstSwitch == UB_NONE)
+            {
+                PrefetchCredits(out); // its credit returns at once
+                if ((link.flags & IS_SLOW_SINK) != 0)
+                {
+                    UbPrefetch(&m_sinks[link.sink]);
                 }
             }
         });
@@ -203,18 +242,30 @@ class UbPlaneEngine final : public UbPlane
      * @param [in] packet A packet that comes to a switch.
      * @return The link on which it will leave, most likely, or UB_NONE.
      */
-    uint32_t Guess(const Packet& packet) const
+    uint32_t Guess(const Packet& packet)
     {
-        const int32_t group = GroupOf(packet);
-        if (group < 0)
+        const int32_t way = WayOf(packet);
+        if (way < 0)
         {
             return UB_NONE;
         }
-        const uint32_t begin = m_routes.groupStart[group];
-        const uint32_t nLinks = m_routes.groupStart[group + 1] - begin;
-        const uint64_t salt = m_seed ^ (static_cast<uint64_t>(group) << 32);
-        const uint32_t choice = nLinks == 1 ? 0 : m_policy.Guess(group, nLinks, salt, packet.hash);
-        return m_routes.groupLink[begin + choice];
+        if ((way & ONE_LINK) != 0)
+        {
+            return way & ~ONE_LINK;
+        }
+        const Group& group = m_routes.groups[way];
+        const uint32_t choice =
+            m_policy.Guess(way, group.nLinks, SaltOf(group), packet.hash, m_nGuessed[way]++);
+        return m_routes.groupLink[group.begin + choice];
+    }
+
+    /**
+     * @param [in] group A group.
+     * @return What makes its choices differ from those of other groups.
+     */
+    uint64_t SaltOf(const Group& group) const
+    {
+        return m_seed ^ (uint64_t{group.number} << 32);
     }
 
     /**
@@ -241,6 +292,36 @@ class UbPlaneEngine final : public UbPlane
         return QueuesOf(waiting)[PlaceOf(waiting, link.nInputs, input)].head;
     }
 
+    /**
+     * Bring what a packet to come will touch into the cache.
+     * @param [in] injection The packet.
+     * @param [in] step How far to go: the ends of its path, its port, what its port points at.
+     */
+    void PrefetchInjection(const UbInjection& injection, uint32_t step) const
+    {
+        if (step == 0)
+        {
+            UbPrefetch(&m_routes.ends[injection.srcEndpoint]);
+            UbPrefetch(&m_routes.ends[injection.dstEndpoint]);
+            return;
+        }
+        const int64_t way = -(m_routes.ends[injection.srcEndpoint].out + 2);
+        if (injection.directLink != UB_NONE || way < ONE_LINK)
+        {
+            return;
+        }
+        const uint32_t link = static_cast<uint32_t>(way) & ~ONE_LINK;
+        const uint64_t lane = uint64_t{link} * NLanes<F>();
+        if (step == 1)
+        {
+            PrefetchLink(link);
+            UbPrefetch(&m_sourceQueues[lane]);
+            return;
+        }
+        PrefetchTimes(link);
+        UbPrefetch(m_sourceQueues[lane].waiting.data() + m_sourceQueues[lane].first);
+    }
+
     /// Bring an event of the open bucket to the cache, as far as the event names it.
     void PrefetchSoon() const
     {
@@ -263,12 +344,12 @@ class UbPlaneEngine final : public UbPlane
 
     /**
      * @param [in] packet A packet at a switch.
-     * @return The group of links by which it goes on, negative if there is none.
+     * @return The way by which it goes on, negative if there is none.
      */
-    int32_t GroupOf(const Packet& packet) const
+    int32_t WayOf(const Packet& packet) const
     {
-        const int32_t group = m_routes.table[RowOf(packet.atSwitch) + packet.dstClass];
-        return group < -1 ? m_routes.local[-(group + 2) + packet.dstSlot] : group;
+        const int32_t way = m_routes.table[RowOf(packet.atSwitch) + packet.dstClass];
+        return way < -1 ? m_routes.local[-(way + 2) + packet.dstSlot] : way;
     }
 
     /**
@@ -279,6 +360,15 @@ class UbPlaneEngine final : public UbPlane
     void Head(uint32_t index, int64_t nowPs)
     {
         Packet& packet = At(index);
+        const int32_t way = WayOf(packet);
+        if (packet.next != UB_NONE) // LookAhead has guessed where the packet goes
+        {
+            packet.next = UB_NONE;
+            if (way >= 0 && (way & ONE_LINK) == 0 && m_nGuessed[way] > 0)
+            {
+                --m_nGuessed[way];
+            }
+        }
         if (IsFifo<F>() && !IsFirstInLine(index, nowPs))
         {
             return;
@@ -292,13 +382,12 @@ class UbPlaneEngine final : public UbPlane
                             nowPs,
                             nowPs);
         }
-        const int32_t group = GroupOf(packet);
-        if (group < 0 || (m_nDead > 0 && m_switches[packet.atSwitch].isDead))
+        if (way < 0 || (m_nDead > 0 && m_switches[packet.atSwitch].isDead))
         {
             Lose(index, nowPs);
             return;
         }
-        const uint32_t out = Choose(static_cast<uint32_t>(group), packet, nowPs);
+        const uint32_t out = Choose(static_cast<uint32_t>(way), packet, nowPs);
         Link& link = m_links[out];
         UbPrefetch(&WaitingOf<F>(out, packet.lane)); // if it must wait
         if (GrantsWindows<F>() && (packet.bits & UB_CONGESTION_CAPABLE) != 0)
@@ -362,48 +451,53 @@ class UbPlaneEngine final : public UbPlane
         return m_policy.Hash(injection);
     }
 
-    uint32_t Choose(uint32_t group, const Packet& packet, int64_t nowPs) override
+    uint32_t Choose(uint32_t way, const Packet& packet, int64_t nowPs) override
     {
-        const uint32_t begin = m_routes.groupStart[group];
-        const uint32_t nLinks = m_routes.groupStart[group + 1] - begin;
-        if (nLinks == 1)
+        if ((way & ONE_LINK) != 0)
         {
-            return m_routes.groupLink[begin];
+            return way & ~ONE_LINK;
         }
-        const uint64_t salt = m_seed ^ (uint64_t{group} << 32);
+        const Group& group = m_routes.groups[way];
+        const uint32_t* links = &m_routes.groupLink[group.begin];
+        const uint64_t salt = SaltOf(group);
         if ((packet.bits & ORDERED) != 0)
         {
-            return m_routes.groupLink[begin + UbReduce(UbMix(salt ^ packet.hash), nLinks)];
+            return links[UbReduce(UbMix(salt ^ packet.hash), group.nLinks)];
         }
         if constexpr (PlanePart::LOOKS_AT_PORTS)
         {
             const auto backlogPs = [&](uint32_t choice) {
-                return PortBacklogPs(m_routes.groupLink[begin + choice], packet, nowPs);
+                return PortBacklogPs(links[choice], packet, nowPs);
             };
-            return m_routes
-                .groupLink[begin + m_policy.Choose(group, nLinks, salt, packet.hash, backlogPs)];
+            return links[m_policy.Choose(way, group.nLinks, salt, packet.hash, backlogPs)];
         }
         else
         {
-            return m_routes.groupLink[begin + m_policy.Choose(group, nLinks, salt, packet.hash)];
+            return links[m_policy.Choose(way, group.nLinks, salt, packet.hash)];
         }
     }
 
     void ResetPolicy(uint32_t nGroups) override
     {
         m_policy = PlanePart(nGroups);
+        m_nGuessed.assign(nGroups, 0);
     }
 
-    static constexpr uint32_t EVENTS_AHEAD = 3; //!< how far PrefetchSoon looks
-    static constexpr uint32_t N_STEPS = 4;      //!< steps of LookAhead
-    static constexpr uint32_t EVENTS_APART = 4; //!< events from step to step
-    static constexpr size_t FEW_LINKS = 1'000;  //!< links of planes that fit into a cache
-    static constexpr size_t MANY_LINKS = 8'000; //!< links of planes that fit into none
+    static constexpr uint32_t EVENTS_AHEAD = 3;     //!< how far PrefetchSoon looks
+    static constexpr uint32_t N_STEPS = 4;          //!< steps of LookAhead
+    static constexpr uint32_t EVENTS_APART = 4;     //!< events from step to step
+    static constexpr uint32_t INJECTION_STEPS = 3;  //!< steps of PrefetchInjection
+    static constexpr uint32_t INJECTIONS_APART = 3; //!< injections from step to step
+    static constexpr uint32_t N_NOTES = 32;         //!< events between first and last step, or more
+    static constexpr size_t FEW_LINKS = 1'000;      //!< links of planes that fit into a cache
+    static constexpr size_t MANY_LINKS = 8'000;     //!< links of planes that fit into none
 
-    PlanePart m_policy;                                 //!< the policy
+    PlanePart m_policy;               //!< the policy
+    std::vector<uint32_t> m_nGuessed; //!< by group: packets for which LookAhead has guessed
     const bool m_isSmall{m_links.size() <= FEW_LINKS};  //!< the plane is in the cache anyway
     const bool m_isLarge{m_links.size() >= MANY_LINKS}; //!< the plane is larger than caches
-    std::array<uint64_t, N_STEPS> m_seen{}; //!< by step: events that it has been taken for
+    std::array<uint64_t, N_STEPS> m_seen{};  //!< by step: events that it has been taken for
+    std::array<uint32_t, N_NOTES> m_notes{}; //!< what steps leave to those after them, by event
 };
 
 /**
@@ -462,9 +556,13 @@ struct UbHashedChoice
      * @param [in] nLinks Number of links to choose from.
      * @param [in] salt Differs from group to group.
      * @param [in] hash The packet's hash.
-     * @return What Choose chooses.
+     * @return What Choose chooses, whoever chooses before.
      */
-    uint32_t Guess(uint32_t group, uint32_t nLinks, uint64_t salt, uint32_t hash) const
+    uint32_t Guess(uint32_t group,
+                   uint32_t nLinks,
+                   uint64_t salt,
+                   uint32_t hash,
+                   uint32_t /* nBefore */) const
     {
         return Choose(group, nLinks, salt, hash);
     }

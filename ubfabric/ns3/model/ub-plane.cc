@@ -79,18 +79,17 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
             link.dstInput = static_cast<uint16_t>(nIn[dst]++);
         }
         link.srcSwitch = m_switchOf[src];
-        m_sinkShare.push_back(1.0);
         if (link.dstSwitch == UB_NONE && arrays.nodeMemoryWritePpm != nullptr &&
             arrays.nodeMemoryWritePpm[dst] < PPM)
         {
             link.flags |= IS_SLOW_SINK;
-            m_sinkShare.back() = arrays.nodeMemoryWritePpm[dst] / PPM;
+            link.sink = static_cast<uint32_t>(m_sinks.size());
+            m_sinks.push_back({0, arrays.nodeMemoryWritePpm[dst] / PPM});
         }
-        m_outputNumber.push_back(0);
         if (m_switchOf[src] != UB_NONE)
         {
             auto& outputs = m_switches[m_switchOf[src]].outputs;
-            m_outputNumber.back() = static_cast<uint32_t>(outputs.size());
+            link.outputNumber = static_cast<uint16_t>(outputs.size());
             outputs.push_back(m_localLink[number]);
         }
         m_links.push_back(link);
@@ -100,26 +99,24 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
     m_lanes.resize(uint64_t{nLinks} * m_nLanes);
     m_waiting.resize(m_lanes.size());
     m_sourceQueues.resize(m_lanes.size());
-    m_firstRings.resize(m_lanes.size() * FIRST_RING);
     m_deficit.assign(m_lanes.size(), 0);
     m_owed.assign(nLinks, 0);
     m_allowances.resize(settings.grantsWindows ? nLinks : 0);
     m_departures.resize(settings.creditReturn == UB_CREDIT_PIGGYBACK ? nLinks : 0);
-    m_firstTimes.resize(m_departures.size() * FIRST_TIMES);
-    for (uint32_t i = 0; i < m_departures.size(); ++i)
+    for (Departures& departures : m_departures)
     {
-        m_departures[i].times = &m_firstTimes[uint64_t{i} * FIRST_TIMES];
+        departures.times = departures.own.data();
     }
     uint32_t nInputs = 0;
-    for (Switch& chip : m_switches)
+    for (const Switch& chip : m_switches)
     {
-        chip.firstInput = nInputs;
+        m_firstInput.push_back(nInputs);
         nInputs += nIn[chip.node];
     }
     m_inputs.resize(nInputs);
     m_inLine.resize(settings.isFifo ? m_lanes.size() : 0);
     m_lineBusy.assign(m_inLine.size(), 0);
-    m_sinkFreePs.assign(nLinks, 0);
+    m_stalledSincePs.assign(nLinks, 0);
     for (uint32_t i = 0; i < nLinks; ++i)
     {
         // the two directions of a cable are neighbours in the fabric
@@ -158,7 +155,7 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
             waiting.bits = m_words.size();
             m_words.resize(m_words.size() + (nInputs + 63) / 64);
         }
-        link.firstInput = link.srcSwitch == UB_NONE ? 0 : m_switches[link.srcSwitch].firstInput;
+        link.firstInput = link.srcSwitch == UB_NONE ? 0 : m_firstInput[link.srcSwitch];
         int64_t returnPs = link.delayPs;
         if (settings.creditReturn != UB_CREDIT_IDEAL)
         {
@@ -176,8 +173,7 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
             Lane& lane = LaneOf<UB_ANY>(i, l);
             lane.credit = settings.isShared ? settings.laneFloorCells : m_capacity[i];
             lane.returnPs = static_cast<uint32_t>(returnPs);
-            lane.ring = &m_firstRings[(uint64_t{i} * m_nLanes + l) * FIRST_RING];
-            lane.ringMask = FIRST_RING - 1;
+            lane.ring = lane.own.data();
         }
         // a busy link has about two events for each packet of some kilobytes
         eventsPerPs +=
@@ -213,15 +209,16 @@ UbPlane::MakeRoutes(const UbFabricArrays& arrays) const
     Routes routes;
     const auto plane = arrays.linkPlane[m_linkNumber.empty() ? 0 : m_linkNumber[0]];
     const uint64_t row = uint64_t{plane} * arrays.nNodes;
-    routes.endpointClass.assign(arrays.endpointClass + row,
-                                arrays.endpointClass + row + arrays.nNodes);
-    routes.endpointSlot.assign(arrays.endpointSlot + row,
-                               arrays.endpointSlot + row + arrays.nNodes);
-    routes.endpointOut.assign(arrays.endpointOut + row, arrays.endpointOut + row + arrays.nNodes);
+    routes.ends.reserve(arrays.nNodes);
+    for (uint64_t at = row; at < row + arrays.nNodes; ++at)
+    {
+        routes.ends.push_back(
+            {arrays.endpointOut[at], arrays.endpointClass[at], arrays.endpointSlot[at]});
+    }
 
-    // groups of this plane, renumbered
-    std::vector<int32_t> groupOf(arrays.nGroups, -1);
-    routes.groupStart.push_back(0);
+    // groups of this plane, as ways
+    std::vector<int32_t> wayOf(arrays.nGroups, -1);
+    uint32_t nGroups = 0;
     for (uint32_t group = 0; group < arrays.nGroups; ++group)
     {
         const uint32_t begin = arrays.groupStart[group];
@@ -230,12 +227,19 @@ UbPlane::MakeRoutes(const UbFabricArrays& arrays) const
         {
             continue;
         }
-        groupOf[group] = static_cast<int32_t>(routes.groupStart.size() - 1);
+        const uint32_t number = nGroups++;
+        if (end - begin == 1)
+        {
+            wayOf[group] = static_cast<int32_t>(m_localLink[arrays.groupLink[begin]] | ONE_LINK);
+            continue;
+        }
+        wayOf[group] = static_cast<int32_t>(routes.groups.size());
+        routes.groups.push_back(
+            {static_cast<uint32_t>(routes.groupLink.size()), end - begin, number});
         for (uint32_t at = begin; at < end; ++at)
         {
             routes.groupLink.push_back(m_localLink[arrays.groupLink[at]]);
         }
-        routes.groupStart.push_back(static_cast<uint32_t>(routes.groupLink.size()));
     }
 
     // rows of this plane's switches, and of its endpoints with several ways out
@@ -245,9 +249,9 @@ UbPlane::MakeRoutes(const UbFabricArrays& arrays) const
     std::vector<std::vector<uint32_t>> members(nClasses);
     for (uint32_t node = 0; node < arrays.nNodes; ++node)
     {
-        if (routes.endpointClass[node] >= 0)
+        if (routes.ends[node].endpointClass >= 0)
         {
-            members[routes.endpointClass[node]].push_back(node);
+            members[routes.ends[node].endpointClass].push_back(node);
         }
     }
     std::unordered_map<int32_t, int32_t> localBase;
@@ -258,7 +262,7 @@ UbPlane::MakeRoutes(const UbFabricArrays& arrays) const
             int32_t entry = arrays.table[from + c];
             if (entry >= 0)
             {
-                entry = groupOf[entry];
+                entry = wayOf[entry];
             }
             else if (entry <= -2)
             {
@@ -269,14 +273,13 @@ UbPlane::MakeRoutes(const UbFabricArrays& arrays) const
                     // as many entries as the class has endpoints
                     for (const uint32_t node : members[c])
                     {
-                        const uint64_t to = uint64_t(found->second) + routes.endpointSlot[node];
+                        const uint64_t to = uint64_t(found->second) + routes.ends[node].slot;
                         if (routes.local.size() <= to)
                         {
                             routes.local.resize(to + 1, -1);
                         }
-                        const int32_t group =
-                            arrays.local[-(entry + 2) + routes.endpointSlot[node]];
-                        routes.local[to] = group < 0 ? -1 : groupOf[group];
+                        const int32_t group = arrays.local[-(entry + 2) + routes.ends[node].slot];
+                        routes.local[to] = group < 0 ? -1 : wayOf[group];
                     }
                 }
                 entry = -(found->second + 2);
@@ -292,13 +295,13 @@ UbPlane::MakeRoutes(const UbFabricArrays& arrays) const
     }
     for (uint32_t node = 0; node < arrays.nNodes; ++node)
     {
-        if (arrays.nodeIsEndpoint[node] != 0 && routes.endpointOut[node] >= 0)
+        if (arrays.nodeIsEndpoint[node] != 0 && routes.ends[node].out >= 0)
         {
-            routes.endpointOut[node] = static_cast<int64_t>(copyRow(routes.endpointOut[node]));
+            routes.ends[node].out = static_cast<int64_t>(copyRow(routes.ends[node].out));
         }
-        else if (arrays.nodeIsEndpoint[node] != 0 && routes.endpointOut[node] <= -2)
+        else if (arrays.nodeIsEndpoint[node] != 0 && routes.ends[node].out <= -2)
         {
-            routes.endpointOut[node] = -(groupOf[-(routes.endpointOut[node] + 2)] + 2);
+            routes.ends[node].out = -(wayOf[-(routes.ends[node].out + 2)] + 2);
         }
     }
     return routes;
@@ -434,45 +437,45 @@ UbPlane::InjectAs(const UbInjection& injection)
 void
 UbPlane::SetDestination(Packet& packet, uint32_t endpoint) const
 {
-    const int32_t dstClass = m_routes.endpointClass[endpoint];
+    const int32_t dstClass = m_routes.ends[endpoint].endpointClass;
     packet.dstClass = dstClass < 0 ? m_routes.nClasses : static_cast<uint32_t>(dstClass);
-    packet.dstSlot = static_cast<uint16_t>(std::max(0, m_routes.endpointSlot[endpoint]));
+    packet.dstSlot = static_cast<uint16_t>(std::max(0, m_routes.ends[endpoint].slot));
 }
 
 uint32_t
 UbPlane::WayOut(uint32_t endpoint, const Packet& packet, int64_t nowPs)
 {
-    const int64_t out = m_routes.endpointOut[endpoint];
-    int32_t group = -1;
+    const int64_t out = m_routes.ends[endpoint].out;
+    int32_t way = -1;
     if (out <= -2)
     {
-        group = static_cast<int32_t>(-(out + 2));
+        way = static_cast<int32_t>(-(out + 2));
     }
     else if (out >= 0)
     {
-        group = m_routes.table[out + packet.dstClass];
-        if (group <= -2)
+        way = m_routes.table[out + packet.dstClass];
+        if (way <= -2)
         {
-            group = m_routes.local[-(group + 2) + packet.dstSlot];
+            way = m_routes.local[-(way + 2) + packet.dstSlot];
         }
     }
-    return group < 0 ? UB_NONE : Choose(static_cast<uint32_t>(group), packet, nowPs);
+    return way < 0 ? UB_NONE : Choose(static_cast<uint32_t>(way), packet, nowPs);
 }
 
 bool
 UbPlane::HasRoute(uint32_t src, uint32_t dst) const
 {
-    const int32_t dstClass = m_routes.endpointClass[dst];
-    if (dstClass < 0 || m_routes.endpointClass[src] < 0)
+    const int32_t dstClass = m_routes.ends[dst].endpointClass;
+    if (dstClass < 0 || m_routes.ends[src].endpointClass < 0)
     {
         return false;
     }
     auto leads = [&](uint64_t row) {
         const int32_t entry = m_routes.table[row + dstClass];
         return entry >= 0 ||
-               (entry <= -2 && m_routes.local[-(entry + 2) + m_routes.endpointSlot[dst]] >= 0);
+               (entry <= -2 && m_routes.local[-(entry + 2) + m_routes.ends[dst].slot] >= 0);
     };
-    const int64_t out = m_routes.endpointOut[src];
+    const int64_t out = m_routes.ends[src].out;
     if (out >= 0)
     {
         return leads(static_cast<uint64_t>(out));
@@ -481,14 +484,16 @@ UbPlane::HasRoute(uint32_t src, uint32_t dst) const
     {
         return false;
     }
-    const uint32_t first = m_routes.groupLink[m_routes.groupStart[-(out + 2)]];
+    const auto way = static_cast<uint32_t>(-(out + 2));
+    const uint32_t first =
+        (way & ONE_LINK) != 0 ? way & ~ONE_LINK : m_routes.groupLink[m_routes.groups[way].begin];
     return leads(RowOf(m_links[first].dstSwitch));
 }
 
 int64_t
 UbPlane::BacklogPs(uint32_t src, int64_t nowPs) const
 {
-    const int64_t out = m_routes.endpointOut[src];
+    const int64_t out = m_routes.ends[src].out;
     int64_t least = UB_NEVER;
     auto look = [&](uint32_t link) {
         int64_t backlogPs = std::max<int64_t>(0, m_links[link].busyUntilPs - nowPs);
@@ -501,8 +506,14 @@ UbPlane::BacklogPs(uint32_t src, int64_t nowPs) const
     };
     if (out <= -2)
     {
-        const auto group = static_cast<uint32_t>(-(out + 2));
-        for (uint32_t at = m_routes.groupStart[group]; at < m_routes.groupStart[group + 1]; ++at)
+        const auto way = static_cast<uint32_t>(-(out + 2));
+        if ((way & ONE_LINK) != 0)
+        {
+            look(way & ~ONE_LINK);
+            return least;
+        }
+        const Group& group = m_routes.groups[way];
+        for (uint32_t at = group.begin; at < group.begin + group.nLinks; ++at)
         {
             look(m_routes.groupLink[at]);
         }
@@ -766,21 +777,21 @@ UbPlane::RetryRoomPs(uint32_t link, uint32_t bytes, int64_t nowPs)
 UbPlane::NoteDeparture(uint32_t link, int64_t nowPs)
 {
     Departures& departures = m_departures[link];
-    if (departures.count > departures.mask)
+    if (departures.count == departures.size)
     {
         // credits from before that are back by now in any case
         const int64_t oldPs = m_lastPs - departures.keptPs;
         while (departures.count > 0 && departures.At(0) < oldPs)
         {
-            departures.first = (departures.first + 1) & departures.mask;
+            departures.first = departures.Place(1);
             --departures.count;
         }
-        if (departures.count > departures.mask)
+        if (departures.count == departures.size)
         {
             GrowTimes(departures);
         }
     }
-    departures.times[(departures.first + departures.count++) & departures.mask] = nowPs;
+    departures.times[departures.Place(departures.count++)] = nowPs;
 }
 
 void
@@ -793,7 +804,7 @@ UbPlane::GrowTimes(Departures& departures)
     }
     departures.times = times.get();
     departures.first = 0;
-    departures.mask = 2 * departures.count - 1;
+    departures.size = 2 * departures.count;
     m_moreTimes.push_back(std::move(times));
 }
 
@@ -915,7 +926,7 @@ UbPlane::ReturnCredit(uint32_t linkIndex, Lane& lane, uint32_t cells, int64_t fr
         lane.ring[at & lane.ringMask] = {arrivalPs, cells};
     }
     if (__builtin_expect(lane.needsCredit ||
-                             (IsShared<F>() && m_links[linkIndex].stalledSincePs >= 0),
+                             (IsShared<F>() && (m_links[linkIndex].flags & STALLED) != 0),
                          false))
     {
         // what has come by now has woken the link before
@@ -1088,9 +1099,10 @@ UbPlane::Stall(uint32_t linkIndex, const Candidate& candidate, int64_t nowPs)
     if (candidate.isStalled)
     {
         m_links[m_reverse[linkIndex]].flags |= AWAITED;
-        if (link.stalledSincePs < 0)
+        if ((link.flags & STALLED) == 0)
         {
-            link.stalledSincePs = nowPs;
+            link.flags |= STALLED;
+            m_stalledSincePs[linkIndex] = nowPs;
             if (m_observer != nullptr)
             {
                 m_observer->CreditStall(nowPs, m_linkNumber[linkIndex]);
@@ -1137,7 +1149,7 @@ UbPlane::Match(uint32_t index, int64_t nowPs)
             Stall<F>(link, candidate, nowPs);
             return;
         }
-        m_inputs[m_links[link].firstInput + candidate.input].turn = m_outputNumber[link];
+        m_inputs[m_links[link].firstInput + candidate.input].turn = m_links[link].outputNumber;
         Send<F>(link, candidate, nowPs, true);
         return;
     }
@@ -1162,7 +1174,7 @@ UbPlane::Match(uint32_t index, int64_t nowPs)
             }
             const uint32_t turn = m_inputs[m_links[link].firstInput + candidate.input].turn;
             auto rank = [&](uint32_t output) {
-                return (m_outputNumber[output] + nOutputs - turn - 1) % nOutputs;
+                return (m_links[output].outputNumber + nOutputs - turn - 1) % nOutputs;
             };
             bool isAccepted = true;
             for (size_t j = 0; j < outputs.size() && isAccepted; ++j)
@@ -1182,7 +1194,8 @@ UbPlane::Match(uint32_t index, int64_t nowPs)
             const auto [link, candidate] = outputs[i];
             if (iteration == 0)
             {
-                m_inputs[m_links[link].firstInput + candidate.input].turn = m_outputNumber[link];
+                m_inputs[m_links[link].firstInput + candidate.input].turn =
+                    m_links[link].outputNumber;
             }
             outputs[i].first = UB_NONE;
             Send<F>(link, candidate, nowPs, iteration == 0);
@@ -1221,7 +1234,7 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
         // for the credit further below
         const uint64_t in = uint64_t{packet.inLink} * NLanes<F>();
         UbPrefetch(&m_lanes[in]);
-        UbPrefetch(&m_firstRings[in * FIRST_RING]);
+        UbPrefetch(&m_lanes[in].own);
     }
     const int64_t startPs =
         (link.flags & WATCHED) == 0 ? nowPs : StartWatched(linkIndex, packet, nowPs);
@@ -1264,10 +1277,10 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
     }
     ++link.packets;
     link.bytes += packet.wireBytes;
-    if (link.stalledSincePs >= 0)
+    if ((link.flags & STALLED) != 0)
     {
-        m_noCreditPs[linkIndex] += nowPs - link.stalledSincePs;
-        link.stalledSincePs = -1;
+        m_noCreditPs[linkIndex] += nowPs - m_stalledSincePs[linkIndex];
+        link.flags &= static_cast<uint8_t>(~STALLED);
     }
     if (CreditReturn<F>() == UB_CREDIT_PIGGYBACK)
     {
@@ -1322,6 +1335,7 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
     }
     if (link.dstSwitch != UB_NONE)
     {
+        packet.next = UB_NONE;
         packet.inLink = linkIndex;
         packet.atSwitch = link.dstSwitch;
         packet.atInput = link.dstInput;
@@ -1339,10 +1353,10 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
     int64_t tailPs = endPs + link.delayPs;
     if ((link.flags & IS_SLOW_SINK) != 0 && (packet.bits & UB_PACKET_WRITES) != 0)
     {
-        int64_t& freePs = m_sinkFreePs[linkIndex];
-        freePs = std::max(freePs, headPs) +
-                 std::llround(static_cast<double>(serialisePs) / m_sinkShare[linkIndex]);
-        tailPs = std::max(tailPs, freePs);
+        Sink& sink = m_sinks[link.sink];
+        sink.freePs = std::max(sink.freePs, headPs) +
+                      std::llround(static_cast<double>(serialisePs) / sink.share);
+        tailPs = std::max(tailPs, sink.freePs);
     }
     ReturnCredit<F>(linkIndex, lane, packet.cells, tailPs, nowPs);
     HandOver(index, tailPs, headPs, false);
@@ -1396,7 +1410,7 @@ UbPlane::WakeAwaiting(uint32_t link)
     for (uint32_t l = 0; l < NLanes<F>(); ++l)
     {
         const Lane& lane = LaneOf<F>(other, l);
-        if (lane.needsCredit || (IsShared<F>() && m_links[other].stalledSincePs >= 0))
+        if (lane.needsCredit || (IsShared<F>() && (m_links[other].flags & STALLED) != 0))
         {
             isAwaited = true;
             // what has arrived by now has woken the link before
@@ -1425,6 +1439,7 @@ UbPlane::NextInLine(uint32_t link, uint32_t lane, int64_t nowPs)
     }
     const uint32_t index = queue.head;
     queue.head = m_packets[index].next;
+    m_packets[index].next = UB_NONE;
     m_packets[index].bits |= IN_LINE;
     m_queue.Push(nowPs, (HEAD << KIND_SHIFT) | link, index);
 }
@@ -1507,12 +1522,12 @@ UbPlane::UseRoutes(int64_t nowPs)
 {
     // classes and slots get new numbers, and the packets under way must know their own
     std::vector<std::vector<uint32_t>> endpoints(m_routes.nClasses);
-    for (uint32_t node = 0; node < m_routes.endpointClass.size(); ++node)
+    for (uint32_t node = 0; node < m_routes.ends.size(); ++node)
     {
-        if (m_routes.endpointClass[node] >= 0)
+        if (m_routes.ends[node].endpointClass >= 0)
         {
-            auto& slots = endpoints[m_routes.endpointClass[node]];
-            const auto slot = static_cast<size_t>(m_routes.endpointSlot[node]);
+            auto& slots = endpoints[m_routes.ends[node].endpointClass];
+            const auto slot = static_cast<size_t>(m_routes.ends[node].slot);
             slots.resize(std::max(slots.size(), slot + 1), UB_NONE);
             slots[slot] = node;
         }
@@ -1536,7 +1551,7 @@ UbPlane::UseRoutes(int64_t nowPs)
             packet.dstClass = m_routes.nClasses; // cut off, as before
         }
     }
-    ResetPolicy(static_cast<uint32_t>(m_routes.groupStart.size() - 1));
+    ResetPolicy(static_cast<uint32_t>(m_routes.groups.size()));
     Reroute(nowPs);
 }
 
@@ -1622,10 +1637,10 @@ UbPlane::Drain(uint32_t linkIndex)
         lane.needsCredit = false;
     }
     link.nWaiting = 0;
-    if (link.stalledSincePs >= 0)
+    if ((link.flags & STALLED) != 0)
     {
-        m_noCreditPs[linkIndex] += std::max<int64_t>(0, m_lastPs - link.stalledSincePs);
-        link.stalledSincePs = -1;
+        m_noCreditPs[linkIndex] += std::max<int64_t>(0, m_lastPs - m_stalledSincePs[linkIndex]);
+        link.flags &= static_cast<uint8_t>(~STALLED);
     }
     return packets;
 }
@@ -1654,6 +1669,7 @@ UbPlane::Reroute(int64_t nowPs)
                 packet.bits |= REROUTED;
                 packet.bits |= m_settings.isFifo ? IN_LINE : 0;
                 packet.readyPs = nowPs;
+                packet.next = UB_NONE;
                 m_queue.Push(nowPs, (HEAD << KIND_SHIFT) | packet.inLink, index);
                 continue;
             }

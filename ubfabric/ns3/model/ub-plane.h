@@ -321,14 +321,7 @@ class UbPlane
      * Put packets into the ports of their sources.
      * @param [in,out] injections The packets; none are left.
      */
-    void Accept(std::vector<UbInjection>& injections)
-    {
-        for (const UbInjection& injection : injections)
-        {
-            Inject(injection);
-        }
-        injections.clear();
-    }
+    virtual void Accept(std::vector<UbInjection>& injections) = 0;
 
     /**
      * Process all events before a time.
@@ -456,7 +449,7 @@ class UbPlane
      */
     bool Reaches(uint32_t endpoint) const
     {
-        return m_routes.endpointClass[endpoint] >= 0;
+        return m_routes.ends[endpoint].endpointClass >= 0;
     }
 
     /**
@@ -524,12 +517,6 @@ class UbPlane
         RETRIED = 6, //!< a packet was spoilt; only while somebody listens
     };
 
-    /// Length of a ring of credits at first: one cache line holds it.
-    static constexpr uint32_t FIRST_RING = 4;
-
-    /// Length of a ring of departures at first, likewise.
-    static constexpr uint32_t FIRST_TIMES = 8;
-
     static constexpr uint32_t KIND_SHIFT = 29; //!< kind above, link below
     static constexpr uint8_t ORDERED = 128;    //!< packet keeps to the path of its hash
     static constexpr uint8_t IN_LINE = 64;     //!< packet waited behind others of its input
@@ -542,7 +529,7 @@ class UbPlane
         int64_t readyPs;       //!< not sent before
         int64_t waitedPs;      //!< time spent waiting in ports so far
         uint32_t serialisePs;  //!< time on a link of class rateClass
-        uint32_t next;         //!< next packet of the same queue
+        uint32_t next;         //!< next packet of the same queue; before HEAD the link, if guessed
         uint32_t flow;         //!< the flow, or UB_DEVICE_FLOW and a handle
         uint32_t tag;          //!< the transport's own
         uint32_t dstClass;     //!< class of the destination
@@ -568,7 +555,6 @@ class UbPlane
     {
         int64_t busyUntilPs{0};      //!< end of the transmission under way
         int64_t wakePs{UB_NEVER};    //!< time of the pending PORT event
-        int64_t stalledSincePs{-1};  //!< start of a wait for credit, -1 if none
         uint64_t bytes{0};           //!< bytes sent
         uint32_t packets{0};         //!< packets sent
         uint32_t delayPs{0};         //!< propagation, either way
@@ -579,8 +565,10 @@ class UbPlane
         uint16_t dstInput{0};        //!< number among the inputs of that switch
         uint16_t nInputs{1};         //!< inputs of the node that it leaves
         uint16_t rateClass{0};       //!< which rate
+        uint16_t outputNumber{0};    //!< number among the outputs of the switch at the start
         uint8_t lastLane{0};         //!< lane served last
         uint8_t flags{0};            //!< see LinkFlags
+        uint32_t sink{UB_NONE};      //!< the slow sink that it enters
     };
 
     static_assert(sizeof(Link) == 64, "a link is one cache line");
@@ -593,6 +581,7 @@ class UbPlane
         AWAITED = 4,       //!< the reverse link is out of credit and waits for packets to leave
         IS_SLOW_SINK = 8,  //!< it enters an endpoint that takes writes more slowly
         KEEPS_LITTLE = 16, //!< its retry buffer does not cover the round trip
+        STALLED = 32,      //!< it waits for credit
     };
 
     /// A credit on its way back.
@@ -602,25 +591,28 @@ class UbPlane
         uint32_t cells; //!< how much
     };
 
-    /// A virtual lane of a link. One cache line.
+    /// A virtual lane of a link. Two cache lines: the second is for credits that come back.
     struct alignas(64) Lane
     {
-        int64_t credit{0};           //!< cells free in the buffer at the end, as known here
-        Credit* ring{nullptr};       //!< credits on their way back, by time
-        int64_t restPs{0};           //!< when the start of the link knows of `rest`
-        uint32_t returnPs{0};        //!< from a free buffer to a credit, at most
-        uint32_t ringMask{0};        //!< its length, a power of two, less one
-        uint32_t ringHead{0};        //!< first credit on its way back
-        uint32_t ringCount{0};       //!< credits on their way back
-        uint32_t waitingBytes{0};    //!< bytes waiting to leave on the lane
-        uint32_t maxWaitingBytes{0}; //!< most bytes that waited
-        uint32_t nWaiting{0};        //!< packets waiting to leave on the lane
-        uint16_t lastInput{0};       //!< input served last
-        uint8_t rest{0};             //!< cells too few for the grain of a packet header
-        bool needsCredit{false};     //!< wake the link when a credit is on its way
+        static constexpr uint32_t N_OWN = 4; //!< credits that find room in here
+
+        int64_t credit{0};            //!< cells free in the buffer at the end, as known here
+        Credit* ring{nullptr};        //!< credits on their way back, by time
+        int64_t restPs{0};            //!< when the start of the link knows of `rest`
+        uint32_t returnPs{0};         //!< from a free buffer to a credit, at most
+        uint32_t ringMask{N_OWN - 1}; //!< length of the ring, a power of two, less one
+        uint32_t ringHead{0};         //!< first credit on its way back
+        uint32_t ringCount{0};        //!< credits on their way back
+        uint32_t waitingBytes{0};     //!< bytes waiting to leave on the lane
+        uint32_t maxWaitingBytes{0};  //!< most bytes that waited
+        uint32_t nWaiting{0};         //!< packets waiting to leave on the lane
+        uint16_t lastInput{0};        //!< input served last
+        uint8_t rest{0};              //!< cells too few for the grain of a packet header
+        bool needsCredit{false};      //!< wake the link when a credit is on its way
+        alignas(64) std::array<Credit, N_OWN> own; //!< the ring, unless there are more
     };
 
-    static_assert(sizeof(Lane) == 64, "a lane is one cache line");
+    static_assert(sizeof(Lane) == 128, "a lane is two cache lines");
 
     /// A queue of packets from one input to one output on one lane.
     struct Queue
@@ -664,6 +656,13 @@ class UbPlane
         uint32_t turn{0};  //!< output that it accepted last
     };
 
+    /// The memory of an endpoint that takes writes more slowly than a link brings them.
+    struct Sink
+    {
+        int64_t freePs{0}; //!< when it has taken what came
+        double share{1.0}; //!< its rate over the rate of the link
+    };
+
     /// A packet that waited at its source.
     struct AtSource
     {
@@ -680,14 +679,28 @@ class UbPlane
         uint64_t maxBytes{0};          //!< most bytes that waited
     };
 
-    /// Times at which packets left on a link, for credits that ride on them.
-    struct Departures
+    /// Times at which packets left on a link, for credits that ride on them. One cache line, and
+    /// all that most ever need.
+    struct alignas(64) Departures
     {
-        int64_t* times{nullptr}; //!< ring of times, rising
-        uint32_t mask{7};        //!< its length, a power of two, less one
-        uint32_t first{0};       //!< first that may still matter
-        uint32_t count{0};       //!< how many
-        uint32_t keptPs{0};      //!< how long they may matter
+        static constexpr uint32_t N_OWN = 5; //!< times that find room in here
+
+        int64_t* times{nullptr};        //!< ring of times, rising
+        uint32_t size{N_OWN};           //!< its length
+        uint32_t first{0};              //!< first that may still matter
+        uint32_t count{0};              //!< how many
+        uint32_t keptPs{0};             //!< how long they may matter
+        std::array<int64_t, N_OWN> own; //!< the ring, unless there are more
+
+        /**
+         * @param [in] i Which, up to the one after the last.
+         * @return Its place in the ring.
+         */
+        uint32_t Place(uint32_t i) const
+        {
+            const uint32_t place = first + i;
+            return place < size ? place : place - size;
+        }
 
         /**
          * @param [in] i Which.
@@ -695,15 +708,16 @@ class UbPlane
          */
         int64_t At(uint32_t i) const
         {
-            return times[(first + i) & mask];
+            return times[Place(i)];
         }
     };
+
+    static_assert(sizeof(Departures) == 64, "departures are one cache line");
 
     /// A switch.
     struct Switch
     {
         uint32_t node{UB_NONE};        //!< its number in the fabric
-        uint32_t firstInput{0};        //!< first of its inputs
         bool isDead{false};            //!< loses all that it holds
         std::vector<uint32_t> outputs; //!< links that leave it
     };
@@ -758,17 +772,34 @@ class UbPlane
         int64_t busyPs{0};             //!< time spent sending, in vain or not
     };
 
-    /// Tables of routes.
+    /// Links to choose from; there are two at least.
+    struct Group
+    {
+        uint32_t begin;  //!< first of them in Routes::groupLink
+        uint32_t nLinks; //!< how many
+        uint32_t number; //!< number among all groups of the plane, those of one link included
+    };
+
+    /// Bit of a way that is a single link, as nearly all are; the link is below.
+    static constexpr uint32_t ONE_LINK = 1U << 30;
+
+    /// What routes know of a node, as an end of them.
+    struct End
+    {
+        int64_t out;           //!< way out: -(way + 2), or start of a row of ways; -1 for none
+        int32_t endpointClass; //!< class, -1: not attached
+        int32_t slot;          //!< slot in the class
+    };
+
+    /// Tables of routes. A way is a link and ONE_LINK, or else the number of a group.
     struct Routes
     {
-        UbHugeVector<int32_t> endpointClass; //!< class of each node, -1: not attached
-        UbHugeVector<int32_t> endpointSlot;  //!< slot of each node
-        UbHugeVector<int64_t> endpointOut;   //!< way out of each node: group or row
-        UbHugeVector<int32_t> table;       //!< rows of groups by destination class: switches, rest
-        UbHugeVector<int32_t> local;       //!< groups of the last hop
-        UbHugeVector<uint32_t> groupStart; //!< start of each group in groupLink
-        UbHugeVector<uint32_t> groupLink;  //!< links of the groups
-        uint32_t nClasses{0};              //!< classes; rows have an entry more, for nowhere
+        UbHugeVector<End> ends;          //!< by node
+        UbHugeVector<int32_t> table;     //!< rows of ways by destination class: switches, rest
+        UbHugeVector<int32_t> local;     //!< ways of the last hop
+        std::vector<Group> groups;       //!< groups of several links
+        std::vector<uint32_t> groupLink; //!< their links
+        uint32_t nClasses{0};            //!< classes; rows have an entry more, for nowhere
     };
 
     /// What changes at a time.
@@ -1259,13 +1290,13 @@ class UbPlane
     virtual uint32_t PathHash(const UbInjection& injection) const = 0;
 
     /**
-     * Choose among the links of a group.
-     * @param [in] group The group.
+     * Choose among the links of a way.
+     * @param [in] way The way.
      * @param [in] packet The packet.
      * @param [in] nowPs The time.
      * @return The link.
      */
-    virtual uint32_t Choose(uint32_t group, const Packet& packet, int64_t nowPs) = 0;
+    virtual uint32_t Choose(uint32_t way, const Packet& packet, int64_t nowPs) = 0;
 
     /**
      * @param [in] link An output.
@@ -1290,10 +1321,9 @@ class UbPlane
      */
     void PrefetchLink(uint32_t link) const
     {
-        const uint64_t lane = uint64_t{link} * m_nLanes;
         UbPrefetch(&m_links[link]);
-        UbPrefetch(&m_lanes[lane]);
-        UbPrefetch(&m_waiting[lane]);
+        UbPrefetch(&m_lanes[uint64_t{link} * m_nLanes]);
+        UbPrefetch(&m_waiting[uint64_t{link} * m_nLanes]);
         if (!m_departures.empty())
         {
             UbPrefetch(&m_departures[link]);
@@ -1301,7 +1331,18 @@ class UbPlane
     }
 
     /**
-     * Bring into the cache where a departure will be noted.
+     * Bring into the cache where a credit of a link is noted.
+     * @param [in] link The link.
+     */
+    void PrefetchCredits(uint32_t link) const
+    {
+        const Lane& lane = m_lanes[uint64_t{link} * m_nLanes];
+        UbPrefetch(&lane);
+        UbPrefetch(&lane.own);
+    }
+
+    /**
+     * Bring into the cache where a departure will be noted, if not with the link.
      * @param [in] link A link that is in the cache.
      */
     void PrefetchTimes(uint32_t link) const
@@ -1309,19 +1350,25 @@ class UbPlane
         if (!m_departures.empty())
         {
             const Departures& departures = m_departures[link];
-            UbPrefetch(&departures.times[(departures.first + departures.count) & departures.mask]);
+            if (departures.size > Departures::N_OWN)
+            {
+                UbPrefetch(&departures.times[departures.Place(departures.count)]);
+            }
         }
     }
 
     /**
-     * Bring into the cache where a credit on its way back will be noted.
+     * Bring into the cache where a credit on its way back will be noted, if not with the lane.
      * @param [in] link A link whose first lane is in the cache.
      */
     void PrefetchRing(uint32_t link) const
     {
         const Lane& lane = m_lanes[uint64_t{link} * m_nLanes];
-        UbPrefetch(&lane.ring[lane.ringHead]);
-        UbPrefetch(&lane.ring[(lane.ringHead + lane.ringCount) & lane.ringMask]);
+        if (lane.ringMask >= Lane::N_OWN)
+        {
+            UbPrefetch(&lane.ring[lane.ringHead]);
+            UbPrefetch(&lane.ring[(lane.ringHead + lane.ringCount) & lane.ringMask]);
+        }
     }
 
     /**
@@ -1340,18 +1387,18 @@ class UbPlane
     std::array<std::vector<uint32_t>, 8> m_freeQueues; //!< unused ones, by log2 of their number
     std::vector<Switch> m_switches;                    //!< switches of the plane
     std::vector<int64_t> m_forwardPs;                  //!< by switch: head in to head out
+    std::vector<uint32_t> m_firstInput;                //!< by switch: first of its inputs
     uint32_t m_nDead{0};                               //!< switches that are dead
     std::pmr::vector<Input> m_inputs{&m_memory};       //!< inputs of the switches
     std::pmr::vector<Packet> m_packets{&m_memory};     //!< pool of packets
+    std::pmr::vector<Sink> m_sinks{&m_memory};         //!< slow sinks
     std::pmr::vector<uint32_t> m_reverse{&m_memory};   //!< the other direction of each link's cable
     std::pmr::vector<int64_t> m_noCreditPs{&m_memory}; //!< by link: time waiting for credit
     std::pmr::vector<SourceQueue> m_sourceQueues{
         &m_memory}; //!< [link][lane], used where links leave endpoints
-    std::pmr::vector<Credit> m_firstRings{&m_memory};     //!< rings as they are at first, all lanes
     std::pmr::vector<Departures> m_departures{&m_memory}; //!< by link
-    std::pmr::vector<int64_t> m_firstTimes{&m_memory}; //!< rings of departures as they are at first
-    std::vector<std::pair<uint32_t, uint32_t>> m_sent; //!< flow and bytes, by record
-    std::vector<uint32_t> m_freeSent;                  //!< unused records
+    std::vector<std::pair<uint32_t, uint32_t>> m_sent;    //!< flow and bytes, by record
+    std::vector<uint32_t> m_freeSent;                     //!< unused records
     std::vector<int64_t> m_deficit;   //!< [link][lane] bytes that the lane may still send
     std::vector<UbDelivery> m_outbox; //!< deliveries for the endpoints
     std::vector<UbPacketAccount> m_accountOutbox; //!< accounts of the deliveries
@@ -1572,11 +1619,9 @@ class UbPlane
     std::unordered_map<uint32_t, Unacknowledged> m_unacknowledged; //!< of links that keep little
     std::vector<uint32_t> m_owed; //!< by link: control blocks not yet paid for
     std::vector<std::unique_ptr<int64_t[]>> m_moreTimes; //!< rings that grew
-    std::vector<uint32_t> m_outputNumber; //!< by link: number among the outputs of its switch
-    std::vector<Queue> m_inLine;          //!< [link][lane] packets behind the first of an input
-    std::vector<uint8_t> m_lineBusy;      //!< [link][lane] the first of the line is at an output
-    std::vector<int64_t> m_sinkFreePs;    //!< by link: when memory has taken what came
-    std::vector<double> m_sinkShare;      //!< by link: rate of writes over the rate of the link
+    std::vector<Queue> m_inLine;           //!< [link][lane] packets behind the first of an input
+    std::vector<uint8_t> m_lineBusy;       //!< [link][lane] the first of the line is at an output
+    std::vector<int64_t> m_stalledSincePs; //!< by link: start of its wait for credit, if STALLED
     std::unordered_map<uint32_t, Watch> m_watches;      //!< watched links
     std::vector<Change> m_changes;                      //!< what changes in the course of the run
     std::deque<Routes> m_comingRoutes;                  //!< routes to take on

@@ -312,8 +312,9 @@ class UbEventQueueAheadTestCase : public TestCase
         {
             NS_TEST_ASSERT_MSG_EQ(queue.PopBefore(UB_NEVER, event), true, "event " << i);
             NS_TEST_ASSERT_MSG_EQ(event.payload, i, "order");
-            queue.LookAhead(seen, 5, [&](const UbEventQueue::Event& next) {
+            queue.LookAhead(seen, 5, [&](const UbEventQueue::Event& next, uint64_t number) {
                 NS_TEST_EXPECT_MSG_EQ(next.payload, ++nVisited, "seen once, in order");
+                NS_TEST_EXPECT_MSG_EQ(number, nVisited, "numbered from the start");
             });
             NS_TEST_ASSERT_MSG_EQ(nVisited, std::min(i + 5, 999U), "as far as asked for");
         }
