@@ -11,10 +11,11 @@ Then gate, dispatch, experts and combine as in decode, in bulk: one transfer to 
 where ``messages.operation`` says so.
 
 A die has one stream of products and attention, and one of transfers for each microbatch. With two
-microbatches one computes while the other's data move. With staged attention packing, copying and the
-down-projections, 3 % of the products, go with the transfers, on vector cores beside the products; with
-data-parallel attention the stream of products does all that too, as in the CANN recipes: it packs,
-arranges what came by expert, and before the next layer sums what came back (``finalize``).
+microbatches one computes while the other's data move. With staged attention packing, copying and
+the down-projections, 3 % of the products, go with the transfers, on vector cores beside the
+products; with data-parallel attention the stream of products does all that too, as in the CANN
+recipes: it packs, arranges what came by expert, and before the next layer sums what came back
+(``finalize``).
 
 Of a prompt with a cached prefix (``serving.prompts[].reused``) the rest is computed; its queries
 attend over all, so keys and values are made from the cached latents too. These are there from the

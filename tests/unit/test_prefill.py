@@ -52,7 +52,7 @@ def test_microbatches_alternate_and_transfers_have_streams_of_their_own():
         assert of[1 + microbatch] == [(kind, microbatch) for kind in kinds]
 
 
-def test_with_data_parallel_attention_the_stream_of_products_copies_and_sums_before_the_next_layer():
+def test_with_data_parallel_attention_the_stream_of_products_packs_arranges_and_finalizes():
     trace = generate_trace(SMALL, layers=2, overrides={"serving.attention": "data"})
     chunks = {(c.label, c.layer): c.tasks.to_pandas() for c in trace.chunks()}
     names = [name for name in chunks if name[0] == "moe"]

@@ -23,7 +23,11 @@ def tokens_at(tmp_path, changes=None, **serving):
 @pytest.mark.validation
 @pytest.mark.parametrize(
     ("batch", "microbatches"),
-    [(96, 2), pytest.param(24, 2, marks=pytest.mark.slow), pytest.param(8, 1, marks=pytest.mark.slow)],
+    [
+        (96, 2),
+        pytest.param(24, 2, marks=pytest.mark.slow),
+        pytest.param(8, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_tpot_is_within_a_twentieth_of_the_papers_row(batch, microbatches, tmp_path):
     """Predicted; measured +0.5 % at batch 96, -2.5 % at batch 24, +2.4 % at batch 8."""
