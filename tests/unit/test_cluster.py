@@ -20,15 +20,19 @@ def ask(workers, question):
         return list(client.run(question).values())
 
 
-def parent():
-    """Return, on a worker, the process it is a copy of and how many threads that one has."""
-    status = Path(f"/proc/{os.getppid()}/status").read_text().split()
-    return os.getppid(), int(status[status.index("Threads:") + 1])
+def parents(workers):
+    """Return for each worker the process it is a copy of and how many threads that one has."""
+
+    def parent():  # within a function, so that a worker gets it and not the name of this module
+        status = Path(f"/proc/{os.getppid()}/status").read_text().split()
+        return os.getppid(), int(status[status.index("Threads:") + 1])
+
+    return ask(workers, parent)
 
 
 @forks
 def test_workers_are_copies_of_one_process_of_one_thread():
-    answers = ask(2, parent)
+    answers = parents(2)
     assert len(answers) == 2
     assert len(set(answers)) == 1
     pid, threads = answers[0]
@@ -41,7 +45,7 @@ def test_workers_are_copies_of_one_process_of_one_thread():
 def test_the_process_that_is_copied_lasts_as_long_as_somebody_needs_it():
     with fork_server() as method:
         assert method == "forkserver"
-        pids = {pid for _ in range(2) for pid, _ in ask(1, parent)}
+        pids = {pid for _ in range(2) for pid, _ in parents(1)}
         assert len(pids) == 1
         assert Path(f"/proc/{pids.pop()}").exists()
     assert forkserver._forkserver._forkserver_pid is None
@@ -67,7 +71,7 @@ def test_a_fork_server_of_somebody_else_is_left_alone():
     process.join()
     theirs = forkserver._forkserver._forkserver_pid
     try:
-        assert ask(1, parent)[0][0] == os.getpid()
+        assert parents(1)[0][0] == os.getpid()
         assert forkserver._forkserver._forkserver_pid == theirs
     finally:
         forkserver._forkserver._stop()
