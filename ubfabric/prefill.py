@@ -300,17 +300,19 @@ class PrefillStep(Step):
                 computed * reused + computed * (computed + 1) // 2
                 for computed, reused in self.prompts[microbatch]
             )
-            latents = Work({}, with_cache * attention.kv_lora_rank * QUANTISED)
             queries = _product(every, rank, self.heads * qk, operators.prologue.precision)
             keys = self.heads * (attention.qk_nope_head_dim + attention.v_head_dim)
-            values = _product(
-                with_cache, attention.kv_lora_rank, keys, operators.prologue.precision
-            )
+            # The weights that decode absorbs, so in their precision.
+            precision = operators.prologue.absorbed
+            values = _product(with_cache, attention.kv_lora_rank, keys, precision)
             rotated = Work({}, every * self.heads * attention.qk_rope_head_dim * 2 * BF16)
             ops = 2 * self.heads * pairs * (qk + attention.v_head_dim)
             read = (every + with_cache) * self.heads * (qk + attention.v_head_dim) * BF16
             fused = Work({operators.attention.precision: ops}, read, "attention")
-            return [latents, queries, values, rotated, fused]
+            kernels = [queries, values, rotated, fused]
+            if precision == "int8":
+                kernels.insert(0, Work({}, with_cache * attention.kv_lora_rank * QUANTISED))
+            return kernels
         if kind == "output":
             out = attention.heads * attention.v_head_dim
             quantised = Work({}, tokens * out * QUANTISED)
