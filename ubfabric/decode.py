@@ -107,8 +107,8 @@ class DecodeStep(Step):
 
         A plan as engineers make it before a run: cube cores one by one, vector cores in
         proportion, by the times of the operators and what messages cost the cores of the rank
-        that has most to do in a microbatch of the first MoE layer simulated. Wires have no part in
-        it; what a layer takes is for the replay to say.
+        that has most to do in a microbatch of the model's first MoE layer, whichever layers are
+        simulated. Wires have no part in it; what a layer takes is for the replay to say.
 
         Returns
         -------
@@ -117,6 +117,7 @@ class DecodeStep(Step):
         """
         die = self.spec.machine.die
         plan = next(plan for plan in self.plans if plan.label == "moe")
+        plan = replace(plan, layer=self.model.dense_layers)
         placement = self.place(plan.layer)
         tokens_by_slot = slot_tokens(
             placement.assign_replicas(self.route(plan, 0)), placement, plan.tokens

@@ -207,6 +207,17 @@ def test_balanced_cores_are_those_with_the_shortest_longer_stream(batch, kv_toke
     assert min(longest, key=longest.get) == chosen
 
 
+def test_cores_are_the_same_whichever_layers_are_simulated():
+    skewed = {"gate": {"policy": "dirichlet", "concentration": 1.0}}
+    shares = {
+        generate_trace(REFERENCE, layers=layers, overrides=skewed).metadata["stream_cores"][
+            "attention"
+        ]["cube_cores"]
+        for layers in ([3], [20], [40], [57, 60])
+    }
+    assert len(shares) == 1
+
+
 def test_a_stream_has_the_least_cores_even_where_others_would_be_balanced():
     cores = generate_trace("decode-ep8-sample", layers=1).metadata["stream_cores"]
     assert cores["attention"] == {"cube_cores": 8, "vector_cores": 16}
