@@ -29,24 +29,12 @@ class UbPathAdaptive : public UbPathPolicyOf<UbPathAdaptive>
     }
 
     /// The part that lives in a plane.
-    struct InPlane
+    struct InPlane : UbPathTurns
     {
+        using UbPathTurns::UbPathTurns;
+
         /// Whether Choose wants to know what waits in the ports.
         static constexpr bool LOOKS_AT_PORTS = true;
-
-        /// @param [in] nGroups Number of groups of the plane.
-        explicit InPlane(uint32_t nGroups)
-            : next(nGroups, UB_NONE)
-        {
-        }
-
-        /**
-         * @return Nothing: the ports decide.
-         */
-        uint32_t Hash(const UbInjection& /* injection */) const
-        {
-            return 0;
-        }
 
         /**
          * @tparam Backlog What says how long a port is busy.
@@ -63,8 +51,7 @@ class UbPathAdaptive : public UbPathPolicyOf<UbPathAdaptive>
                         uint32_t /* hash */,
                         const Backlog& backlogPs)
         {
-            uint32_t& turn = next[group];
-            turn = Next(group, nLinks, salt);
+            const uint32_t turn = Take(group, nLinks, salt);
             uint32_t best = turn;
             int64_t leastPs = backlogPs(turn);
             for (uint32_t step = 1; step < nLinks && leastPs > 0; ++step)
@@ -79,37 +66,6 @@ class UbPathAdaptive : public UbPathPolicyOf<UbPathAdaptive>
             }
             return best;
         }
-
-        /**
-         * @param [in] group The group.
-         * @param [in] nLinks Number of links to choose from.
-         * @param [in] salt Where the group starts.
-         * @param [in] nBefore Packets that choose before.
-         * @return What Choose would look at first then.
-         */
-        uint32_t Guess(uint32_t group,
-                       uint32_t nLinks,
-                       uint64_t salt,
-                       uint32_t /* hash */,
-                       uint32_t nBefore) const
-        {
-            return (Next(group, nLinks, salt) + nBefore) % nLinks;
-        }
-
-        /**
-         * @param [in] group The group.
-         * @param [in] nLinks Number of links to choose from.
-         * @param [in] salt Where the group starts.
-         * @return Whose turn it is.
-         */
-        uint32_t Next(uint32_t group, uint32_t nLinks, uint64_t salt) const
-        {
-            const uint32_t turn = next[group];
-            return turn == UB_NONE ? UbReduce(UbMix(salt), nLinks)
-                                   : (turn + 1 < nLinks ? turn + 1 : 0);
-        }
-
-        std::vector<uint32_t> next; //!< last turn of each group
     };
 };
 

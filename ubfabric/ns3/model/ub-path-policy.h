@@ -9,6 +9,7 @@
 #include "ns3/object.h"
 
 #include <memory>
+#include <vector>
 
 namespace ns3
 {
@@ -53,6 +54,72 @@ class UbPathPolicy : public Object
     virtual std::unique_ptr<UbPlane> MakePlane(const UbFabricArrays& arrays,
                                                uint32_t plane,
                                                const UbPlaneSettings& settings) const = 0;
+};
+
+/**
+ * @ingroup ub-fabric
+ * @brief What parts of policies that go round the links of a group have in common.
+ */
+class UbPathTurns
+{
+  public:
+    /// @param [in] nGroups Number of groups of the plane.
+    explicit UbPathTurns(uint32_t nGroups)
+        : m_last(nGroups, UB_NONE)
+    {
+    }
+
+    /**
+     * @return Nothing: the turn is kept at the switch.
+     */
+    uint32_t Hash(const UbInjection& /* injection */) const
+    {
+        return 0;
+    }
+
+    /**
+     * @param [in] group The group.
+     * @param [in] nLinks Number of links to choose from.
+     * @param [in] salt Where the group starts.
+     * @param [in] nBefore Packets that choose before.
+     * @return Whose turn it is then.
+     */
+    uint32_t Guess(uint32_t group,
+                   uint32_t nLinks,
+                   uint64_t salt,
+                   uint32_t /* hash */,
+                   uint32_t nBefore) const
+    {
+        return (Next(group, nLinks, salt) + nBefore) % nLinks;
+    }
+
+  protected:
+    /**
+     * Take a turn.
+     * @param [in] group The group, whose turn is counted.
+     * @param [in] nLinks Number of links to choose from.
+     * @param [in] salt Where the group starts, so that switches do not march in step.
+     * @return The link whose turn it is.
+     */
+    uint32_t Take(uint32_t group, uint32_t nLinks, uint64_t salt)
+    {
+        return m_last[group] = Next(group, nLinks, salt);
+    }
+
+  private:
+    /**
+     * @param [in] group The group.
+     * @param [in] nLinks Number of links to choose from.
+     * @param [in] salt Where the group starts.
+     * @return Whose turn it is.
+     */
+    uint32_t Next(uint32_t group, uint32_t nLinks, uint64_t salt) const
+    {
+        const uint32_t turn = m_last[group];
+        return turn == UB_NONE ? UbReduce(UbMix(salt), nLinks) : (turn + 1 < nLinks ? turn + 1 : 0);
+    }
+
+    std::vector<uint32_t> m_last; //!< last turn of each group
 };
 
 } // namespace ns3
