@@ -296,6 +296,7 @@ def check_replay(
     sample_interval_ps: int | None = None,
     watchdog_ps: int = 100_000_000_000,
     threads: int | None = None,
+    same_fabric: CheckedReplay | None = None,
 ) -> CheckedReplay:
     """Check all that can be checked before the flows of a trace are read.
 
@@ -303,6 +304,8 @@ def check_replay(
     ----------
     graph, trace
         As in :func:`replay`, and so are the settings.
+    same_fabric : CheckedReplay, optional
+        What an earlier call returned for this graph: routes are neither made nor checked again.
 
     Returns
     -------
@@ -313,7 +316,7 @@ def check_replay(
     TopologyError, SpecError
         One line: what was found and what is allowed.
     """
-    arrays = compile_fabric(graph)
+    arrays = compile_fabric(graph) if same_fabric is None else same_fabric.arrays
     config = ReplayConfig(
         payload_bytes=_payload(graph, payload_bytes),
         plane_policy=_one_of("plane_policy", plane_policy, PLANE_POLICIES),
@@ -338,7 +341,8 @@ def check_replay(
     _check_limits(arrays)
     _check_transports(graph, arrays, config.payload_bytes)
     _check_buffers(graph, arrays, config)
-    check_routes_deadlock_free(arrays, label=str(graph.graph["name"]))
+    if same_fabric is None:
+        check_routes_deadlock_free(arrays, label=str(graph.graph["name"]))
     plan = None if faults is None else plan_faults(arrays, faults)
     if plan is not None:
         plan.check_deadlock_free(str(faults) if isinstance(faults, (str, Path)) else "faults")

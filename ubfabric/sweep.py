@@ -286,7 +286,7 @@ def plan_points(spec: SweepSpec, label: str, folder: Path) -> list[SweepPoint]:
     points: dict[int, SweepPoint] = {}
     warned: set[str] = set()
     for indices in by_fabric.values():
-        graph = None
+        graph, checked = None, None
         for index in indices:
             values = combinations[index]
             simulation, content = resolved[index]
@@ -294,7 +294,7 @@ def plan_points(spec: SweepSpec, label: str, folder: Path) -> list[SweepPoint]:
                 if graph is None:
                     graph = load_topology(simulation.topology)
                 trace = simulation.trace()
-                checked = check_replay(graph, trace, **simulation.settings)
+                checked = check_replay(graph, trace, **simulation.settings, same_fabric=checked)
                 content["layers"] = trace.metadata["layers"]
                 content["settings"] = asdict(checked.config) | {"threads": None}
                 bare = {key: unwrap(values[key]) for key in spec.keys if key in values}

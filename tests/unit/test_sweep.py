@@ -178,6 +178,18 @@ def test_rows_say_what_single_runs_say(tmp_path, cluster):
     pd.testing.assert_frame_equal(stored, table)
 
 
+def test_points_of_one_fabric_are_planned_with_the_routes_of_the_first(monkeypatch):
+    made = []
+    replay = sys.modules["ubfabric.replay"]
+    compiled = replay.compile_fabric
+    monkeypatch.setattr(replay, "compile_fabric", lambda graph: made.append(1) or compiled(graph))
+    speedup = "topology.switching.speedup"
+    points = plan_sweep(sweep(grid={speedup: [1, 2], "run.path_policy": ["random", "flow-hash"]}))
+    assert len(points) == 4 and len(made) == 2
+    alone = plan_sweep(sweep(grid={speedup: [2], "run.path_policy": ["flow-hash"]}))
+    assert points[-1].point == alone[0].point
+
+
 def test_values_are_columns_of_their_type(tmp_path, cluster):
     listed = [
         {"run.seed": 3, "workload.gate": {"policy": "zipf", "exponent": 0.5}},
