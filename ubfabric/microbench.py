@@ -79,7 +79,8 @@ def _run(
     trace = Trace(metadata | {"rank_nodes": list(nodes)}, 1, lambda: iter([chunk]))
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", UbfabricWarning)
-        result: RunResult = replay(graph, trace, Path(folder) / "run", progress=False, **how)
+        out = Path(folder) / "run"
+        result: RunResult = replay(graph, trace, out, compress=False, progress=False, **how)
         return result.flows(), result.tasks()
 
 

@@ -141,6 +141,7 @@ def replay(
     watchdog_ps: int = 100_000_000_000,
     threads: int | None = None,
     overwrite: bool = False,
+    compress: bool = True,
     progress: bool | None = None,
     attach: Callable[[_bridge.Engine, FabricArrays], None] | None = None,
 ) -> RunResult:
@@ -182,6 +183,9 @@ def replay(
         trace sinks) runs on one thread all the same.
     overwrite : bool
         Whether a complete run folder of that name may be replaced.
+    compress : bool
+        Compress the tables. Those of a run that is read once and thrown away are written and
+        read sooner without.
     progress : bool, optional
         Show a progress bar; by default if standard error is a terminal.
     attach : callable, optional
@@ -228,7 +232,7 @@ def replay(
         warnings.warn(line, UbfabricWarning, stacklevel=2)
     started = time.perf_counter()
     with (
-        RunWriter(out, overwrite=overwrite) as writer,
+        RunWriter(out, overwrite=overwrite, compress=compress) as writer,
         _bridge.Engine(
             arrays,
             engine_attributes(

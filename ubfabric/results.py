@@ -225,6 +225,8 @@ class RunWriter:
         The final folder. Missing parent folders are made.
     overwrite : bool
         Whether a complete run folder of that name may be replaced.
+    compress : bool
+        Whether the tables are compressed.
 
     Raises
     ------
@@ -247,8 +249,13 @@ class RunWriter:
     ...     result = writer.finish(summary)
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, overwrite: bool = False, compress: bool = True
+    ) -> None:
         self.path = check_run_target(path, overwrite=overwrite)
+        self._compression: dict[str, Any] = {"compression": "none"}
+        if compress:
+            self._compression = {"compression": "zstd", "compression_level": 1}
         self._label = os.fspath(path)
         self._overwrite = overwrite
         self._writers: dict[str, pq.ParquetWriter] = {}
@@ -293,10 +300,9 @@ class RunWriter:
         return pq.ParquetWriter(
             self._partial / f"{table}.parquet",
             schema,
-            compression="zstd",
-            compression_level=1,
             use_dictionary=few,
             column_encoding=packed,
+            **self._compression,
         )
 
     def write_flows(self, layer: int, table: pa.Table) -> None:

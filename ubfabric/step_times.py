@@ -412,7 +412,7 @@ def simulate_transfer(point: TransferPoint, keep: str | None = None) -> dict[str
             warnings.simplefilter("ignore", UbfabricWarning)
             for number, trace in enumerate(point.traces()):
                 out = Path(folder) / str(number)
-                result = replay(graph, trace, out, progress=False, **point.settings)
+                result = replay(graph, trace, out, compress=False, progress=False, **point.settings)
                 time_ps += int(result.flows()["finish_ps"].max())
     except Exception as error:  # whatever it is, other points are remembered
         message = " ".join(str(error).split())

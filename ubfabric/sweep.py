@@ -682,6 +682,7 @@ def _row(simulation: Simulation, keep: str | None, scratch: str | None) -> dict[
             simulation.trace(),
             Path(folder) / "run" if keep is None else keep,
             overwrite=True,
+            compress=keep is not None,
             progress=False,
             **simulation.settings,
         )

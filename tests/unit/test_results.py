@@ -161,6 +161,15 @@ def test_same_tables_give_the_same_parquet_bytes(tmp_path):
     assert a == b
 
 
+def test_tables_that_are_not_compressed_hold_the_same(tmp_path):
+    packed, bare = write(tmp_path / "a"), write(tmp_path / "b", compress=False)
+    pd.testing.assert_frame_equal(bare.flows(), packed.flows())
+    pd.testing.assert_frame_equal(bare.tasks(), packed.tasks())
+    for run, name in ((packed, "ZSTD"), (bare, "UNCOMPRESSED")):
+        footer = pq.read_metadata(run.path / "flows.parquet")
+        assert footer.row_group(0).column(0).compression == name
+
+
 def test_dictionary_and_plain_texts_give_the_same_bytes(tmp_path):
     table = flow_table(0)
     encoded = table.set_column(0, "phase", table.column("phase").dictionary_encode())
