@@ -28,7 +28,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, final
@@ -782,6 +782,7 @@ class _Reading:
             ) from None
 
 
+@cache
 def _schema_with_key(table: str) -> pa.Schema:
     """Return the schema with our key, so that a reader knows what it holds."""
     key = json.dumps({"schema": RESULT_SCHEMA, "table": table})
@@ -791,12 +792,13 @@ def _schema_with_key(table: str) -> pa.Schema:
 def _fit(table: pa.Table, name: str) -> pa.Table:
     """Return the table in the exact schema of the file, or say which column does not fit."""
     schema = _schema_with_key(name)
-    unknown = [column for column in table.column_names if column not in schema.names]
+    given, allowed = table.column_names, schema.names
+    unknown = [column for column in given if column not in allowed]
     if unknown:
-        raise ResultError(f"{name}: unknown column {unknown[0]!r}; allowed: {schema.names}")
+        raise ResultError(f"{name}: unknown column {unknown[0]!r}; allowed: {allowed}")
     columns = []
     for field in schema:
-        if field.name not in table.column_names:
+        if field.name not in given:
             raise ResultError(f"{name}: column {field.name!r} is missing")
         column = table.column(field.name)
         if column.null_count:
@@ -804,7 +806,9 @@ def _fit(table: pa.Table, name: str) -> pa.Table:
         try:
             if pa.types.is_dictionary(field.type) and not pa.types.is_dictionary(column.type):
                 column = column.cast(pa.string()).dictionary_encode()
-            columns.append(column.cast(field.type))
+            if column.type != field.type:
+                column = column.cast(field.type)
+            columns.append(column)
         except pa.ArrowException as error:
             reason = " ".join(str(error).split())
             raise ResultError(
