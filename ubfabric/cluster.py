@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ubfabric.errors import SpecError
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Worker
 
 #: How often a task is begun on a local cluster if its process dies each time.
 ATTEMPTS = 3
@@ -94,10 +95,20 @@ def connected(
             dashboard_address="127.0.0.1:0",  # a free port; without, a port that may be taken
             scheduler_kwargs={"dashboard": dashboard},
             silence_logs=logging.CRITICAL,
+            preload=[__name__],
         ) as cluster,
         Client(cluster) as client,
     ):
         yield client
+
+
+def dask_setup(worker: Worker) -> None:
+    """Prepare a process of a local cluster; Dask calls this in each as it begins.
+
+    What was imported stays for good, so that it need not be looked through for garbage, nor, where
+    the process is a copy, its pages be copied.
+    """
+    gc.freeze()
 
 
 class _Server:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -56,10 +57,13 @@ def test_workers_have_their_environment_and_our_modules(tmp_path, monkeypatch):
     (tmp_path / "pandas.py").write_text("raise RuntimeError('a module of the current folder')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
-    environment, where = ask(1, lambda: (dict(os.environ), sys.modules["ubfabric.sweep"].__file__))[
-        0
-    ]
+
+    def tell():
+        return dict(os.environ), sys.modules["ubfabric.sweep"].__file__, gc.get_freeze_count()
+
+    ((environment, where, frozen),) = ask(1, tell)
     assert environment["MALLOC_TRIM_THRESHOLD_"] == str(1 << 32)
+    assert frozen > 100_000  # objects of the imports are not looked through for garbage
     assert where == sys.modules["ubfabric.cluster"].__file__.replace("cluster.py", "sweep.py")
     assert "PYTHONSAFEPATH" not in os.environ
 
