@@ -617,7 +617,10 @@ def _smallest_ratios(
         best = keys
         if n_best < group_size:
             best = np.partition(keys, n_best - 1, axis=2)[:, :, :n_best]
-        products = np.prod(best.view(np.float32), axis=2, dtype=np.float32)
+        factors = best.view(np.float32)
+        products = factors[:, :, 0].copy()
+        for place in range(1, n_best):  # np.prod takes ten times as long for a few each
+            products *= factors[:, :, place]
         numbered = _number_ratios(products, n_groups)
         limit = np.partition(numbered, kept_groups - 1, axis=1)[:, kept_groups - 1, None]
         keys = keys[numbered <= limit].reshape(n_tokens, kept_groups * group_size)

@@ -380,6 +380,8 @@ def _fill_contiguous(
     for position, replica in zip(sorted(middle), redundant, strict=True):
         on_rank[free[position]].append(replica)
     for rank, experts in enumerate(on_rank):
+        if len(set(experts)) == len(experts):
+            continue
         repeated = [i for i, e in enumerate(experts) if e != n_routed and e in experts[:i]]
         for index in repeated:
             _swap_away(on_rank, rank, index, n_routed)
