@@ -256,7 +256,7 @@ class DecodeStep(Step):
 
     def _flag_blocks(self, plan: LayerPlan) -> list[Block]:
         """Return the flags of the fused operators: one of every rank to every rank that waits."""
-        stages = self.stages(plan)
+        stages = self.stages_of(plan)
         waiting = {(stage.waits, stage.microbatch): stage.group for stage in stages if stage.waits}
         blocks = []
         for stage in stages:

@@ -675,7 +675,7 @@ class _Builder:
         chunk, number = place
         plans, step = self.traffic.step.plans, self.traffic.step
         plan = plans[chunk]
-        behind = plan.first_task + len(step.stages(plan)) * step.n_ranks - 1
+        behind = plan.first_task + len(step.stages_of(plan)) * step.n_ranks - 1
         return behind * self.stride + 1 + number
 
     def _flow_table(self, position: int, layer: int) -> pa.Table:

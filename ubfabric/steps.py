@@ -139,6 +139,7 @@ class Step(ABC):
         if isinstance(spec, PoolSpec):
             raise SpecError(f"{workload.label}: kind: found 'pool', allowed: decode, prefill")
         self.seed = seed
+        self._stages: dict[LayerPlan, list[Stage]] = {}
         model, deployment = spec.model, spec.deployment
         if seed < 0:
             raise SpecError(f"seed: found {seed}, allowed 0 or more")
@@ -201,13 +202,20 @@ class Step(ABC):
         for position in range(len(self.plans)):
             yield self.chunk(position)
 
+    def stages_of(self, plan: LayerPlan) -> list[Stage]:
+        """Return :meth:`stages` of a layer, which several of its tables ask for, made once."""
+        stages = self._stages.get(plan)
+        if stages is None:
+            stages = self._stages[plan] = self.stages(plan)
+        return stages
+
     def number(self, rows: list[tuple[int, str, int, int]]) -> list[LayerPlan]:
         """Return plans of ``(layer, label, tokens, head tokens)``, their tasks numbered."""
         plans, first_task = [], 0
         for layer, label, tokens, head_tokens in rows:
             plan = LayerPlan(layer, label, first_task, tokens, head_tokens)
             plans.append(plan)
-            first_task += sum(len(self.groups[stage.group]) for stage in self.stages(plan))
+            first_task += sum(len(self.groups[stage.group]) for stage in self.stages_of(plan))
         return plans
 
     def place(self, layer: int) -> ExpertPlacement:
@@ -374,7 +382,7 @@ class Step(ABC):
         rank of the group.
         """
         plan = self.plans[position]
-        stages = self.stages(plan)
+        stages = self.stages_of(plan)
         groups = [self.groups[stage.group] for stage in stages]
         sizes = np.array([len(group) for group in groups], np.int64)
         first = self._first_tasks(position, stages)
@@ -395,7 +403,9 @@ class Step(ABC):
             return np.repeat(np.array(values, dtype), sizes)
 
         def repeat_text(values: list[str]) -> pa.Array:
-            return pa.array(repeat(values, object), pa.string())
+            names = tuple(dict.fromkeys(values))
+            codes = repeat([names.index(value) for value in values], np.int32)
+            return pa.array(names, pa.string()).take(pa.array(codes))
 
         ranks = [np.arange(group.start, group.stop, dtype=np.int32) for group in groups]
         columns = {
@@ -447,7 +457,7 @@ class Step(ABC):
         """Return the first task ids of a group's last stages in a layer, by microbatch."""
         if position < 0:
             return {}
-        stages = self.stages(self.plans[position])
+        stages = self.stages_of(self.plans[position])
         last = {
             stage.microbatch: task
             for stage, task in zip(stages, self._first_tasks(position, stages), strict=True)
