@@ -39,8 +39,8 @@ GATE_POLICIES: dict[str, type[GatePolicy]] = {}
 _HIGHEST_INCLUSION = 0.999
 #: Popularity of the least popular expert, relative to the mean, so that none is impossible.
 _LOWEST_RELATIVE = 1e-6
-#: Tokens routed at a time: about a megabyte that stays in the cache.
-_TOKENS_A_BLOCK = 1024
+#: Tokens routed at a time: their affinities, 256 kB with 256 experts, stay in the second cache.
+_TOKENS_A_BLOCK = 256
 
 
 @dataclass(frozen=True)
