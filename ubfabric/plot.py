@@ -8,6 +8,7 @@ styles and hatches tell the same things apart in grey. This is the only module b
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -126,10 +127,15 @@ def plot_fct(
     for flows in result.flow_batches(columns):
         if wanted is not None and int(flows["layer"].iloc[0]) not in wanted:
             continue
-        flows = flows[flows["src"] != flows["dst"]]
-        for (phase, network), part in flows.groupby(["phase", "network"], observed=True):
-            distribution = times.setdefault((str(phase), str(network)), Distribution())
-            distribution.add(part["fct_ps"].to_numpy())
+        crosses = flows["src"].to_numpy() != flows["dst"].to_numpy()
+        fct = flows["fct_ps"].to_numpy()
+        phase, network = flows["phase"].cat, flows["network"].cat
+        code = phase.codes.to_numpy(np.int64) * len(network.categories) + network.codes.to_numpy()
+        for number, names in enumerate(itertools.product(phase.categories, network.categories)):
+            found = fct[crosses & (code == number)]
+            if len(found):
+                of_phase, over = map(str, names)
+                times.setdefault((of_phase, over), Distribution()).add(found)
     if not times:
         raise ResultError(f"{result.path}: no flow crosses the fabric, so there is nothing to draw")
 

@@ -399,6 +399,10 @@ def _moe_layers(tasks: pd.DataFrame, facts: _Facts) -> list[int]:
     return combining
 
 
+#: Columns of the flow table that hold names.
+_TEXTS = ("phase", "network")
+
+
 def _flow_latency(
     result: RunResult, moe_layers: list[int], attention_ranks: int
 ) -> tuple[
@@ -446,17 +450,21 @@ def _flow_latency(
             if flows.empty:
                 continue
         n_ranks = max(n_ranks, int(flows["src"].max()) + 1, int(flows["dst"].max()) + 1)
-        for phase in _phase_order(flows["phase"].cat.categories):
-            part = flows[flows["phase"] == phase]
-            if part.empty:
+        # A layer may have a million flows: only what is computed with is taken out of its columns.
+        names = flows["phase"].cat.categories
+        code = flows["phase"].cat.codes.to_numpy()
+        columns = {name: flows[name].to_numpy() for name in wanted if name not in _TEXTS}
+        for phase in _phase_order(names):
+            at = np.flatnonzero(code == names.get_loc(phase))
+            if not len(at):
                 continue
-            messages = part["messages"].to_numpy(np.int64)
-            source = part["src"].to_numpy(np.int64)
-            microbatch = part["microbatch"].to_numpy(np.int64)
-            target = part["dst"].to_numpy(np.int64)
+            messages, source, microbatch, target = (
+                columns[name].take(at).astype(np.int64)
+                for name in ("messages", "src", "microbatch", "dst")
+            )
             row_of = (microbatch - microbatch.min()) * n_ranks
             key = row_of + source
-            start = part["start_ps"].to_numpy()
+            start = columns["start_ps"].take(at)
             begin = np.full(int(key.max()) + 1, np.iinfo(np.int64).max)
             np.minimum.at(begin, key, start)
             last_sender = np.full((int(microbatch.max() - microbatch.min()) + 1) * n_ranks, -1)
@@ -474,15 +482,15 @@ def _flow_latency(
                 )
             )
             message_latency, fct = Distribution(), Distribution()
-            message_latency.add(part["finish_ps"].to_numpy() - begin[key], messages)
-            fct.add(part["fct_ps"].to_numpy())
+            message_latency.add(columns["finish_ps"].take(at) - begin[key], messages)
+            fct.add(columns["fct_ps"].take(at))
             row: dict[str, Any] = {
                 "layer": layer,
                 "phase": phase,
-                "flows": len(part),
+                "flows": len(at),
                 "messages": int(messages.sum()),
-                "bytes": int(part["bytes"].sum()),
-                "queueing_ps": int(part["queueing_ps"].sum()),
+                "bytes": int(columns["bytes"].take(at).sum()),
+                "queueing_ps": int(columns["queueing_ps"].take(at).sum()),
                 "message": message_latency,
                 "fct": fct,
             }
@@ -513,9 +521,9 @@ def _flow_latency(
         record["queueing_ps"] = row["queueing_ps"]
         records.append(record)
     empty = pd.DataFrame(columns=["layer", "kind", "microbatch", "rank", "last_sender_ps"])
-    columns = ["layer", "phase", "flows", "messages", "bytes"]
+    first = ["layer", "phase", "flows", "messages", "bytes"]
     measured = [f"{what}_{name}_ps" for what in ("message", "fct") for name in _STATISTICS]
-    latency = pd.DataFrame(records, columns=[*columns, *measured, "queueing_ps"])
+    latency = pd.DataFrame(records, columns=[*first, *measured, "queueing_ps"])
     found = pd.concat(beside) if beside else pd.DataFrame(columns=wanted)
     transfers = pool_table(found, result.trace_metadata)
     return latency, loads, pd.concat(senders) if senders else empty, by_layer, transfers
