@@ -79,6 +79,8 @@ def connected(
             {
                 "distributed.worker.multiprocessing-method": method,
                 "distributed.scheduler.allowed-failures": ATTEMPTS - 1,
+                # a task that waits in a process waits for that one, whichever is free first
+                "distributed.scheduler.worker-saturation": 1.0,
                 "distributed.worker.profile.enabled": False,
                 # each process looks 50 times a second how late its event loop is, and twice at
                 # what it uses: together a fiftieth of two cores

@@ -207,11 +207,14 @@ class SweepPoint:
     point : str
         Hash of all that decides the result.
     simulation : Simulation
+    length : float
+        About how long it takes to simulate, beside other points of the sweep.
     """
 
     values: dict[str, Any]
     point: str
     simulation: Simulation
+    length: float
 
     @property
     def file_name(self) -> str:
@@ -298,12 +301,22 @@ def plan_points(spec: SweepSpec, label: str, folder: Path) -> list[SweepPoint]:
                 content["layers"] = trace.metadata["layers"]
                 content["settings"] = asdict(checked.config) | {"threads": None}
                 bare = {key: unwrap(values[key]) for key in spec.keys if key in values}
-            points[index] = SweepPoint(bare, digest(content)[:24], simulation)
+            length = _length(trace, checked.config.payload_bytes)
+            points[index] = SweepPoint(bare, digest(content)[:24], simulation, length)
             for line in credit_warnings(graph, checked.arrays, checked.config.payload_bytes):
                 if line not in warned:
                     warned.add(line)
                     warnings.warn(f"point {index + 1}: {line}", UbfabricWarning, stacklevel=4)
     return [points[index] for index in range(len(points))]
+
+
+def _length(trace: Trace, payload_bytes: int) -> float:
+    """Return about how many packets a step sends, for each expert that a token visits."""
+    facts = trace.metadata
+    exchanging = (row for row in facts["layers"] if row["label"] in ("moe", "mtp"))
+    tokens = facts["microbatches"] * sum(row["tokens_per_microbatch"] for row in exchanging)
+    packets = sum(math.ceil(size / payload_bytes) for size in facts["message_bytes"].values())
+    return float(facts["n_ranks"] * tokens * packets)
 
 
 @contextlib.contextmanager
@@ -846,6 +859,8 @@ def _outcomes(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield point and outcome in the order in which they become known.
 
+    The longest are begun first, so that no worker has one to do when the others are done.
+
     The scheduler gives up a task whose worker died several times, and with it the tasks that
     were only waiting there. So whatever was given up is begun again, alone.
     """
@@ -871,7 +886,8 @@ def _outcomes(
             future.release()
         return result
 
-    futures = {submit(name, "any"): name for name in by_point}
+    by_length = sorted(by_point, key=lambda name: -by_point[name][0].length)
+    futures = {submit(name, "any"): name for name in by_length}
     given_up = []
     for future in as_completed(list(futures)):
         name = futures.pop(future)
