@@ -673,17 +673,15 @@ class _ChunkCheck:
         self.tasks = _columns(chunk.tasks)
         self.n_tasks = chunk.tasks.num_rows
         names: dict[str, int] = {"": _NO_PHASE}
-        self.phase = _phase_codes(chunk.flows["phase"], names)
-        self.sends = _phase_codes(chunk.tasks["sends"], names)
-        self.waits = _phase_codes(chunk.tasks["waits"], names)
+        self.phase = _name_codes(chunk.flows["phase"], names)
+        self.sends = _name_codes(chunk.tasks["sends"], names)
+        self.waits = _name_codes(chunk.tasks["waits"], names)
         self.ranks = f"a rank from 0 to {n_ranks - 1}"
-        reads = pc.is_in(
-            chunk.flows["operation"].cast(pa.string()), value_set=pa.array(["read", "sdma-read"])
-        )
-        is_read = reads.to_numpy()
-        #: Rank that the bytes of each flow go to, and the column that names it.
-        self.receiver = np.where(is_read, self.flows["src"], self.flows["dst"])
-        self.receiver_column = np.where(is_read, "src", "dst")
+        operations: dict[str, int] = {}
+        operation = _name_codes(chunk.flows["operation"], operations)
+        #: Whether the bytes of each flow go to its source, and the rank that they go to.
+        self.is_read = np.array([name.endswith("read") for name in operations], bool)[operation]
+        self.receiver = np.where(self.is_read, self.flows["src"], self.flows["dst"])
 
     def reject_flow(self, column: str, bad: np.ndarray, allowed: str) -> None:
         """Raise for the first bad row of the flow table."""
@@ -776,7 +774,7 @@ class _ChunkCheck:
         for column in ("dst", "src"):  # of writes, and of reads
             self.reject_flow(
                 column,
-                (waiter < 0) & ~timed & (self.receiver_column == column),
+                (waiter < 0) & ~timed & (self.is_read == (column == "src")),
                 f"a rank with a task that waits for it, {or_timed}",
             )
         return sender, waiter
@@ -865,8 +863,8 @@ _NO_PHASE = 0
 _DENSE = 8
 
 
-def _phase_codes(column: pa.ChunkedArray, names: dict[str, int]) -> np.ndarray:
-    """Return an integer for each phase name, adding new ones to ``names``."""
+def _name_codes(column: pa.ChunkedArray, names: dict[str, int]) -> np.ndarray:
+    """Return an integer for each name in a column, adding new ones to ``names``."""
     codes = [np.empty(0, np.int64)]
     for part in column.chunks:
         encoded = part if pa.types.is_dictionary(part.type) else part.dictionary_encode()
