@@ -166,6 +166,7 @@ def task(number: int, rank: int, **changes: Any) -> dict[str, Any]:
     row = {"task": number, "rank": rank, "stream": 0, "kind": "attention", "layer": 0}
     row |= {"microbatch": 0, "duration_ps": 0, "sends": "", "waits": "", "depends_on": []}
     row["message_cost_ps"] = 0
+    row["memory_ps"] = 0
     return row | changes
 
 

@@ -246,6 +246,7 @@ def closed_loop_traces(draw, graph: nx.Graph, max_layers: int = 3, max_flows: in
                             "stream": second_stream,
                             "depends_on": [] if before is None else [before],
                             "message_cost_ps": 0,
+                            "memory_ps": 0,
                         }
                         | step
                     )

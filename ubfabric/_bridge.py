@@ -255,11 +255,13 @@ FLOW_RECORD = np.dtype(
 TASK_RECORD = np.dtype(
     [
         ("duration_ps", np.int64),
+        ("memory_ps", np.int64),
         ("ready_ps", np.int64),
         ("start_ps", np.int64),
         ("finish_ps", np.int64),
         ("issued_ps", np.int64),
         ("arrived_ps", np.int64),
+        ("left_ps", np.float64),
         ("endpoint", np.uint32),
         ("stream", np.uint32),
         ("deps_left", np.uint32),

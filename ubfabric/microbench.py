@@ -67,7 +67,7 @@ def _flow(src: int, dst: int, phase: str, messages: int, size: int, operation: s
 def _task(number: int, rank: int, kind: str, **changes: Any) -> dict[str, Any]:
     row: dict[str, Any] = {"task": number, "rank": rank, "stream": 0, "kind": kind, "layer": 0}
     row |= {"microbatch": 0, "duration_ps": 0, "sends": "", "waits": "", "depends_on": []}
-    return row | {"message_cost_ps": 0} | changes
+    return row | {"message_cost_ps": 0, "memory_ps": 0} | changes
 
 
 def _run(

@@ -717,6 +717,7 @@ class _Builder:
                     "waits": task.waits,
                     "depends_on": needs,
                     "message_cost_ps": 0,
+                    "memory_ps": 0,
                 }
             )
         return pa.Table.from_pylist(rows, schema=TASK_SCHEMA)

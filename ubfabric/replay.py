@@ -860,6 +860,7 @@ class _Session:
         rank = table["rank"].to_numpy()
         tasks = np.zeros(table.num_rows, _bridge.TASK_RECORD)
         tasks["duration_ps"] = table["duration_ps"].to_numpy()
+        tasks["memory_ps"] = table["memory_ps"].to_numpy()
         tasks["message_ps"] = table["message_cost_ps"].to_numpy()
         tasks["endpoint"] = self.rank_node[rank]
         tasks["stream"] = table["stream"].to_numpy().astype(np.uint32) * len(self.rank_node) + rank

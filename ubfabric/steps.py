@@ -10,7 +10,7 @@ trace; what the stages are, and how long each takes, is said by its subclasses i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -32,6 +32,7 @@ ALL_MICROBATCHES = -1
 PS_PER_S = 10**12
 # What a random generator is for; part of its seed.
 _FOR_POPULARITY, _FOR_ROUTING, _FOR_ORDER, _FOR_LAYERS, _FOR_COUNTING = 1, 2, 3, 4, 5
+FOR_SPREAD = 6
 # Counting every pair of ranks is faster than sorting messages up to about this ratio.
 _PAIRS_COUNTED_PER_MESSAGE = 16
 
@@ -374,24 +375,37 @@ class Step(ABC):
         return pa.Table.from_arrays(arrays, schema=FLOW_SCHEMA)
 
     def task_table(
-        self, position: int, durations: dict[tuple[str, int], np.ndarray | int]
+        self,
+        position: int,
+        durations: Mapping[tuple[str, int], np.ndarray | int],
+        memory: Mapping[tuple[str, int], np.ndarray | int] | None = None,
     ) -> pa.Table:
         """Build the task table of a layer: one block of the ranks of its group a stage.
 
-        ``durations`` has the times that depend on routing, by kind and microbatch: one, or one a
-        rank of the group.
+        Parameters
+        ----------
+        position : int
+            Place of the layer in the step.
+        durations : mapping of (kind, microbatch) to int or ndarray of int64, picoseconds
+            Times that :meth:`duration_ps` does not know: one, or one a rank of the group.
+        memory : mapping of (kind, microbatch) to int or ndarray of int64, picoseconds
+            Time that the memory of a die needs at its rate for what a stage reads and writes,
+            likewise; none where it is not given, and never more than the stage takes.
         """
         plan = self.plans[position]
         stages = self.stages_of(plan)
         groups = [self.groups[stage.group] for stage in stages]
         sizes = np.array([len(group) for group in groups], np.int64)
         first = self._first_tasks(position, stages)
-        times, counts, depends_on = [], [], []
+        memory = memory or {}
+        times, in_memory, counts, depends_on = [], [], [], []
         for index, (stage, group) in enumerate(zip(stages, groups, strict=True)):
-            time = durations.get((stage.kind, stage.microbatch))
+            key = stage.kind, stage.microbatch
+            time = durations.get(key)
             if time is None:
                 time = self.duration_ps(plan, stage)
             times.append(np.broadcast_to(np.asarray(time, np.int64), len(group)))
+            in_memory.append(np.minimum(times[-1], memory.get(key, 0)))
             needed = self._needs(position, stages, first, index)
             each = np.arange(len(group))[:, None]
             depends_on.append((np.array(needed, np.int64)[None, :] + each).ravel())
@@ -419,6 +433,7 @@ class Step(ABC):
             "sends": repeat_text([stage.sends for stage in stages]),
             "waits": repeat_text([stage.waits for stage in stages]),
             "message_cost_ps": repeat([self.message_cost_ps(s) for s in stages], np.int64),
+            "memory_ps": np.concatenate(in_memory),
             "depends_on": pa.ListArray.from_arrays(
                 pa.array(np.concatenate([[0], ends]), pa.int32()),
                 pa.array(np.concatenate(depends_on)),

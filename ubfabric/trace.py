@@ -71,6 +71,7 @@ TASK_SCHEMA = pa.schema(
         ("waits", pa.string()),
         ("depends_on", pa.list_(pa.int64())),
         ("message_cost_ps", pa.int64()),
+        ("memory_ps", pa.int64()),
     ]
 )
 #: Columns that a file may leave out, with the value they then take.
@@ -89,6 +90,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "waits": "",
         "depends_on": [],
         "message_cost_ps": 0,
+        "memory_ps": 0,
     },
 }
 _SCHEMAS = {"flows": FLOW_SCHEMA, "tasks": TASK_SCHEMA}
@@ -721,6 +723,8 @@ class _ChunkCheck:
         cost = tasks["message_cost_ps"]
         limit = np.iinfo(np.uint32).max
         reject("message_cost_ps", (cost < 0) | (cost > limit), f"0 to {limit}")
+        memory = tasks["memory_ps"]
+        reject("memory_ps", (memory < 0) | (memory > tasks["duration_ps"]), "0 to duration_ps")
         reject("layer", tasks["layer"] != self.chunk.layer, f"{self.chunk.layer}")
         communicates = (self.sends != _NO_PHASE) | (self.waits != _NO_PHASE)
         microbatch = tasks["microbatch"]

@@ -65,6 +65,20 @@ def kept(tmp_path, graph, trace, **options):
     return replay(graph, trace, tmp_path / "run", progress=False, **options)
 
 
+def test_tasks_of_a_die_share_its_memory():
+    # 75 % of the memory each on rank 0, one of them from 40 ns on; rank 1 has memory of its own
+    read = {"duration_ps": 100 * NS, "memory_ps": 75 * NS}
+    rows = [
+        task(0, 0, **read),
+        task(1, 0, stream=1, duration_ps=40 * NS),
+        task(2, 0, stream=1, **read),
+        task(3, 1, **read),
+    ]
+    tasks = run(star(2), make_trace([], rows)).tasks
+    # 60 ns are left at 40 ns and take 90, then 40 ns of the other are left
+    assert tasks.finish_ps.tolist() == [130 * NS, 40 * NS, 170 * NS, 100 * NS]
+
+
 # --------------------------------------------------------------------------- operations
 
 

@@ -37,7 +37,7 @@ def flow(src, dst, phase="dispatch", layer=0, **changes):
 def task(number, rank, kind="dispatch", layer=0, **changes):
     row = {"task": number, "rank": rank, "stream": 0, "kind": kind, "layer": layer}
     row |= {"microbatch": 0, "duration_ps": 5, "sends": kind, "waits": kind, "depends_on": []}
-    return row | {"message_cost_ps": 0} | changes
+    return row | {"message_cost_ps": 0, "memory_ps": 0} | changes
 
 
 def chunk(flows, tasks, layer=0, label="moe"):
@@ -323,6 +323,15 @@ def test_cost_of_a_message_is_an_integer_of_32_bits():
         message = f"row 1: column 'message_cost_ps': found {cost}, allowed 0 to 4294967295"
         with pytest.raises(TraceError, match=message):
             check_chunk(chunk([], [task(0, 0, message_cost_ps=cost)]), 2)
+
+
+def test_time_of_the_memory_is_part_of_the_duration():
+    for memory in (0, 3, 5):
+        check_chunk(chunk([], [task(0, 0, memory_ps=memory)]), 2)
+    for memory in (-1, 6):
+        message = f"row 2: column 'memory_ps': found {memory}, allowed 0 to duration_ps"
+        with pytest.raises(TraceError, match=message):
+            check_chunk(chunk([], [task(0, 0), task(1, 1, memory_ps=memory)]), 2)
 
 
 def test_task_that_sends_for_all_microbatches_is_refused():

@@ -204,7 +204,18 @@ UbEndpointProcess::RunBefore(int64_t limitPs)
             m_timers.erase(m_timers.begin());
             ++m_eventCount;
             m_lastPs = timePs;
-            m_transports[network]->Expire(name, index, timePs);
+            if (network == MEMORY_TIMER)
+            {
+                m_tasks->MemoryDue(static_cast<uint32_t>(name), timePs);
+            }
+            else
+            {
+                m_transports[network]->Expire(name, index, timePs);
+            }
+            if (m_tasks->NeedsChunk())
+            {
+                return timePs;
+            }
             continue;
         }
         ++m_eventCount;

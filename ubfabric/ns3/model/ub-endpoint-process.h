@@ -113,6 +113,9 @@ class UbEndpointProcess : public UbTransportHost
         m_tasks = tasks;
     }
 
+    /// In place of the network of a timer: the timer is of the memory of an endpoint, its name.
+    static constexpr uint32_t MEMORY_TIMER = UB_NONE;
+
     /// Kinds of events; the order at one instant.
     enum EventKind : uint32_t
     {

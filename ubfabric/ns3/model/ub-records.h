@@ -71,11 +71,13 @@ static_assert(sizeof(UbFlowAccount) == 64, "the layout is shared with NumPy");
 struct UbTaskRecord
 {
     int64_t durationPs; //!< in: time before it sends
+    int64_t memoryPs;   //!< in: time its die's memory needs, at its full rate, for what it reads
     int64_t readyPs;    //!< out: all tasks it depends on have finished
     int64_t startPs;    //!< out: begins on its stream
     int64_t finishPs;   //!< out: duration over, flows issued, awaited flows seen; -1 before
     int64_t issuedPs;   //!< out: last message of its own issued, -1 if it sends nothing
     int64_t arrivedPs;  //!< out: last awaited flow seen, -1 if it waits for nothing
+    double leftPs;      //!< work: what is left of its duration, if it uses the memory
     uint32_t endpoint;  //!< in: node number of its rank's die
     uint32_t stream;    //!< in: number of its stream, over all ranks
     uint32_t depsLeft;  //!< work: tasks it still waits for
@@ -88,7 +90,7 @@ struct UbTaskRecord
     uint32_t messagePs; //!< in: cost of each message of its flows beside the engine's own
 };
 
-static_assert(sizeof(UbTaskRecord) == 88, "the layout is shared with NumPy");
+static_assert(sizeof(UbTaskRecord) == 104, "the layout is shared with NumPy");
 
 } // namespace ns3
 

@@ -4,6 +4,7 @@
 #include "ub-task-graph.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace ns3
 {
@@ -230,10 +231,100 @@ UbTaskGraph::TryStart(Stream& stream, int64_t nowPs)
     }
     task.state = RUNNING;
     task.startPs = nowPs;
+    // without a duration there is no time to read in
+    if (task.memoryPs > 0 && task.durationPs > 0)
+    {
+        if (task.endpoint >= m_memories.size())
+        {
+            m_memories.resize(task.endpoint + 1);
+        }
+        Memory& memory = m_memories[task.endpoint];
+        Settle(memory, nowPs);
+        task.leftPs = static_cast<double>(task.durationPs);
+        // sorted, so that sums do not depend on the order in which tasks of one instant start
+        const auto place = std::find_if(
+            memory.running.begin(),
+            memory.running.end(),
+            [this, &task](uint32_t other) { return Task(other).stream > task.stream; });
+        memory.running.insert(place, reference);
+        Share(task.endpoint, nowPs);
+        return;
+    }
     m_endpoints.Push(nowPs + task.durationPs,
                      UbEndpointProcess::TASK_TIMER,
                      task.endpoint,
                      reference);
+}
+
+void
+UbTaskGraph::Settle(Memory& memory, int64_t nowPs)
+{
+    const double donePs = static_cast<double>(nowPs - memory.sincePs) / memory.slowdown;
+    for (const uint32_t reference : memory.running)
+    {
+        Task(reference).leftPs -= donePs;
+    }
+    memory.sincePs = nowPs;
+}
+
+int64_t
+UbTaskGraph::LeftPs(const Memory& memory, uint32_t reference)
+{
+    return std::max<int64_t>(std::llround(Task(reference).leftPs * memory.slowdown), 0);
+}
+
+void
+UbTaskGraph::Share(uint32_t endpoint, int64_t nowPs)
+{
+    Memory& memory = m_memories[endpoint];
+    double asked = 0;
+    for (const uint32_t reference : memory.running)
+    {
+        const UbTaskRecord& task = Task(reference);
+        asked += static_cast<double>(task.memoryPs) / static_cast<double>(task.durationPs);
+    }
+    memory.slowdown = std::max(asked, 1.0);
+    int64_t duePs = UB_NEVER;
+    for (const uint32_t reference : memory.running)
+    {
+        duePs = std::min(duePs, nowPs + LeftPs(memory, reference));
+    }
+    if (duePs == memory.duePs)
+    {
+        return;
+    }
+    if (memory.duePs != UB_NEVER)
+    {
+        m_endpoints.CancelTimer(memory.duePs, UbEndpointProcess::MEMORY_TIMER, endpoint);
+    }
+    if (duePs != UB_NEVER)
+    {
+        m_endpoints.SetTimer(duePs, UbEndpointProcess::MEMORY_TIMER, endpoint, 0);
+    }
+    memory.duePs = duePs;
+}
+
+void
+UbTaskGraph::MemoryDue(uint32_t endpoint, int64_t nowPs)
+{
+    Memory& memory = m_memories[endpoint];
+    memory.duePs = UB_NEVER;
+    Settle(memory, nowPs);
+    m_over.clear();
+    for (const uint32_t reference : memory.running)
+    {
+        if (LeftPs(memory, reference) == 0)
+        {
+            m_over.push_back(reference);
+        }
+    }
+    std::erase_if(memory.running,
+                  [this, &memory](uint32_t reference) { return LeftPs(memory, reference) == 0; });
+    Share(endpoint, nowPs);
+    for (const uint32_t reference : m_over)
+    {
+        TimerOver(reference, nowPs);
+    }
 }
 
 void

@@ -44,6 +44,11 @@ struct UbChunkArrays
  * those are issued and the flows it waits for are seen. Chunks come while the simulation stands
  * still: it stops at the very instant at which a stream has run out of tasks and more chunks
  * are to come, so loading layer by layer gives the same times as loading all at once.
+ *
+ * Tasks whose durations run on one die at a time share its memory. Each asks for the part of its
+ * rate that it would use alone, `memoryPs / durationPs`; where all together ask for more than there
+ * is, the durations of all of them go by slower, by the same factor. Tasks that do not use the
+ * memory, and what a task does after its duration, are left alone.
  */
 class UbTaskGraph
 {
@@ -100,6 +105,13 @@ class UbTaskGraph
     void TimerOver(uint32_t reference, int64_t nowPs);
 
     /**
+     * The duration of a task that uses the memory of a die, or of several, is over.
+     * @param [in] endpoint The die.
+     * @param [in] nowPs The time.
+     */
+    void MemoryDue(uint32_t endpoint, int64_t nowPs);
+
+    /**
      * The last message of a task is out.
      * @param [in] reference The task.
      * @param [in] nowPs The time.
@@ -153,6 +165,15 @@ class UbTaskGraph
         bool isUsed{false};     //!< ever had a task
     };
 
+    /// The memory of a die.
+    struct Memory
+    {
+        std::vector<uint32_t> running; //!< tasks that use it, in the order of their streams
+        int64_t sincePs{0};            //!< up to when their durations are settled
+        int64_t duePs{UB_NEVER};       //!< when the first of them is over, as things stand
+        double slowdown{1};            //!< time in which 1 ps of their durations goes by, in ps
+    };
+
     /// One task that depends on another.
     struct Edge
     {
@@ -177,6 +198,27 @@ class UbTaskGraph
     void TryStart(Stream& stream, int64_t nowPs);
 
     /**
+     * Take what has gone by from the durations of the tasks that use a memory.
+     * @param [in,out] memory The memory.
+     * @param [in] nowPs The time.
+     */
+    void Settle(Memory& memory, int64_t nowPs);
+
+    /**
+     * @param [in] memory A memory, settled.
+     * @param [in] reference A task that uses it.
+     * @return Time until the task's duration is over, as things stand.
+     */
+    int64_t LeftPs(const Memory& memory, uint32_t reference);
+
+    /**
+     * Divide a memory, which is settled, among the tasks that use it, and set its timer anew.
+     * @param [in] endpoint The die.
+     * @param [in] nowPs The time.
+     */
+    void Share(uint32_t endpoint, int64_t nowPs);
+
+    /**
      * Finish a task if all it does is done.
      * @param [in] reference The task.
      * @param [in] nowPs The time.
@@ -199,6 +241,8 @@ class UbTaskGraph
 
     UbEndpointProcess& m_endpoints;                      //!< the endpoints
     std::vector<Stream> m_streams;                       //!< all streams
+    std::vector<Memory> m_memories;                      //!< by endpoint
+    std::vector<uint32_t> m_over;                        //!< tasks of a memory that are over
     std::vector<Edge> m_edges;                           //!< pool of edges
     std::vector<uint32_t> m_freeEdges;                   //!< unused edges
     std::vector<uint32_t> m_job;                         //!< flows of the job being started

@@ -90,6 +90,93 @@ class UbTaskOrderTestCase : public UbTestCase
 
 /**
  * @ingroup ub-fabric-test
+ * @brief Tasks that share the memory of a die.
+ */
+class UbSharedMemoryTestCase : public UbTestCase
+{
+  public:
+    UbSharedMemoryTestCase()
+        : UbTestCase("tasks that ask more of a die's memory than it has are slowed alike")
+    {
+    }
+
+  private:
+    /// A task: endpoint, stream, duration, time of the memory, tasks it depends on, finish.
+    struct Row
+    {
+        uint32_t endpoint;           //!< its endpoint
+        uint32_t stream;             //!< its stream
+        int64_t durationPs;          //!< its duration
+        int64_t memoryPs;            //!< of the memory, at its full rate
+        std::vector<uint64_t> needs; //!< what it depends on
+        int64_t finishPs;            //!< when it should finish
+    };
+
+    /**
+     * Run tasks and compare.
+     * @param [in] name What they show.
+     * @param [in] rows The tasks.
+     */
+    void Check(const std::string& name, const std::vector<Row>& rows)
+    {
+        UbStartSimulation("ns3::UbSimulatorImpl");
+        const auto fabric = Star(2);
+        UbTestChunk chunk;
+        int64_t last = 0;
+        for (const Row& row : rows)
+        {
+            const uint32_t task =
+                chunk.AddTask(row.endpoint, row.stream, row.durationPs, row.needs);
+            chunk.tasks[task].memoryPs = row.memoryPs;
+            last = std::max(last, row.finishPs);
+        }
+        fabric->AddChunk(chunk.Arrays());
+        Simulator::Run();
+        for (uint32_t i = 0; i < rows.size(); ++i)
+        {
+            NS_TEST_EXPECT_MSG_EQ(chunk.tasks[i].finishPs,
+                                  rows[i].finishPs,
+                                  name << ", finish of task " << i);
+        }
+        // a timer that was set and is no longer needed does not prolong the run
+        NS_TEST_EXPECT_MSG_EQ(Simulator::Now().GetTimeStep(), last, name << ", end");
+        NS_TEST_EXPECT_MSG_EQ(fabric->Leftover(), "", name << ", left over");
+        fabric->Dispose();
+    }
+
+    void DoRun() override
+    {
+        // 75 % of the memory each: together 150 % of it, so that 1 ps takes 1.5 ps
+        Check("at the same time", {{1, 0, 100, 75, {}, 150}, {1, 1, 100, 75, {}, 150}});
+        // until 40 alone; the 60 that are left take 90, and the other has 40 left at 130
+        Check("in part",
+              {{1, 0, 100, 75, {}, 130}, {1, 1, 40, 0, {}, 40}, {1, 1, 100, 75, {}, 170}});
+        Check("one after the other", {{1, 0, 100, 75, {}, 100}, {1, 1, 100, 75, {0}, 200}});
+        Check("on two dies", {{1, 0, 100, 75, {}, 100}, {2, 1, 100, 75, {}, 100}});
+        Check("less than there is", {{1, 0, 100, 75, {}, 100}, {1, 1, 100, 25, {}, 100}});
+        // the others have the memory at 150 % until 150
+        Check("without memory",
+              {{1, 0, 100, 75, {}, 150}, {1, 1, 100, 75, {}, 150}, {1, 2, 120, 0, {}, 120}});
+        // both go by at 1 ps in 1.5 ps until the short one is over at 30, and 80 are left then
+        Check("a short one", {{1, 0, 100, 75, {}, 110}, {1, 1, 20, 15, {}, 30}});
+        // 100 + 50 + 50 %: two end at 200, and the first has had its 100 then, too
+        Check("three",
+              {{1, 0, 100, 100, {}, 200}, {1, 1, 100, 50, {}, 200}, {1, 2, 100, 50, {}, 200}});
+        // in turn: as soon as one task of a stream is over the next takes its share
+        Check("streams of tasks",
+              {{1, 0, 50, 50, {}, 100},
+               {1, 0, 50, 50, {}, 200},
+               {1, 1, 100, 100, {}, 200},
+               {1, 1, 30, 30, {}, 230}});
+        // no time to read in, whatever it asks for
+        Check("no duration", {{1, 0, 100, 75, {}, 100}, {1, 1, 0, 50, {}, 0}});
+        // by itself a task that asks for more than there is takes as long as the memory needs
+        Check("more than there is", {{1, 0, 100, 130, {}, 130}});
+    }
+};
+
+/**
+ * @ingroup ub-fabric-test
  * @brief A dispatch and a combine of two ranks, by hand.
  */
 class UbClosedLoopTestCase : public UbTestCase
@@ -304,7 +391,10 @@ class UbLateChunksTestCase : public UbTestCase
                     deps.push_back(first[from] + 4 * rank + 2 * (1 - stream) + random() % 2);
                 }
                 const auto number = static_cast<uint32_t>(nTasks - base);
-                chunk.AddTask(1 + rank, 2 * rank + stream, random() % 300'000, deps);
+                const uint32_t compute =
+                    chunk.AddTask(1 + rank, 2 * rank + stream, random() % 300'000, deps);
+                UbTaskRecord& task = chunk.tasks[compute];
+                task.memoryPs = task.durationPs * (random() % 5) / 4;
                 chunk.AddTask(1 + rank, 2 * rank + stream, random() % 1000, {nTasks});
                 exchange[stream].push_back(number + 1);
                 nTasks += 2;
@@ -493,6 +583,7 @@ class UbTaskGraphTestSuite : public TestSuite
         : TestSuite("ub-task-graph", Type::UNIT)
     {
         AddTestCase(new UbTaskOrderTestCase, TestCase::Duration::QUICK);
+        AddTestCase(new UbSharedMemoryTestCase, TestCase::Duration::QUICK);
         AddTestCase(new UbClosedLoopTestCase, TestCase::Duration::QUICK);
         AddTestCase(new UbMessageOrderTestCase, TestCase::Duration::QUICK);
         AddTestCase(new UbOpenLoopTestCase, TestCase::Duration::QUICK);
