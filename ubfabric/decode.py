@@ -325,12 +325,20 @@ class DecodeStep(Step):
         return 0
 
     def message_cost_ps(self, stage: Stage) -> int:
-        """Return what each message of a stage costs an engine of the topology."""
+        """Return what each message of a stage costs an engine of the topology, in picoseconds.
+
+        ``message_cost`` is what it costs a core when all cores of the die send. As many messages
+        a second go out until the stream has fewer cores than are of use, and in proportion fewer
+        with fewer cores.
+        """
         if not stage.sends or stage.sends in (GATHER, REDUCE):
             return 0
         communication = self.spec.machine.communication
-        cores = self.cores["expert"] or self.times.all_cores
-        return communication.message_cost * communication.engines // cores.vector_cores
+        all_cores = self.times.all_cores.vector_cores
+        cores = (self.cores["expert"] or self.times.all_cores).vector_cores
+        useful = communication.useful_cores
+        slower = min(all_cores, useful) / min(cores, useful)
+        return int(communication.message_cost * communication.engines / all_cores * slower)
 
     def message_bytes(self, plan: LayerPlan, phase: str) -> int:
         """Return the size of one message of a phase."""

@@ -203,10 +203,15 @@ class EfficiencySpec(Spec):
 
 
 class CommunicationSpec(Spec):
-    """What a message of a fused operator costs a vector core."""
+    """What a message of a fused operator costs a vector core.
+
+    ``message_cost`` is that of each while all vector cores of the die send; more than
+    ``useful_cores`` of them send no faster than so many, which need not be a whole number.
+    """
 
     engines: PositiveCount
     message_cost: Picoseconds
+    useful_cores: Annotated[Fraction, Field(gt=0)]
 
 
 class MachineSpec(Spec):
