@@ -6,7 +6,9 @@ stream 0 and the expert part (gate, dispatch, expert, combine) on stream 1, and 
 alternate on them. Attention of a layer waits for the microbatch's combine of the layer before;
 the expert part waits for its attention. The streams share the cores of the die, so that both take
 about as long (:meth:`DecodeStep.balanced_cores`) or as listed; with one microbatch every operator
-has all cores.
+has all cores. They share its memory as well: a task says how much of it is reading, and the replay
+slows those that ask for more together than the memory gives. Attention over the cache varies from
+rank to rank; whatever waits for all ranks waits for the slowest.
 
 Dispatch and combine are fused operators in stages, each a task: write the messages, then a flag
 with the count to every rank; receive, once all flags are there; copy what came to where the next
@@ -38,6 +40,7 @@ from ubfabric.operators import CoresSpec
 from ubfabric.placement import ExpertPlacement
 from ubfabric.steps import (
     ALL_MICROBATCHES,
+    FOR_SPREAD,
     PHASES,
     PS_PER_S,
     Block,
@@ -67,6 +70,9 @@ _STATE_BYTES = 2
 
 class DecodeStep(Step):
     """Builds the chunks of a decode step; parameters and errors as of :class:`Step`."""
+
+    #: Whether streams of a die take from each other when both read its memory.
+    shares_memory = True
 
     def __init__(self, workload: Workload, seed: int, layers: int | Sequence[int]) -> None:
         super().__init__(workload, seed, layers)
@@ -108,7 +114,8 @@ class DecodeStep(Step):
         A plan as engineers make it before a run: cube cores one by one, vector cores in
         proportion, by the times of the operators and what messages cost the cores of the rank
         that has most to do in a microbatch of the model's first MoE layer, whichever layers are
-        simulated. Wires have no part in it; what a layer takes is for the replay to say.
+        simulated. Wires, what the streams take from each other's memory and the spread of
+        attention have no part in it; what a layer takes is for the replay to say.
 
         Returns
         -------
@@ -223,7 +230,8 @@ class DecodeStep(Step):
     def chunk(self, position: int) -> TraceChunk:
         """Build one chunk; the same whether or not others were built before."""
         plan = self.plans[position]
-        durations: dict[tuple[str, int], np.ndarray | int] = {}
+        durations: dict[tuple[str, int], np.ndarray | int] = {**self._attention_durations(plan)}
+        memory = self._memory(plan)
         blocks: list[Block] = []
         if plan.label in ("moe", "mtp"):
             placement = self.place(plan.layer)
@@ -234,6 +242,8 @@ class DecodeStep(Step):
                 tokens_by_slot = slot_tokens(slots, placement, plan.tokens)
                 times = self.expert_ps(placement, tokens_by_slot, cores)
                 durations["expert", microbatch] = times[holders.start : holders.stop]
+                weights = self._weights_ps(plan, placement, tokens_by_slot)
+                memory["expert", microbatch] = weights[holders.start : holders.stop]
                 there = count_messages(slots, placement, plan.tokens)
                 sources = self.sources(microbatch)
                 there[0] += sources.start
@@ -245,10 +255,81 @@ class DecodeStep(Step):
                     blocks.append(Block(microbatch, phase, messages, size))
                     arrived = np.bincount(messages[1], messages[2], self.n_ranks)
                     of_receivers = arrived[receivers.start : receivers.stop]
-                    durations[f"{phase}-copy", microbatch] = self.copy_ps(phase, of_receivers)
+                    copy = f"{phase}-copy", microbatch
+                    durations[copy] = memory[copy] = self.copy_ps(phase, of_receivers)
         blocks += self._flag_blocks(plan) + self._head_blocks(plan)
         flows = self.flow_table(plan.layer, blocks) if blocks else empty_table("flows")
-        return TraceChunk(plan.layer, plan.label, flows, self.task_table(position, durations))
+        tasks = self.task_table(position, durations, memory if self.shares_memory else None)
+        return TraceChunk(plan.layer, plan.label, flows, tasks)
+
+    def _attention_durations(self, plan: LayerPlan) -> dict[tuple[str, int], np.ndarray]:
+        """Return the times of attention over the cache, which differ from rank to rank.
+
+        Drawn for each rank, layer and microbatch; also ranks that share heads have one each, and
+        wait for one another when they exchange their sums.
+
+        Returns
+        -------
+        dict of (str, int) to ndarray of int64, picoseconds
+            By kind and microbatch, of the ranks in :meth:`sources`.
+        """
+        if plan.label == "head":
+            return {}
+        spread = self.spec.machine.efficiency.attention_spread
+        durations = {}
+        for microbatch in range(self.rounds):
+            rng = self._rng(plan.layer, FOR_SPREAD, microbatch)
+            factors = 1 + spread * rng.standard_normal(len(self.sources(microbatch)))
+            times = self.duration_ps(plan, Stage("attention", microbatch)) * factors.clip(min=0)
+            durations["attention", microbatch] = np.rint(times).astype(np.int64)
+        return durations
+
+    @property
+    def attended_requests(self) -> int:
+        """Requests of a microbatch whose cache a rank reads: of all that share its heads."""
+        spec = self.spec
+        return spec.requests_per_rank // spec.serving.microbatches * self.tensor_parallel
+
+    def _read_ps(self, plan: LayerPlan, kind: str) -> float:
+        """Return how long the memory needs at its rate for what an operator reads, once."""
+        kv_tokens = self.spec.serving.kv_tokens
+        work = self.times.work(kind, plan.tokens, kv_tokens, self.attended_requests)
+        return float(work.read_bytes / self.spec.machine.memory_bytes_per_s * PS_PER_S)
+
+    def _memory(self, plan: LayerPlan) -> dict[tuple[str, int], np.ndarray | int]:
+        """Return the time of the memory for what stages read whatever the routing.
+
+        That is weights and cache, and of copies all they do. Head, sampling and projection have
+        a die to themselves, so that nothing is said of them.
+
+        Returns
+        -------
+        dict of (str, int) to int, picoseconds
+            By kind and microbatch.
+        """
+        if plan.label == "head":
+            return {}
+        kinds = ["prologue", "attention", "output", "ffn" if plan.label == "dense" else "gate"]
+        memory: dict[tuple[str, int], np.ndarray | int] = {}
+        for microbatch in range(self.rounds):
+            memory |= {(kind, microbatch): round(self._read_ps(plan, kind)) for kind in kinds}
+            if self.tensor_parallel > 1:
+                copy = Stage(f"{REDUCE}-copy", microbatch)
+                memory[copy.kind, microbatch] = self.duration_ps(plan, copy)
+        return memory
+
+    def _weights_ps(
+        self, plan: LayerPlan, placement: ExpertPlacement, tokens_by_slot: np.ndarray
+    ) -> np.ndarray:
+        """Return the time of the memory for the weights of each rank's experts with tokens.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_ranks,), picoseconds
+        """
+        replicas = np.bincount(placement.slot_rank, tokens_by_slot > 0, self.n_ranks)
+        weights: np.ndarray = np.rint(replicas * self._read_ps(plan, "expert")).astype(np.int64)
+        return weights
 
     def sources(self, microbatch: int) -> range:
         """Return the ranks whose tokens a microbatch has."""
@@ -308,8 +389,7 @@ class DecodeStep(Step):
             cores = self.cores["attention"]
             tokens = plan.tokens * tp  # of all ranks that share the heads
             if kind == "attention":
-                requests = spec.requests_per_rank // spec.serving.microbatches * tp
-                kv_tokens = spec.serving.kv_tokens
+                kv_tokens, requests = spec.serving.kv_tokens, self.attended_requests
                 time = self.times.time_ps(
                     kind, tokens, cores, kv_tokens=kv_tokens, requests=requests
                 )

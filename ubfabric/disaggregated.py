@@ -45,6 +45,8 @@ START = "start"
 class DisaggregatedStep(DecodeStep):
     """Builds the chunks of a disaggregated step; parameters and errors as of :class:`Step`."""
 
+    shares_memory = False
+
     def stages(self, plan: LayerPlan) -> list[Stage]:
         """Return the tasks of one rank of each group in a layer, in table order."""
         domains = self.spec.deployment.domains

@@ -191,13 +191,16 @@ class DieSpec(Spec):
 class EfficiencySpec(Spec):
     """Shares of the peaks that operators reach, and the rate of the prologue's vector part.
 
-    ``prefill`` is what is left of all that in the compute stages of prefill.
+    ``attention_spread`` is the standard deviation of the time of attention over the cache from
+    rank to rank in decode, as a share of that time (arXiv 2508.02520, figure 20). ``prefill`` is
+    what is left of all that in the compute stages of prefill.
     """
 
     memory: PositiveFraction
     int8_gemm: PositiveFraction
     bf16_gemm: PositiveFraction
     attention: PositiveFraction
+    attention_spread: Annotated[Fraction, Field(ge=0, lt=1)] = 0.0
     prefill: PositiveFraction
     vector_bandwidth: Annotated[BytesPerSecond, Field(gt=0)]
 

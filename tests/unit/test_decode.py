@@ -1,6 +1,7 @@
 """The decode step: order of tasks, times of operators, flows."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from ubfabric import steps as steps_module
@@ -13,6 +14,10 @@ from ubfabric.workload import load_workload
 
 REFERENCE = load_workload("deepseek-r1-decode-ep320")
 SMALL = load_workload("decode-ep8-sample")
+
+
+#: All ranks take the same time for attention.
+EVEN = {"machine.efficiency.attention_spread": 0}
 
 
 def small(**options):
@@ -198,8 +203,9 @@ def busiest_ps(changes):
     """Return what one microbatch of a MoE layer has of each stream on the busiest rank, no wires.
 
     From the tables alone: durations of tasks, messages and what each costs one of 16 engines.
+    The plan of cores does not foresee how attention varies.
     """
-    _, flows, tasks = tables(generate_trace(REFERENCE, layers=[3], overrides=changes))[3]
+    _, flows, tasks = tables(generate_trace(REFERENCE, layers=[3], overrides=EVEN | changes))[3]
     tasks, flows = tasks[tasks.microbatch == 0], flows[flows.microbatch == 0]
     sent = flows.groupby(["src", "phase"]).messages.sum()
     keys = list(zip(tasks["rank"], tasks.sends, strict=True))
@@ -234,6 +240,16 @@ def test_cores_are_the_same_whichever_layers_are_simulated():
         for layers in ([3], [20], [40], [57, 60])
     }
     assert len(shares) == 1
+
+
+def test_cores_do_not_depend_on_the_spread_of_attention():
+    shares = [
+        generate_trace(
+            REFERENCE, layers=[3], overrides={"machine.efficiency.attention_spread": spread}
+        ).metadata["stream_cores"]
+        for spread in (0, 0.3)
+    ]
+    assert shares[0] == shares[1]
 
 
 def test_a_stream_has_the_least_cores_even_where_others_would_be_balanced():
@@ -361,6 +377,107 @@ def test_ranks_that_share_heads_share_tokens_and_work():
     assert stage_us(shared, moe_plan(shared), "reduce-copy") == pytest.approx(added, rel=1e-3)
 
 
+def attention_ps(**changes):
+    """Return the times of attention in each layer, a row a microbatch, in the order of ranks."""
+    overrides = {key.replace("__", "."): value for key, value in changes.items()}
+    frames = tables(generate_trace(REFERENCE, layers=[3, 4, 5, 6], overrides=overrides))
+    tasks = pd.concat([tasks for _, _, tasks in frames])
+    rows = tasks[tasks.kind == "attention"]
+    return rows.pivot_table(index=["layer", "microbatch"], columns="rank", values="duration_ps")
+
+
+def test_attention_has_the_mean_and_the_spread_of_the_machine():
+    even = attention_ps(machine__efficiency__attention_spread=0)
+    assert even.shape == (16, 320) and (even == even.iloc[0, 0]).all(axis=None)
+    factors = (attention_ps(machine__efficiency__attention_spread=0.1) / even).to_numpy()
+    # of 5,120 draws: four standard errors, sigma / sqrt(n) and sigma / sqrt(2 n)
+    n = factors.size
+    assert factors.mean() == pytest.approx(1, abs=4 * 0.1 / n**0.5)
+    assert factors.std() == pytest.approx(0.1, abs=4 * 0.1 / (2 * n) ** 0.5)
+    # ranks, layers and microbatches are drawn independently: 120 pairs of 320 draws each
+    pairs = np.corrcoef(factors)[np.triu_indices(16, 1)]
+    assert abs(pairs).max() < 4.5 / 320**0.5
+    shipped = (attention_ps() / even).to_numpy()
+    assert shipped.std() == pytest.approx(0.033, rel=4 / (2 * n) ** 0.5)
+
+
+def test_attention_takes_no_negative_time():
+    times = attention_ps(machine__efficiency__attention_spread=0.9)
+    assert times.min(axis=None) == 0
+    trace = small(layers=1, overrides={"machine.efficiency.attention_spread": 0.9})
+    check_trace(trace)  # it then needs no memory either
+
+
+def test_ranks_that_share_heads_have_each_a_time_of_attention():
+    moe = tables(small(layers=1, overrides={"deployment.attention_tp": 4}))[3][2]
+    times = moe[(moe.kind == "attention") & (moe.microbatch == 0)].duration_ps
+    assert times.nunique() == 8
+
+
+#: Rate of the memory in bytes per picosecond.
+MEMORY = 1.6 * 0.841
+
+
+def memory_ps(tasks, kind):
+    return tasks[tasks.kind == kind].memory_ps.to_numpy()
+
+
+def test_tasks_ask_the_memory_for_what_they_read():
+    frames = tables(generate_trace(REFERENCE, layers=[3], overrides=listed(16, 32)))
+    dense, moe = (frames[i][2] for i in (2, 3))
+    latent, heads, hidden = 512, 128, 7168
+    read = {
+        # INT8 down- and up-projections, keys absorbed in BF16
+        "prologue": hidden * (1536 + 576) + 1536 * heads * 192 + 2 * latent * heads * 128,
+        "attention": 24 * 4224 * 576 * 2,  # the cache of 24 requests in BF16
+        "output": 2 * latent * heads * 128 + heads * 128 * hidden,
+    }
+    for kind, n_bytes in (read | {"gate": hidden * 256 * 2}).items():
+        assert memory_ps(moe, kind) == pytest.approx(n_bytes / MEMORY, abs=1), kind
+    for kind, n_bytes in (read | {"ffn": 3 * hidden * 18432}).items():
+        assert memory_ps(dense, kind) == pytest.approx(n_bytes / MEMORY, abs=1), kind
+    # one expert a rank, all with tokens; copies do nothing else
+    assert memory_ps(moe, "expert") == pytest.approx(3 * hidden * 2048 / MEMORY, abs=1)
+    for kind in ("dispatch-copy", "combine-copy"):
+        copies = moe[moe.kind == kind]
+        assert (copies.memory_ps == copies.duration_ps).all() and (copies.memory_ps > 0).all()
+    silent = moe[moe.kind.str.contains("-flag|-receive") | moe.kind.isin(PHASES)]
+    assert len(silent) == 2 * 6 * 320 and (silent.memory_ps == 0).all()
+    assert (frames[-1][2].memory_ps == 0).all()  # nothing beside head and sampling
+
+
+def test_experts_without_tokens_are_not_read():
+    one = {"serving.mtp_tokens": 0, "serving.batch_per_npu": 4, "deployment.redundant_experts": 0}
+    flows, tasks = tables(small(layers=1, overrides=one))[3][1:]
+    asked = tasks[(tasks.kind == "expert") & (tasks.microbatch == 0)].memory_ps.to_numpy()
+    replicas = asked * MEMORY / (3 * 7168 * 2048)
+    assert replicas == pytest.approx(replicas.round(), abs=1e-3)
+    # 8 tokens have 64 routed pairs on 8 ranks of 32 routed experts
+    received = flows[(flows.phase == "dispatch") & (flows.microbatch == 0)]
+    received = received.groupby("dst").messages.sum().reindex(range(8), fill_value=0).to_numpy()
+    assert (replicas.round() <= received).all() and (replicas.round() < 33).all()
+    assert replicas.sum() > 8
+
+
+def test_copies_of_sums_do_nothing_but_read_and_write():
+    moe = tables(small(layers=1, overrides={"deployment.attention_tp": 4}))[3][2]
+    copies = moe[moe.kind == "reduce-copy"]
+    assert (copies.memory_ps == copies.duration_ps).all() and (copies.memory_ps > 0).all()
+    # four times the requests, and the latent cache is not divided among the heads
+    plain = tables(small(layers=1))[3][2]
+    asked = [memory_ps(tasks, "attention").max() for tasks in (plain, moe)]
+    assert asked[1] == pytest.approx(4 * asked[0], abs=4)
+
+
+def test_a_measured_time_bounds_what_is_asked_of_the_memory(tmp_path):
+    (tmp_path / "t.csv").write_text("operator,tokens,kv_tokens,time\noutput,8,,1 us\n")
+    text = "base: decode-ep8-sample\nname: a\noperators: {table: t.csv}\n"
+    (tmp_path / "a.yaml").write_text(text)
+    changes = {"serving.batch_per_npu": 16}
+    moe = tables(generate_trace(tmp_path / "a.yaml", layers=1, overrides=changes))[3][2]
+    assert (memory_ps(moe, "output") == 1_000_000).all()
+
+
 def test_expert_task_takes_the_time_of_its_tokens():
     trace = generate_trace(REFERENCE, layers=1, overrides=listed(16, 32))
     flows, tasks = next((f, t) for label, f, t in tables(trace) if label == "moe")
@@ -421,7 +538,7 @@ def test_measured_times_replace_the_roofline_operator_by_operator(tmp_path):
     text = "base: decode-ep8-sample\nname: a\noperators: {table: t.csv}\n"
     (tmp_path / "a.yaml").write_text(text)
     (_, _, measured), (_, _, plain) = (
-        tables(generate_trace(s))[3] for s in (tmp_path / "a.yaml", SMALL)
+        tables(generate_trace(s, overrides=EVEN))[3] for s in (tmp_path / "a.yaml", SMALL)
     )
     times = measured.groupby("kind").duration_ps.max()
     assert times["attention"] == 100_000_000
@@ -515,7 +632,10 @@ def test_a_layer_does_not_depend_on_which_others_are_built():
     third = all_layers.chunk(5)
     in_order = list(few.chunks())[5]
     assert third.flows.equals(in_order.flows) and third.tasks.equals(in_order.tasks)
-    assert all_layers.chunk(20).flows.equals(few.chunk(7).flows)
+    twentieth = all_layers.chunk(20)  # here after another, there after seven
+    assert twentieth.flows.equals(few.chunk(7).flows)
+    times = [chunk.tasks["duration_ps"] for chunk in (twentieth, few.chunk(7))]
+    assert times[0].equals(times[1]) and not times[0].equals(third.tasks["duration_ps"])
     last = all_layers.chunk(len(all_layers.plans) - 2)
     assert last.flows.equals(few.chunk(len(few.plans) - 2).flows)
 

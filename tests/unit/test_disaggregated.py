@@ -35,6 +35,10 @@ def of_rank(tasks, rank, stream):
     return list(zip(rows.kind, rows.microbatch, strict=True))
 
 
+def test_streams_of_a_die_take_no_memory_from_each_other():
+    assert all((tasks.memory_ps == 0).all() for _, _, tasks in chunks())
+
+
 def test_messages_leave_dies_that_attend_reach_experts_and_come_back():
     tokens = 12  # 12 requests a die, two tokens each, two microbatches
     for label, flows, _ in chunks():
@@ -135,7 +139,8 @@ def test_kernels_of_dies_with_experts_start_once():
 
 
 def test_every_operator_has_the_whole_die():
-    tasks = chunks(PAPER, simulate_moe_layers=1)[3][2]
+    even = {"machine__efficiency__attention_spread": 0}
+    tasks = chunks(PAPER, simulate_moe_layers=1, **even)[3][2]
     # 96 tokens x 128 heads x 3,072 x (576 + 512), two operations each, on all cores; one kernel
     expected = 2 + 2 * 96 * 128 * 3072 * (576 + 512) / (376e6 * 0.654)
     attention = tasks[tasks.kind == "attention"].duration_ps / 1e6
