@@ -143,7 +143,7 @@ def _overrides(pairs: list[str] | None, option: str = "--set") -> dict[str, Any]
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise SpecError(
-                f"{option}: found {pair!r}, expected KEY=VALUE such as gate.policy=zipf"
+                f"{option}: found {pair!r}, expected KEY=VALUE such as serving.batch_per_npu=24"
             )
         try:
             changes[key] = YAML(typ="safe", pure=True).load(text)
