@@ -50,8 +50,8 @@ def test_print_speed_up_of_two_workers(tmp_path, layers):
     lead_cpu_s = time.process_time() - led
     pd.testing.assert_frame_equal(table[list(rows[0])], pd.DataFrame(rows), check_dtype=False)
     print(
-        f"\n24 points of {layers} layers in sequence {one_s:.1f} s ({one_s / 24:.1f} s a point), on two workers "
-        f"{two_s:.1f} s with their start: {one_s / two_s:.2f} times as fast; processor time "
-        f"{one_cpu_s:.1f} s in sequence, {two_cpu_s:.1f} s of both workers together and "
+        f"\n24 points of {layers} layers in sequence {one_s:.1f} s ({one_s / 24:.1f} s a point), "
+        f"on two workers {two_s:.1f} s with their start: {one_s / two_s:.2f} times as fast; "
+        f"processor time {one_cpu_s:.1f} s in sequence, {two_cpu_s:.1f} s of both workers together and "
         f"{lead_cpu_s:.1f} s of the process that leads them"
     )
