@@ -52,6 +52,6 @@ def test_print_speed_up_of_two_workers(tmp_path, layers):
     print(
         f"\n24 points of {layers} layers in sequence {one_s:.1f} s ({one_s / 24:.1f} s a point), "
         f"on two workers {two_s:.1f} s with their start: {one_s / two_s:.2f} times as fast; "
-        f"processor time {one_cpu_s:.1f} s in sequence, {two_cpu_s:.1f} s of both workers together and "
+        f"processor time {one_cpu_s:.1f} s in sequence, {two_cpu_s:.1f} s of both workers and "
         f"{lead_cpu_s:.1f} s of the process that leads them"
     )
