@@ -19,6 +19,8 @@ really occurred (the smallest one that at least the stated fraction does not exc
 ``a(x)``    last byte of flow ``x`` seen by its destination rank
 ``E(l)``    completion of MoE layer ``l``: latest ``f(t)`` of its combine tasks over all
             ranks and microbatches
+``D(l)``    all tokens of MoE layer ``l`` are with experts: latest ``f(t)`` of its
+            dispatch tasks over all ranks and microbatches; ``E(l)`` if it has none
 =========== =====================================================================
 
 **Metrics**
@@ -27,11 +29,12 @@ step of a rank
     ``F(r) - S(r)``, plus the extrapolation below. The step of the group is the longest of
     these: all ranks exchange tokens in every layer, none runs ahead of the slowest.
 steady layer time
-    Mean of the increments ``E(l) - E(previous MoE layer)``. The first MoE layer has no
-    increment. If no layer runs before it, it fills the pipeline, and its successor's is left
-    out as well as soon as two others remain; behind dense layers the pipeline is full. With one
-    MoE layer only there is no increment: its own time, ``E(l) - first s(t)`` in that layer,
-    stands in and is an upper estimate.
+    Mean of the increments ``D(l) - D(previous MoE layer)``. Those of ``E`` would do as well but
+    for the last one: no attention of a next layer shares the memory with its experts. The first
+    MoE layer has no increment. If no layer runs before it, it fills the pipeline, and its
+    successor's is left out as well as soon as two others remain; behind dense layers the pipeline
+    is full. With one MoE layer only there is no increment: its own time, ``E(l) - first s(t)`` in
+    that layer, stands in and is an upper estimate.
 extrapolated step
     Simulated step + (MoE layers of the model - MoE layers simulated) x steady layer time.
 intervals
@@ -565,12 +568,16 @@ def _layer_table(
     groups = by_rank.groupby("layer")
     median, longest = groups["duration"].median(), groups["duration"].max()
     finish = groups["finish"]
-    combine = tasks[tasks["kind"] == "combine"].groupby("layer")["finish_ps"].max()
+    completion, arrived = (
+        tasks[tasks["kind"] == kind].groupby("layer")["finish_ps"].max().reindex(median.index)
+        for kind in ("combine", "dispatch")
+    )
+    marks = arrived.fillna(completion).fillna(-1).to_numpy(np.int64)
     layers = pd.DataFrame(
         {
             "layer": median.index.to_numpy(np.int64),
             "label": [facts.labels.get(int(layer), "") for layer in median.index],
-            "completion_ps": combine.reindex(median.index).fillna(-1).to_numpy(np.int64),
+            "completion_ps": completion.fillna(-1).to_numpy(np.int64),
             "duration_median_ps": median.to_numpy(),
             "duration_max_ps": longest.to_numpy(np.int64),
             "straggler_spread": ((longest - median) / median.where(median > 0)).to_numpy(),
@@ -583,7 +590,7 @@ def _layer_table(
     increments = np.full(len(layers), -1, dtype=np.int64)
     places = np.flatnonzero(moe)
     # Layers may be simulated with gaps; they still run one after another.
-    increments[places[1:]] = np.diff(layers["completion_ps"].to_numpy()[places])
+    increments[places[1:]] = np.diff(marks[places])
     steady = increments >= 0
     if steady.sum() >= 3 and places[0] == 0:  # the first layer of all fills the pipeline
         steady[places[1]] = False

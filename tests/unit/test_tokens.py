@@ -117,6 +117,28 @@ def test_behind_a_dense_layer_the_first_increment_counts(tmp_path):
     assert tokens.summary["layer_us"] == pytest.approx(520 / 3)
 
 
+def test_experts_of_the_last_layer_do_not_count_as_those_of_others(tmp_path):
+    """Dispatch ends at 100, 200 and 320, combine at 180, 290 and 340: the last, alone, is short."""
+    table = pd.DataFrame(
+        {
+            "layer": [0, 0, 1, 1, 2, 2],
+            "kind": ["dispatch", "combine"] * 3,
+            "start_ps": [0, 100, 180, 200, 290, 320],
+            "finish_ps": [100, 180, 200, 290, 320, 340],
+        }
+    )
+    table[["start_ps", "finish_ps"]] *= US
+    table["duration_ps"] = table["finish_ps"] - table["start_ps"]
+    table["issued_ps"] = table["arrived_ps"] = table["finish_ps"]
+    table["ready_ps"] = table["start_ps"]
+    table["task"] = range(len(table))
+    table = table.assign(rank=0, stream=0, microbatch=0)
+    run = task_run(tmp_path, [], metadata=METADATA | {"n_moe_layers_total": 10}, table=table)
+    layers = rebuild_tokens(run).layers
+    assert layers["completion_ps"].tolist() == [180 * US, 290 * US, 340 * US]
+    assert layers["increment_ps"].tolist() == [-1, 100 * US, 120 * US]
+
+
 def test_the_text_says_what_the_draw_leaves_open(tmp_path):
     text = rebuild(tmp_path, skew=0.5, metadata=METADATA).to_text(width=200)
     (line,) = (line for line in text.splitlines() if line.startswith("dispatch by message over"))
