@@ -146,10 +146,14 @@ def parse_policy(raw: Any, policies: Mapping[str, type[SpecT]]) -> SpecT:
         key = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            message = f"unknown key; allowed: {', '.join(sorted(cls.model_fields))}"
-        elif first["type"] == "missing":
+            allowed = ", ".join(sorted(cls.model_fields))
+            raise ValueError(
+                f"{key}: found with policy {raw['policy']!r}, which allows: {allowed}; to replace "
+                "another policy, give the whole mapping"
+            ) from None
+        if first["type"] == "missing":
             raise ValueError(f"{key}: found nothing, the key is required") from None
-        elif "found" in message:
+        if "found" in message:
             raise ValueError(f"{key}: {message}" if key else message) from None
         raise ValueError(f"{key}: found {first['input']!r}; {message}") from None
 

@@ -173,7 +173,10 @@ def test_missing_file_is_refused(tmp_path):
         ({"policy": "pareto"}, r"found 'pareto', allowed: dirichlet, drifting, file, hottest, "),
         ({"policy": "zipf"}, r"exponent: .*required"),
         ({"policy": "zipf", "exponent": -1.0}, r"exponent: found -1\.0"),
-        ({"policy": "uniform", "skew": 1}, r"skew: found 1; unknown key; allowed: policy"),
+        (
+            {"policy": "uniform", "skew": 1},
+            r"skew: found with policy 'uniform', which allows: policy",
+        ),
         ({"policy": "dirichlet", "concentration": 0}, r"concentration: found 0"),
     ],
 )
