@@ -128,12 +128,7 @@ def test_experts_of_the_last_layer_do_not_count_as_those_of_others(tmp_path):
         }
     )
     table[["start_ps", "finish_ps"]] *= US
-    table["duration_ps"] = table["finish_ps"] - table["start_ps"]
-    table["issued_ps"] = table["arrived_ps"] = table["finish_ps"]
-    table["ready_ps"] = table["start_ps"]
-    table["task"] = range(len(table))
-    table = table.assign(rank=0, stream=0, microbatch=0)
-    run = task_run(tmp_path, [], metadata=METADATA | {"n_moe_layers_total": 10}, table=table)
+    run = rank_run(tmp_path, table, METADATA | {"n_moe_layers_total": 10})
     layers = rebuild_tokens(run).layers
     assert layers["completion_ps"].tolist() == [180 * US, 290 * US, 340 * US]
     assert layers["increment_ps"].tolist() == [-1, 100 * US, 120 * US]
@@ -586,17 +581,22 @@ def flow_table(flows):
     return pa.table({name: np.asarray(column) for name, column in columns.items()})
 
 
+def rank_run(path, table, metadata):
+    """One rank, one stream, tasks one after another: layer, kind, start and finish are given."""
+    table = table.assign(rank=0, stream=0, microbatch=0, task=range(len(table)))
+    table["duration_ps"] = table["finish_ps"] - table["start_ps"]
+    table["issued_ps"] = table["arrived_ps"] = table["finish_ps"]
+    table["ready_ps"] = table["start_ps"]
+    return task_run(path, [], metadata=metadata, table=table)
+
+
 def layer_run(path, completions_us, metadata, first_kind="combine"):
     """One rank, one combine a layer that ends at the given times."""
     starts = [0, *completions_us[:-1]]
     table = pd.DataFrame({"start_ps": starts, "finish_ps": completions_us}) * US
-    table["layer"] = table["task"] = range(len(table))
-    table["duration_ps"] = table["finish_ps"] - table["start_ps"]
-    table["issued_ps"] = table["arrived_ps"] = table["finish_ps"]
-    table["ready_ps"] = table["start_ps"]
-    table = table.assign(rank=0, stream=0, microbatch=0, kind="combine")
+    table = table.assign(layer=range(len(table)), kind="combine")
     table.loc[0, "kind"] = first_kind
-    return task_run(path, [], metadata=metadata, table=table)
+    return rank_run(path, table, metadata)
 
 
 def test_stages_of_an_operator_count_as_one_task(tmp_path):
