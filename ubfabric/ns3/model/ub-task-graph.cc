@@ -310,16 +310,12 @@ UbTaskGraph::MemoryDue(uint32_t endpoint, int64_t nowPs)
     Memory& memory = m_memories[endpoint];
     memory.duePs = UB_NEVER;
     Settle(memory, nowPs);
-    m_over.clear();
-    for (const uint32_t reference : memory.running)
-    {
-        if (LeftPs(memory, reference) == 0)
-        {
-            m_over.push_back(reference);
-        }
-    }
-    std::erase_if(memory.running,
-                  [this, &memory](uint32_t reference) { return LeftPs(memory, reference) == 0; });
+    const auto over = std::stable_partition(
+        memory.running.begin(),
+        memory.running.end(),
+        [this, &memory](uint32_t reference) { return LeftPs(memory, reference) > 0; });
+    m_over.assign(over, memory.running.end());
+    memory.running.erase(over, memory.running.end());
     Share(endpoint, nowPs);
     for (const uint32_t reference : m_over)
     {
