@@ -178,7 +178,7 @@ def packet_bytes(graph: nx.Graph, payload_bytes: int) -> dict[str, int]:
     }
 
 
-def cuts(graph: nx.Graph, payload_bytes: int) -> dict[str, tuple[int, int]]:
+def cuts(graph: nx.Graph, payload_bytes: int) -> dict[str, tuple[int, int, int]]:
     """Return how a message is cut, by network: into pieces, and these into packets.
 
     Parameters
@@ -189,20 +189,23 @@ def cuts(graph: nx.Graph, payload_bytes: int) -> dict[str, tuple[int, int]]:
 
     Returns
     -------
-    dict of str to (int, int)
-        Most bytes of a piece and of a packet; a packet spans neither messages nor pieces.
+    dict of str to (int, int, int)
+        Most bytes of a piece that is written, of one that is read (0: flows cannot read), and of a
+        packet; a packet spans neither messages nor pieces.
     """
     result = {}
     for network, stack in transports(graph).items():
-        used = _CUTS | used_settings(stack)
+        used = used_settings(stack)
         if stack["name"] == "posted":
-            result[network] = (payload_bytes, payload_bytes)
-        elif stack["name"] == "load-store":
+            result[network] = (payload_bytes, used.get("work_request_bytes", 0), payload_bytes)
+            continue
+        used = _CUTS | used
+        if stack["name"] == "load-store":
             packet = min(used["request_payload_bytes"], payload_bytes)
-            result[network] = (packet, packet)
+            result[network] = (packet, packet, packet)
         else:
             packet = min(used["mtu_bytes"], payload_bytes)
-            result[network] = (used["work_request_bytes"], packet)
+            result[network] = (used["work_request_bytes"], 0, packet)
     return result
 
 

@@ -177,7 +177,7 @@ class TransportsSpec(Spec):
 #: Keys that a transport reads beside ``name`` and ``header_bytes``. A specification may give
 #: the others as well, so that changing the name is enough to change the transport.
 TRANSPORT_KEYS: dict[str, tuple[str, ...]] = {
-    "posted": ("timeout_ps", "timeout_limit"),
+    "posted": ("work_request_bytes", "timeout_ps", "timeout_limit"),
     "load-store": (
         "acknowledge_header_bytes",
         "request_payload_bytes",

@@ -559,9 +559,6 @@ class _Session:
         self.engine = engine
         self.plan = plan
         self.gave_up: list[int] = []
-        self.can_read = [
-            transport["name"] == "load-store" for transport in transports(graph).values()
-        ]
         cut = cuts(graph, config.payload_bytes)
         self.cut = np.array([cut[name] for name in NETWORKS], np.int64)
         self.arrays = arrays
@@ -842,16 +839,16 @@ class _Session:
         flows["messages"] = table["messages"].to_numpy()
         flows["message_bytes"] = table["message_bytes"].to_numpy()
         flows["network"] = network
+        flows["operation"] = _codes(table["operation"], OPERATIONS)
+        self._check_operations(chunk, flows)
         packets = _packets(flows, self.cut)
         if len(packets) and packets.max() > _MAX_PACKETS:
             row = int(np.argmax(packets > _MAX_PACKETS))
             raise TraceError(
                 f"{chunk.flows_file}: row {chunk.first_flow_row + row + 1}: found "
-                f"{packets[row]} packets of {self.cut[network[row], 1]} B, allowed {_MAX_PACKETS}"
+                f"{packets[row]} packets of {self.cut[network[row], 2]} B, allowed {_MAX_PACKETS}"
             )
         flows["start_ps"] = table["start_ps"].to_numpy()
-        flows["operation"] = _codes(table["operation"], OPERATIONS)
-        self._check_operations(chunk, flows)
         flows["lane"] = self.lanes[table["service_level"].to_numpy()]
         flows["send_task"] = np.where(sender < 0, _bridge.NONE, sender)
         flows["wait_task"] = np.where(waiter < 0, _bridge.NONE, waiter)
@@ -874,10 +871,10 @@ class _Session:
         """Refuse reads where the transport cannot read, and SDMA where there is none."""
         is_read = flows["operation"] & 1 == 1
         by_sdma = flows["operation"] & 2 == 2
-        silent = is_read & ~np.array(self.can_read)[flows["network"]]
+        silent = is_read & (self.cut[flows["network"], 1] == 0)
         bare = by_sdma & (self.arrays.node_sdma_engines[flows["src"]] == 0)
         for bad, why in (
-            (silent, "transports.{network}.name to be load-store"),
+            (silent, "transports.{network}.name to be load-store, or posted with work_request"),
             (bare, "sdma engines on the endpoint of rank {src}"),
         ):
             if bad.any():
@@ -974,9 +971,10 @@ def _codes(column: pa.ChunkedArray, names: tuple[str, ...]) -> np.ndarray:
 
 
 def _packets(flows: np.ndarray, cut: np.ndarray) -> np.ndarray:
-    """Return the number of packets of each flow; ``cut`` has a row of (piece, packet) a network."""
+    """Return the number of packets of each flow; ``cut`` has a row a network, see ``cuts``."""
     size = flows["message_bytes"].astype(np.int64)
-    piece, packet = cut[flows["network"]].T
+    written, read, packet = cut[flows["network"]].T
+    piece = np.where(flows["operation"] & 1, read, written)
     piece = np.where(flows["src"] == flows["dst"], size, piece)  # a copy is not cut into pieces
     whole, rest = np.divmod(size, piece)
     packets: np.ndarray = flows["messages"] * (whole * -(-piece // packet) + -(-rest // packet))

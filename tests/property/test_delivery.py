@@ -165,7 +165,7 @@ def traffic(draw, graph: nx.MultiGraph, transport: str) -> Trace:
     n_dies = sum(role == "endpoint" for _, role in graph.nodes(data="role"))
     pair = st.tuples(st.integers(0, n_dies - 1), st.integers(0, n_dies - 1))
     known = ["write", "sdma-write"]
-    known += ["read", "sdma-read"] if transport == "load-store" else []
+    known += ["read", "sdma-read"] if transport in ("posted", "load-store") else []
     flows = [
         flow(
             src,

@@ -99,13 +99,25 @@ def test_read_and_write_move_the_same_bytes_in_opposite_directions():
 
 
 @pytest.mark.parametrize("operation", ["read", "sdma-read"])
-def test_read_without_load_store_is_refused(operation, tmp_path):
+def test_read_of_a_transport_that_cannot_is_refused(operation, tmp_path):
     graph = star(2, sdma_engines=1, sdma_bytes_per_s=GB)
     trace = make_trace([flow(0, 1), flow(1, 0, operation=operation)])
-    message = rf"row 2: operation {operation} needs transports\.ub\.name to be load-store"
+    needs = r"transports\.ub\.name to be load-store, or posted with work_request"
+    message = rf"row 2: operation {operation} needs {needs}"
     with pytest.raises(TraceError, match=message):
         kept(tmp_path, graph, trace)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_posted_reads_ask_once_a_work_request_and_count_packets_of_each():
+    graph = star(2, header=20, sdma_engines=1, sdma_bytes_per_s=GB)
+    graph.graph["transports"]["ub"]["work_request_bytes"] = 2_500
+    flows = [flow(0, 1, messages=2, message_bytes=6_000, operation="sdma-read")]
+    result = run(graph, make_trace(flows), payload_bytes=1_000)
+    # 2,500 in three packets, twice, and 1,000 in one, of each message
+    assert result.flows["packets"].tolist() == [14]
+    assert result.link("die-0", "hub-0")["bytes"] == 6 * 20
+    assert result.link("die-1", "hub-0")["bytes"] == 12_000 + 14 * 20
 
 
 @pytest.mark.parametrize("operation", ["sdma-write", "sdma-read"])

@@ -98,6 +98,7 @@ UbEndpointProcess::UbEndpointProcess(const UbFabricArrays& arrays,
         transport.Attach(*this, network, settings.payloadBytes, settings.congestion[network]);
         m_packetBytes[network] = transport.PacketBytes();
         m_pieceBytes[network] = transport.PieceBytes();
+        m_readBytes[network] = transport.ReadBytes();
         m_headerBytes[network] = transport.GetHeaderBytes();
         m_fullWireBytes[network] = Framed(network, m_headerBytes[network] + m_packetBytes[network]);
         m_posted |= transport.IsPosted() ? 1U << network : 0;
@@ -436,7 +437,7 @@ UbEndpointProcess::PacketsOf(const UbFlowRecord& flow) const
     {
         return count(flow.messageBytes);
     }
-    const uint32_t piece = m_pieceBytes[flow.network];
+    const uint32_t piece = PieceBytes(flow);
     return flow.messageBytes / piece * count(piece) + count(flow.messageBytes % piece);
 }
 
@@ -536,8 +537,9 @@ UbEndpointProcess::TakeMessage(uint32_t endpointIndex, uint32_t engineIndex, int
           engineIndex,
           flow,
           job,
-          endpoint.overlapsIssue ? std::max(nowPs + costPs, freePs)
-                                 : std::max(nowPs, freePs) + costPs);
+          endpoint.overlapsIssue && engineIndex < endpoint.nCores
+              ? std::max(nowPs + costPs, freePs)
+              : std::max(nowPs, freePs) + costPs);
     return true;
 }
 
@@ -657,12 +659,13 @@ UbEndpointProcess::Emit(uint32_t endpointIndex, uint32_t engineIndex, int64_t no
     if (engine.isFirst)
     {
         engine.isFirst = false;
-        if (endpoint.overlapsIssue && !IsDescribed(flow))
+        if (endpoint.overlapsIssue && engineIndex < endpoint.nCores && !IsDescribed(flow))
         {
             Prepare(endpointIndex, engineIndex);
         }
     }
     const uint32_t piece = std::min(engine.leftBytes, PieceBytes(flow));
+    const bool isRead = (flow.operation & UB_READ) != 0;
     int64_t donePs = nowPs;
     if (flow.src == flow.dst)
     {
@@ -676,7 +679,7 @@ UbEndpointProcess::Emit(uint32_t endpointIndex, uint32_t engineIndex, int64_t no
         AddIssue(engine.flow, nowPs);
         Arrive(Flow(engine.flow), copy);
     }
-    else if (IsPosted(flow.network))
+    else if (IsPostedWrite(flow))
     {
         ++m_packetsSent;
         m_bytesSent += piece;
@@ -706,7 +709,8 @@ UbEndpointProcess::Emit(uint32_t endpointIndex, uint32_t engineIndex, int64_t no
         {
             return; // it hands over the same piece again when the transport says so
         }
-        ++m_jobs[engine.job].unfinished;
+        // nobody waits for what is posted, an answer that brings data included
+        m_jobs[engine.job].unfinished += IsPosted(flow.network) ? 0 : 1;
     }
     engine.leftBytes -= piece;
     if (engine.leftBytes > 0)
@@ -716,7 +720,7 @@ UbEndpointProcess::Emit(uint32_t endpointIndex, uint32_t engineIndex, int64_t no
         {
             untilPs = group.issueCostPs;
         }
-        else if ((flow.operation & UB_READ) != 0)
+        else if (isRead)
         {
             untilPs = StreamPs(group, piece); // takes the data in while it comes
         }
@@ -728,7 +732,7 @@ UbEndpointProcess::Emit(uint32_t endpointIndex, uint32_t engineIndex, int64_t no
         return;
     }
     JobStep(engine.job, endpointIndex, donePs);
-    engine.freePs = donePs;
+    engine.freePs = donePs + (isRead ? StreamPs(group, piece) : 0);
     group.hungry &= ~(uint64_t{1} << engineIndex);
     if (engine.nextFlow != UB_NONE)
     {
@@ -738,10 +742,10 @@ UbEndpointProcess::Emit(uint32_t endpointIndex, uint32_t engineIndex, int64_t no
               engineIndex,
               next,
               engine.nextJob,
-              std::max(donePs, engine.nextReadyPs));
+              std::max(engine.freePs, engine.nextReadyPs));
         return;
     }
-    if (!TakeMessage(endpointIndex, engineIndex, donePs))
+    if (!TakeMessage(endpointIndex, engineIndex, engine.freePs))
     {
         group.idle |= uint64_t{1} << engineIndex;
     }

@@ -173,7 +173,7 @@ class UbEndpointProcess : public UbTransportHost
     void Account(const UbDelivery& delivery)
     {
         UbFlowRecord& flow = Flow(delivery.flow);
-        if (IsPosted(flow.network) && !delivery.isLost)
+        if (IsPostedWrite(flow) && !delivery.isLost)
         {
             Arrive(flow, delivery);
             return;
@@ -459,20 +459,20 @@ class UbEndpointProcess : public UbTransportHost
     /// An endpoint.
     struct Endpoint
     {
-        int64_t receiveLatencyPs{0};     //!< last byte in to seen
-        int64_t lookaheadPs{UB_NEVER};   //!< packet in to anything that it does, at least
-        bool overlapsIssue{false};       //!< an engine prepares a message while it streams another
-        int64_t memoryReadLatencyPs{0};  //!< read request in to data out
-        int64_t acknowledgeLatencyPs{0}; //!< packet in to response out
-        uint64_t egressBytesPerS{0};     //!< rate into all ports
-        uint64_t copyBytesPerS{0};       //!< rate to itself
-        int64_t egressFreePs{0};         //!< when the egress can take the next packet
-        uint64_t planes{0};              //!< planes that reach it, a bit each
-        uint64_t packets{0};             //!< packets sent, for the packet hash
-        uint32_t firstEngine{0};         //!< its engines
-        uint32_t nCores{0};              //!< engines that are vector cores
-        uint32_t nSdma{0};               //!< SDMA engines, numbered after the vector cores
-        std::array<Group, N_GROUPS> groups;                //!< vector cores, SDMA engines
+        int64_t receiveLatencyPs{0};        //!< last byte in to seen
+        int64_t lookaheadPs{UB_NEVER};      //!< packet in to anything that it does, at least
+        bool overlapsIssue{false};          //!< a core prepares a message while it streams another
+        int64_t memoryReadLatencyPs{0};     //!< read request in to data out
+        int64_t acknowledgeLatencyPs{0};    //!< packet in to response out
+        uint64_t egressBytesPerS{0};        //!< rate into all ports
+        uint64_t copyBytesPerS{0};          //!< rate to itself
+        int64_t egressFreePs{0};            //!< when the egress can take the next packet
+        uint64_t planes{0};                 //!< planes that reach it, a bit each
+        uint64_t packets{0};                //!< packets sent, for the packet hash
+        uint32_t firstEngine{0};            //!< its engines
+        uint32_t nCores{0};                 //!< engines that are vector cores
+        uint32_t nSdma{0};                  //!< SDMA engines, numbered after the vector cores
+        std::array<Group, N_GROUPS> groups; //!< vector cores, SDMA engines
         std::array<uint64_t, UB_NETWORKS> portBytesPerS{}; //!< rate of its ports by network
     };
 
@@ -504,11 +504,20 @@ class UbEndpointProcess : public UbTransportHost
 
     /**
      * @param [in] network A network.
-     * @return Whether its packets are sent and counted here.
+     * @return Whether nobody answers what is written there.
      */
     bool IsPosted(uint32_t network) const
     {
         return (m_posted >> network) & 1;
+    }
+
+    /**
+     * @param [in] flow A flow.
+     * @return Whether its packets are sent and counted here.
+     */
+    bool IsPostedWrite(const UbFlowRecord& flow) const
+    {
+        return IsPosted(flow.network) && (flow.operation & UB_READ) == 0;
     }
 
     /**
@@ -663,7 +672,12 @@ class UbEndpointProcess : public UbTransportHost
      */
     uint32_t PieceBytes(const UbFlowRecord& flow) const
     {
-        return flow.src == flow.dst ? m_packetBytes[flow.network] : m_pieceBytes[flow.network];
+        if (flow.src == flow.dst)
+        {
+            return m_packetBytes[flow.network];
+        }
+        return (flow.operation & UB_READ) != 0 ? m_readBytes[flow.network]
+                                               : m_pieceBytes[flow.network];
     }
 
     /**
@@ -709,6 +723,7 @@ class UbEndpointProcess : public UbTransportHost
     std::array<Ptr<UbTransport>, UB_NETWORKS> m_transports; //!< by network
     std::array<uint32_t, UB_NETWORKS> m_packetBytes{};      //!< most payload of a packet
     std::array<uint32_t, UB_NETWORKS> m_pieceBytes{};       //!< most bytes handed over at a time
+    std::array<uint32_t, UB_NETWORKS> m_readBytes{};        //!< most bytes asked for at a time
     std::array<uint32_t, UB_NETWORKS> m_headerBytes{};      //!< headers of a packet
     std::array<uint32_t, UB_NETWORKS> m_fullWireBytes{};    //!< a full packet on the wire
     uint32_t m_posted{0};                  //!< networks that are posted, a bit each

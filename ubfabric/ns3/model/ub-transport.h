@@ -275,13 +275,19 @@ class UbTransport : public Object
         return PacketBytes();
     }
 
+    /// @return Most bytes that an engine asks for at a time, if flows may read.
+    virtual uint32_t ReadBytes() const
+    {
+        return PieceBytes();
+    }
+
     /// @return How an issue engine works for it.
     virtual Style GetStyle() const
     {
         return STREAM;
     }
 
-    /// @return Whether nothing comes back and nothing is kept: packets take the short way.
+    /// @return Whether nobody answers a write and nothing is kept: packets take the short way.
     virtual bool IsPosted() const
     {
         return false;

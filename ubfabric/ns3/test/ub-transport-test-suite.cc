@@ -87,7 +87,7 @@ class WireHost : public UbTransportHost
         record.firstBytePs = UB_NEVER;
         for (uint32_t left = bytes; left > 0;)
         {
-            const uint32_t piece = std::min(left, m_transport->PieceBytes());
+            const uint32_t piece = std::min(left, PieceBytes(record));
             record.packetsLeft +=
                 (piece + m_transport->PacketBytes() - 1) / m_transport->PacketBytes();
             left -= piece;
@@ -297,12 +297,22 @@ class WireHost : public UbTransportHost
         m_events.emplace(std::make_pair(timePs, m_order++), std::move(act));
     }
 
+    /**
+     * @param [in] flow A flow.
+     * @return Most bytes that an engine hands over at a time.
+     */
+    uint32_t PieceBytes(const UbFlowRecord& flow) const
+    {
+        return (flow.operation & UB_READ) != 0 ? m_transport->ReadBytes()
+                                               : m_transport->PieceBytes();
+    }
+
     /// Hand over the next pieces of a flow. @param [in] flow The flow, and its engine.
     void HandOver(uint32_t flow)
     {
         while (m_left[flow] > 0)
         {
-            const uint32_t piece = std::min(m_left[flow], m_transport->PieceBytes());
+            const uint32_t piece = std::min(m_left[flow], PieceBytes(flows[flow]));
             const int64_t donePs =
                 m_transport->HandOver({flow, flows[flow].src, flow, piece}, m_nowPs);
             if (donePs == UB_NEVER)
@@ -837,6 +847,66 @@ class UbLostResponseTestCase : public UbTestCase
 
 /**
  * @ingroup ub-fabric-test
+ * @brief Reads of the posted transport, and what is lost of them.
+ */
+class UbPostedReadTestCase : public UbTestCase
+{
+  public:
+    UbPostedReadTestCase()
+        : UbTestCase("a posted read is answered packet by packet, and asks again for what is lost")
+    {
+    }
+
+  private:
+    void DoRun() override
+    {
+        constexpr int64_t request = WireHost::WIRE_PS + 28 * WireHost::BYTE_PS;
+        constexpr int64_t timeout = 20'000'000;
+        const auto data = [](uint32_t bytes) { return (28 + bytes) * WireHost::BYTE_PS; };
+        WireHost host(Make<UbTransport>(TRANSPORT));
+        host.AddFlow(10'000, UB_READ);
+        host.Run();
+        // two requests one behind the other, the first one for two packets
+        NS_TEST_ASSERT_MSG_EQ(host.Count(false), 2, "requests");
+        NS_TEST_ASSERT_MSG_EQ(host.Count(true), 3, "packets of data");
+        NS_TEST_ASSERT_MSG_EQ(host.sent[2].timePs, request + WireHost::MEMORY_PS, "first data");
+        NS_TEST_ASSERT_MSG_EQ(host.sent[2].injection.srcEndpoint, 1, "come from the destination");
+        NS_TEST_ASSERT_MSG_EQ(host.sent[2].injection.congestion, 0, "and are no write");
+        NS_TEST_ASSERT_MSG_EQ(host.flows[0].finishPs,
+                              request + WireHost::MEMORY_PS + 2 * data(4096) + WireHost::WIRE_PS +
+                                  data(1808),
+                              "last data");
+        Check(host);
+
+        // the first request and the second packet of its data are lost, each once
+        WireHost lossy(Make<UbTransport>(TRANSPORT));
+        uint32_t nSent = 0;
+        lossy.loses = [&nSent](const UbInjection&) { return ++nSent == 1 || nSent == 4; };
+        lossy.AddFlow(8192, UB_READ);
+        lossy.Run();
+        NS_TEST_ASSERT_MSG_EQ(lossy.Count(false), 3, "requests");
+        NS_TEST_ASSERT_MSG_EQ(lossy.sent[1].timePs, request + timeout, "the first one, again");
+        NS_TEST_ASSERT_MSG_EQ(lossy.Count(true), 3, "packets of data");
+        NS_TEST_ASSERT_MSG_EQ(lossy.deliveredBytes, 8192, "delivered");
+        NS_TEST_ASSERT_MSG_EQ(lossy.isTooMuch, false, "delivered twice");
+        NS_TEST_ASSERT_MSG_EQ(lossy.sentBytes, 8192, "counted as sent");
+    }
+
+    /// All of a read without loss was delivered once. @param [in] host The endpoints.
+    void Check(const WireHost& host)
+    {
+        NS_TEST_ASSERT_MSG_EQ(host.deliveredBytes, 10'000, "delivered");
+        NS_TEST_ASSERT_MSG_EQ(host.sentBytes, 10'000, "counted as sent");
+        NS_TEST_ASSERT_MSG_EQ(host.flows[0].packetsLeft, 0, "packets left");
+        NS_TEST_ASSERT_MSG_EQ(host.held, 0, "held");
+    }
+
+    static constexpr const char* TRANSPORT =
+        "ns3::UbPosted[HeaderBytes=28|WorkRequestBytes=8192|Timeout=20us]"; //!< what is tested
+};
+
+/**
+ * @ingroup ub-fabric-test
  * @brief Random losses and delays under every transport.
  */
 class UbExactlyOnceTestCase : public UbTestCase
@@ -851,7 +921,7 @@ class UbExactlyOnceTestCase : public UbTestCase
     void DoRun() override
     {
         const std::string kinds[] = {
-            "ns3::UbPosted[RetryLimit=31|Timeout=20us]",
+            "ns3::UbPosted[RetryLimit=31|Timeout=20us|WorkRequestBytes=9000]",
             "ns3::UbLoadStore[RetryLimit=31|Timeout=20us|WindowRequests=3]",
             "ns3::UbCompact[RetryLimit=31|Timeout=20us|Mtu=1000|WorkRequestBytes=2500]",
             "ns3::UbReliable[RetryLimit=31|Timeout=5us|BackOff=1|Mtu=1000|WorkRequestBytes=2500|"
@@ -885,7 +955,7 @@ class UbExactlyOnceTestCase : public UbTestCase
             for (uint32_t i = 0; i < nFlows; ++i)
             {
                 const uint32_t size = 1 + random(30'000);
-                const bool canRead = kind.find("LoadStore") != std::string::npos;
+                const bool canRead = kind.find("WorkRequestBytes=2500") == std::string::npos;
                 const uint32_t src = random(2);
                 host.AddFlow(size, canRead && random(2) == 1 ? UB_READ : UB_WRITE, src, 1 - src);
                 bytes += size;
@@ -1165,7 +1235,35 @@ class UbSdmaTestCase : public UbTestCase
                               "the task waits for both kinds of engines");
         NS_TEST_ASSERT_MSG_EQ(accounts[0].issuePs, ISSUE_PS + 200'000, "issue time of one packet");
         NS_TEST_ASSERT_MSG_EQ(accounts[1].issuePs, 3 * (start + 100'000), "summed over packets");
+        CheckReads();
         CheckLaterOfBoth();
+    }
+
+    /// A read of several requests is paced by the engine, and so is the next one.
+    void CheckReads()
+    {
+        UbStartSimulation();
+        constexpr int64_t start = 2'000'000;
+        UbTestChain chain;
+        chain.endpoint.sdmaEngines = 1;
+        chain.endpoint.sdmaStart = PicoSeconds(start);
+        chain.endpoint.sdmaRate = UbTestRate(1'000'000'000);
+        const auto fabric =
+            BuildChain("ns3::UbPosted[HeaderBytes=64|WorkRequestBytes=4096]", chain, true);
+        UbTestChunk chunk;
+        const uint32_t task = chunk.AddTask(chain.sources[0], 0, 0);
+        chunk.AddFlowOfTask(task, UB_NONE, chain.destinations[0], 2, 6000);
+        chunk.flows[0].operation = UB_READ | UB_BY_SDMA;
+        fabric->AddChunk(chunk.Arrays());
+        Simulator::Run();
+        // engines of other endpoints overlap, those of SDMA do not: 6 us of data, then the start
+        const int64_t last = start + 6'000'000 + start + 4'096'000;
+        NS_TEST_ASSERT_MSG_EQ(chunk.tasks[0].issuedPs, last, "the last request is out");
+        NS_TEST_ASSERT_MSG_EQ(chunk.flows[0].finishPs,
+                              last + chain.PathPs() + LinkPs(64) + MEMORY_PS + chain.PathPs() +
+                                  LinkPs(1904 + 64) + RECEIVE_PS,
+                              "the last data are seen");
+        NS_TEST_ASSERT_MSG_EQ(fabric->Leftover(), "", "left over");
     }
 
     /// The egress holds a core's packet back until after the transfer by SDMA is out.
@@ -1497,6 +1595,7 @@ class UbTransportTestSuite : public TestSuite
         AddTestCase(new UbReliableReorderTestCase(), TestCase::Duration::QUICK);
         AddTestCase(new UbBackOffTestCase(), TestCase::Duration::QUICK);
         AddTestCase(new UbLostResponseTestCase(), TestCase::Duration::QUICK);
+        AddTestCase(new UbPostedReadTestCase(), TestCase::Duration::QUICK);
         AddTestCase(new UbExactlyOnceTestCase(), TestCase::Duration::QUICK);
         AddTestCase(new UbTransportOrderTestCase(), TestCase::Duration::QUICK);
         AddTestCase(new UbOverlapTestCase(false, 300'000), TestCase::Duration::QUICK);
