@@ -26,6 +26,7 @@ def pools(**changes: Any) -> Pools:
         "kv_capacity_tokens": 100_000,
         "mtp_tokens": 0,
         "mtp_acceptance": 0.0,
+        "every_die_reads": False,
         "block_tokens": 10,
         "cache_blocks": None,
         "cache_nodes": ("cpu-0", "cpu-1", "cpu-2"),

@@ -59,7 +59,12 @@ class MlaSpec(Spec):
     @property
     def cache_elements(self) -> int:
         """Numbers that a token leaves in the KV cache of a layer; not divided among heads."""
-        return self.kv_lora_rank + self.qk_rope_head_dim
+        return sum(self.cache_parts)
+
+    @property
+    def cache_parts(self) -> tuple[int, ...]:
+        """The same by tensor: latent, and rotated key."""
+        return self.kv_lora_rank, self.qk_rope_head_dim
 
     @property
     def query_elements(self) -> int:
@@ -92,7 +97,12 @@ class GqaSpec(Spec):
     @property
     def cache_elements(self) -> int:
         """Numbers that a token leaves in the KV cache of a layer."""
-        return 2 * self.kv_heads * self.head_dim
+        return sum(self.cache_parts)
+
+    @property
+    def cache_parts(self) -> tuple[int, ...]:
+        """The same by tensor: keys, and values."""
+        return self.kv_heads * self.head_dim, self.kv_heads * self.head_dim
 
     @property
     def query_elements(self) -> int:

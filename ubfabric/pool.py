@@ -13,21 +13,26 @@ elastic memory service):
     and g = 3,200, are doubtful. With TP 32 and DP 320 the formula gives g = 10.)
 ``cache-read``, ``cache-write``
     Blocks of 128 to 512 tokens of the context cache, between prefill dies and the memory of CPUs.
-    A hash of the block says which CPU of which server holds it (:func:`block_home`). A request
-    reads the blocks of its prefix if they lie there, each to another die of its instance, and
-    writes those that it computed.
+    A hash of the block says which CPU of which server holds it (:func:`block_home`). Each tensor of
+    each layer lies there by itself and is a message; those of a layer are taken to be of one size,
+    as their cost is one of messages and one of bytes. A request reads the blocks of its prefix if
+    they lie there. Every rank of its instance does, since each has its heads of all tokens; with
+    ``prefill.cached_at`` ``share`` each block goes to one of them. New blocks are written once,
+    each by another die.
 ``model-load``
     Weights of dies that start, from the memory of CPUs (warm), at a steady rate.
 ``cached``
     With a step of prefill whose prompts reuse tokens: latents for which its ranks wait before
-    attention. With ``cache.step_reads`` ``layer`` those of each layer, in the order of layers, at
-    most ``cache.ahead_layers`` ahead of the step; with ``whole`` those of all layers of a
-    microbatch before its first attention.
+    attention. With ``cache.step_reads`` ``whole`` those of all layers of a microbatch before its
+    first attention; with ``layer`` those of each layer, in the order of layers, at most
+    ``cache.ahead_layers`` ahead of the step.
 
 **Networks.** Dies have ports of ``ub`` and ``rdma``, one CPU of each server one of ``vpc``. What
 goes over ``vpc`` therefore goes die, CPU (ub), CPU of the other server (vpc), die (ub), and each
 part begins when the one before has arrived. Phases are ``<kind>`` over one network, else
 ``<kind>-up``, ``<kind>-vpc`` and ``<kind>-down``. Blocks then lie on the CPUs with a vpc port only.
+One that all dies of an instance want comes to each of their servers once, and they read it from the
+server's CPUs in turn, as the mesh between these is not modelled.
 
 **Time.** Requests arrive by a clock (a stream of the first CPU) at ``requests.rate``. A request is
 read, written and handed over at times of their own: prefill takes longer than a step, so in a
@@ -82,6 +87,8 @@ CACHED_MOVE = f"{CACHED}-move"
 TICK, HOLD = "tick", "hold"
 #: Most transfers of a kind in one layer; a microbatch number tells them apart.
 _MAX_NUMBER = 127
+#: Operations with which the one that wants the bytes asks for them.
+READS = ("read", "sdma-read")
 # What a random generator is for; part of its seed, beside the purposes of steps.
 _FOR_TIMES, _FOR_CHOICE = 11, 12
 #: Serial of blocks of a prefix; new blocks have a serial of their own.
@@ -186,6 +193,11 @@ class Machine:
     def gateway(self, rank: int) -> int:
         """Return the CPU of a rank's server that has a port of vpc: the first."""
         return self._first_cpu + self._server[rank] * self._cpus_per_server
+
+    def memories(self, rank: int) -> list[int]:
+        """Return the CPUs of a rank's server."""
+        first = self._first_cpu + self._server[rank] * self._cpus_per_server
+        return list(range(first, first + self._cpus_per_server))
 
     def homes(self, network: str) -> list[int]:
         """Return the CPUs whose memory holds blocks: over vpc those with a port of it."""
@@ -348,12 +360,14 @@ class PoolTraffic:
         blocks: list[tuple[int, int, int, int, int]] = []
         pairs: dict[tuple[int, int], int] = defaultdict(int)
         for number, (key, home) in enumerate(zip(keys, at.tolist(), strict=True)):
-            die, cpu = instance[(turn + number) % len(instance)], homes[home]
-            blocks.append((*key, die, cpu))
-            pairs[(cpu, die) if kind == CACHE_READ else (die, cpu)] += self.spec.model.layers
+            dies, cpu = [instance[(turn + number) % len(instance)]], homes[home]
+            if kind == CACHE_READ and self.spec.prefill.cached_at == "every":
+                dies = instance
+            for die in dies:
+                blocks.append((*key, die, cpu))
+                pairs[(cpu, die) if kind == CACHE_READ else (die, cpu)] += self.spec.block_messages
         ends = [(src, dst, messages) for (src, dst), messages in pairs.items()]
-        size = self.spec.cache.block_tokens * self.spec.token_layer_bytes
-        return Transfer(kind, time_ps, ends, size, blocks)
+        return Transfer(kind, time_ps, ends, self.spec.piece_bytes, blocks)
 
     def _cache_network(self) -> str:
         """Return vpc if blocks are moved over it in either direction."""
@@ -380,29 +394,29 @@ class PoolTraffic:
         part: TransferSpec = getattr(self.spec, kind.replace("-", "_"))
         return part
 
-    def cached_pairs(self, microbatch: int) -> dict[tuple[int, int], int]:
-        """Return the blocks of a microbatch that each rank of a prefill step gets from each CPU."""
+    def cached_blocks(self, microbatch: int) -> list[tuple[int, list[int]]]:
+        """Return where each cached block of a microbatch lies, and for which ranks it is."""
         step = self.step
         if not isinstance(step, PrefillStep) or not any(step.reused):
-            return {}
+            return []
         homes = self.machine.homes(self._cache_network())
         size = self.spec.cache.block_tokens
-        every = [microbatch] if step.is_staged else [microbatch] * step.n_ranks
-        pairs: dict[tuple[int, int], int] = defaultdict(int)
-        number = 0
-        for share, _ in enumerate(every):
-            for prompt, (_, reused) in enumerate(step.prompts[microbatch]):
-                n_blocks = reused // size
-                serial = -2 - prompt - len(step.prompts[microbatch]) * share
-                keys = [(microbatch, serial, index) for index in range(n_blocks)]
+        prompts = step.prompts[microbatch]
+        ranks = list(range(step.n_ranks))
+        blocks: list[tuple[int, list[int]]] = []
+        for share in range(1 if step.is_staged else step.n_ranks):
+            for prompt, (_, reused) in enumerate(prompts):
+                serial = -2 - prompt - len(prompts) * share
+                keys = [(microbatch, serial, index) for index in range(reused // size)]
                 if not keys:
                     continue
-                at = block_home(self.seed, np.array(keys), len(homes))
-                for home in at.tolist():
-                    die = number % step.n_ranks if step.is_staged else share
-                    pairs[homes[home], die] += 1
-                    number += 1
-        return pairs
+                for home in block_home(self.seed, np.array(keys), len(homes)).tolist():
+                    dies = [share]
+                    if step.is_staged:
+                        number = len(blocks) % step.n_ranks
+                        dies = ranks if step.spec.serving.cached_at == "every" else [number]
+                    blocks.append((homes[home], dies))
+        return blocks
 
     # ------------------------------------------------------------------ tables
 
@@ -495,7 +509,7 @@ class _Builder:
         """Add a transfer: over one network at once, over several each pair by itself."""
         traffic = self.traffic
         how = traffic.transport(one.kind)
-        groups = [[pair] for pair in one.ends] if how.network == "vpc" else [one.ends]
+        groups = self._vpc_groups(one) if how.network == "vpc" else [one.ends]
         for pairs in groups:
             number = count[one.kind]
             count[one.kind] += 1
@@ -508,12 +522,20 @@ class _Builder:
             if how.network != "vpc":
                 ended = self._part(chunk, [tick], one, pairs, number, ("", how.network))
             else:
-                (pair,) = pairs
-                ended = self._chain(chunk, tick, one, pair, number)
+                ended = self._chain(chunk, tick, one, pairs, number)
             dies = {src for src, _, _ in pairs}
             for block in one.blocks if one.kind == CACHE_WRITE else ():
                 if block[3] in dies and block[4] in ended:
                     self._written[block[:3]] = ended[block[4]]
+
+    def _vpc_groups(self, one: Transfer) -> list[list[tuple[int, int, int]]]:
+        """Return the pairs that go together over vpc: those that want the same of one CPU."""
+        if one.kind != CACHE_READ or self.traffic.spec.prefill.cached_at != "every":
+            return [[pair] for pair in one.ends]
+        groups: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)
+        for pair in one.ends:
+            groups[pair[0], self.traffic.machine.gateway(pair[1])].append(pair)
+        return list(groups.values())
 
     def _part(
         self,
@@ -528,12 +550,13 @@ class _Builder:
         name, network = part
         phase = f"{one.kind}-{name}" if name else one.kind
         operation = self.traffic.transport(one.kind).operation
-        is_read = operation == "read"
         cpus = self.traffic.machine.cpus[0]
+        is_read = operation in READS and pairs[0][1] < cpus  # dies read, CPUs push
         for src, dst, messages in pairs:
             ends = (dst, src, messages) if is_read else (src, dst, messages)
-            by = "write" if operation == "sdma-write" and src >= cpus else operation
-            self._flow(chunk, phase, number, ends, one.message_bytes, (network, by))
+            pushed = not is_read and (operation in READS or src >= cpus)
+            how = (network, "write" if pushed else operation)
+            self._flow(chunk, phase, number, ends, one.message_bytes, how)
         waits: dict[int, tuple[int, int]] = {}
         if is_read:
             for rank in sorted({dst for _, dst, _ in pairs}):
@@ -574,16 +597,26 @@ class _Builder:
         chunk: int,
         tick: tuple[int, int],
         one: Transfer,
-        pair: tuple[int, int, int],
+        group: Sequence[tuple[int, int, int]],
         number: int,
     ) -> dict[int, tuple[int, int]]:
         """Add the parts of a transfer over vpc, each after the one before."""
-        src, dst, messages = pair
+        machine = self.traffic.machine
+        reads = self.traffic.transport(one.kind).operation in READS
+        src, dst, messages = group[0]
         after, waits = tick, {}
-        for name, network, begin, end in self.traffic.machine.way(src, dst, "vpc"):
+        for name, network, begin, end in machine.way(src, dst, "vpc"):
             pairs = [(begin, end, messages)]
+            if end == dst:
+                near = machine.memories(dst) if reads else [begin]
+                pairs = [
+                    (cpu, die, (count + turn) // len(near))
+                    for _, die, count in group
+                    for turn, cpu in enumerate(near)
+                    if count + turn >= len(near)
+                ]
             waits = self._part(chunk, [after], one, pairs, number, (name, network))
-            after = waits[end]
+            after = waits.get(end, after)
         return waits
 
     def _cached(self, chunk: int, microbatch: int) -> None:
@@ -591,54 +624,62 @@ class _Builder:
         traffic = self.traffic
         if traffic.step.plans[chunk].label == "head":
             return
-        pairs = traffic.cached_pairs(microbatch)
-        if not pairs:
+        blocks = traffic.cached_blocks(microbatch)
+        if not blocks:
             return
         spec, machine = traffic.spec, traffic.machine
         assert spec.cache_read is not None
         ahead = chunk - 1 - spec.cache.ahead_layers
         after_step = ahead if ahead >= 0 else None
-        size = spec.cache.block_tokens * spec.token_layer_bytes
+        messages = spec.block_messages // spec.model.layers
         if spec.cache.step_reads == "whole":
             if chunk > 0:
                 self._keep_cached(chunk, microbatch)
                 return
-            pairs = {pair: count * spec.model.layers for pair, count in pairs.items()}
-        network, operation = spec.cache_read.network, spec.cache_read.operation
-        if operation == "read":
-            for (cpu, die), count in sorted(pairs.items()):
-                self._flow(chunk, CACHED, microbatch, (die, cpu, count), size, (network, "read"))
-            for die in sorted({die for _, die in pairs}):
-                task = _Task(die, CACHED_STREAM, CACHED_MOVE, microbatch, sends=CACHED)
-                task.after_step = after_step
-                self._add(chunk, task)
-            return
-        forwards: dict[int, list[tuple[int, int]]] = {}
+            messages = spec.block_messages
+        is_vpc = spec.cache_read.network == "vpc"
+        reads = spec.cache_read.operation in READS
         over_vpc: dict[tuple[int, int], int] = defaultdict(int)
         last: dict[tuple[int, int], int] = defaultdict(int)
-        for (cpu, die), count in pairs.items():
-            gateway = machine.gateway(die) if network == "vpc" else cpu
-            last[gateway, die] += count
-            if gateway != cpu:
-                over_vpc[cpu, gateway] += count
+        for number, (home, dies) in enumerate(blocks):
+            for gateway in {machine.gateway(die) for die in dies} - {home} if is_vpc else ():
+                over_vpc[home, gateway] += messages
+            for die in dies:
+                source = home
+                if is_vpc:
+                    near = machine.memories(die)
+                    source = near[number % len(near)] if reads else machine.gateway(die)
+                last[source, die] += messages
         phase = f"{CACHED}-{VPC}"
-        for (cpu, gateway), count in sorted(over_vpc.items()):
-            self._flow(chunk, phase, microbatch, (cpu, gateway, count), size, ("vpc", "write"))
+        self._cached_flows(chunk, phase, microbatch, over_vpc, ("vpc", "write"))
         for cpu in sorted({cpu for cpu, _ in over_vpc}):
             task = _Task(cpu, CACHED_STREAM, CACHED_MOVE, microbatch, sends=phase)
             task.after_step = after_step
             self._add(chunk, task)
+        forwards: dict[int, list[tuple[int, int]]] = {}
         for gateway in sorted({gateway for _, gateway in over_vpc}):
             task = _Task(gateway, CACHED_FORWARD_STREAM, CACHED_MOVE, microbatch, waits=phase)
             forwards[gateway] = [self._add(chunk, task)]
-        for (cpu, die), count in sorted(last.items()):
-            self._flow(chunk, CACHED, microbatch, (cpu, die, count), size, ("ub", "write"))
-        for cpu in sorted({cpu for cpu, _ in last}):
-            needs = forwards.get(cpu, [])
-            stream = CACHED_FORWARD_STREAM if needs else CACHED_STREAM
-            task = _Task(cpu, stream, CACHED_MOVE, microbatch, sends=CACHED, needs=needs)
+        self._cached_flows(chunk, CACHED, microbatch, last, ("ub", spec.cache_read.operation))
+        for rank in sorted({die if reads else cpu for cpu, die in last}):
+            needs = forwards.get(machine.gateway(rank) if is_vpc else rank, [])
+            stream = CACHED_STREAM if reads or not needs else CACHED_FORWARD_STREAM
+            task = _Task(rank, stream, CACHED_MOVE, microbatch, sends=CACHED, needs=needs)
             task.after_step = None if needs else after_step
             self._add(chunk, task)
+
+    def _cached_flows(
+        self,
+        chunk: int,
+        phase: str,
+        microbatch: int,
+        pairs: Mapping[tuple[int, int], int],
+        how: tuple[str, str],
+    ) -> None:
+        """Add the flows of cached latents from CPUs to whom they are for."""
+        for (cpu, to), count in sorted(pairs.items()):
+            ends = (to, cpu, count) if how[1] in READS else (cpu, to, count)
+            self._flow(chunk, phase, microbatch, ends, self.traffic.spec.piece_bytes, how)
 
     def _keep_cached(self, chunk: int, microbatch: int) -> None:
         """Keep streams that have read all at first from calling for layers before the step does."""

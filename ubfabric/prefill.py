@@ -20,8 +20,8 @@ recipes: it packs, arranges what came by expert, and before the next layer sums 
 Of a prompt with a cached prefix (``serving.prompts[].reused``) the rest is computed; its queries
 attend over all, so keys and values are made from the cached latents too. These are there from the
 start, or come by flows of phase ``cached`` for which each rank waits before attention
-(:mod:`ubfabric.pool`); with staged attention each rank gets an equal share, and the all-gather
-brings them to all.
+(:mod:`ubfabric.pool`). With staged attention every rank has all of them, or with
+``serving.cached_at`` ``share`` an equal share each, and the all-gather brings them to all.
 
 Not modelled: the MTP layer's pass over the prompt, chunks of prompts, and contention of the streams
 for HBM.
@@ -219,7 +219,9 @@ class PrefillStep(Step):
         a_query, a_latent = attention.q_lora_rank * INT8, attention.cache_elements * BF16
         blocks = []
         for microbatch in range(self.microbatches):
-            held = plan.tokens + -(-self.reused[microbatch] // n)
+            held = plan.tokens
+            if self.spec.serving.cached_at == "share":
+                held += -(-self.reused[microbatch] // n)
             sizes = {
                 GATHER: plan.tokens * a_query + held * a_latent,
                 SCATTER: plan.tokens * self.heads * attention.v_head_dim * BF16,

@@ -96,6 +96,8 @@ class Pools:
         Guesses of a request in a step.
     mtp_acceptance : float
         Chance that a guess is accepted if those before it were.
+    every_die_reads : bool
+        Whether all dies of a prefill instance read each cached block, or one of them does.
     block_tokens : int
         Tokens of a block of the context cache; overruled by that of the requests' ids.
     cache_blocks : int or None
@@ -118,6 +120,7 @@ class Pools:
     kv_capacity_tokens: int
     mtp_tokens: int
     mtp_acceptance: float
+    every_die_reads: bool
     block_tokens: int
     cache_blocks: int | None
     cache_nodes: tuple[str, ...]
@@ -158,6 +161,7 @@ def pools_of(system: ServingSystem, cache_nodes: tuple[str, ...], block_tokens: 
         kv_capacity_tokens=system.kv_capacity_tokens,
         mtp_tokens=decode.serving.mtp_tokens,
         mtp_acceptance=decode.serving.mtp_acceptance,
+        every_die_reads=system.every_die_reads,
         block_tokens=block_tokens,
         cache_blocks=capacity,
         cache_nodes=cache_nodes,
@@ -556,7 +560,8 @@ class Simulation:
         time_ps = self.times.prefill.time_ps(computed, length, share)
         readers = sum(held > 0 for held in cached_of)
         if readers:
-            time_ps += self.times.cache_read.transfer_ps(max(cached_of), readers)
+            together = (cached, 1) if self.pools.every_die_reads else (max(cached_of), readers)
+            time_ps += self.times.cache_read.transfer_ps(*together)
         column = self.column
         for request, held in zip(batch, cached_of, strict=True):
             column["cached_tokens"][request] = held

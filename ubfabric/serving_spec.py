@@ -179,6 +179,12 @@ class ServingSystem:
         return self.decode.spec
 
     @property
+    def every_die_reads(self) -> bool:
+        """Whether all dies of a prefill instance read each cached block, or one of them does."""
+        serving = self.prefill_spec.serving
+        return serving.attention == "staged" and serving.cached_at == "every"
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """KV cache of a token in all layers, without those of MTP: what travels."""
         spec = self.decode_spec

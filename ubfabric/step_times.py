@@ -30,7 +30,7 @@ import tempfile
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -323,11 +323,16 @@ class Leg:
     Attributes
     ----------
     network : str
+    operation : str
+        One of :data:`ubfabric.trace.OPERATIONS`.
+    message_bytes : int
     flows : tuple of (str, str, int)
-        Node that writes, node that is written to, and tokens.
+        Node that writes or reads, the other node, and messages.
     """
 
     network: str
+    operation: str
+    message_bytes: int
     flows: tuple[tuple[str, str, int], ...]
 
 
@@ -341,8 +346,6 @@ class TransferPoint:
         Content of a specification, or the path of a saved graph.
     legs : tuple of Leg
         One after another; a leg begins when all of the one before has arrived.
-    token_bytes : int
-        Bytes of a token.
     settings : dict
         Keywords of :func:`ubfabric.replay`.
     version : str
@@ -351,28 +354,28 @@ class TransferPoint:
 
     topology: str | dict[str, Any]
     legs: tuple[Leg, ...]
-    token_bytes: int
     settings: dict[str, Any]
     version: str
 
     def traces(self) -> list[Trace]:
-        """Return one open-loop trace a leg, one message a token."""
-        return [_leg_trace(leg, self.token_bytes) for leg in self.legs]
+        """Return one open-loop trace a leg."""
+        return [_leg_trace(leg) for leg in self.legs]
 
 
-def _leg_trace(leg: Leg, token_bytes: int) -> Trace:
+def _leg_trace(leg: Leg) -> Trace:
     nodes = list(dict.fromkeys(node for src, dst, _ in leg.flows for node in (src, dst)))
     rank = {node: number for number, node in enumerate(nodes)}
     sums: dict[tuple[int, int], int] = {}
-    for src, dst, tokens in leg.flows:
+    for src, dst, messages in leg.flows:
         pair = rank[src], rank[dst]
-        sums[pair] = sums.get(pair, 0) + tokens
-    alike = {"phase": "transfer", "layer": 0, "microbatch": 0, "message_bytes": token_bytes}
-    alike |= {"network": leg.network, "service_level": 0, "start_ps": 0, "operation": "write"}
+        sums[pair] = sums.get(pair, 0) + messages
+    alike = {"phase": "transfer", "layer": 0, "microbatch": 0, "message_bytes": leg.message_bytes}
+    alike |= {"network": leg.network, "service_level": 0, "start_ps": 0}
+    alike |= {"operation": leg.operation}
     rows = [
-        alike | {"src": src, "dst": dst, "messages": tokens}
-        for (src, dst), tokens in sums.items()
-        if tokens
+        alike | {"src": src, "dst": dst, "messages": messages}
+        for (src, dst), messages in sums.items()
+        if messages
     ]
     flows = pa.Table.from_pylist(rows, schema=FLOW_SCHEMA)
     about = {
@@ -432,6 +435,15 @@ class _Ways:
         self.cpus = [node for node, kind in graph.nodes(data="kind") if kind == "cpu"]
         self.server = dict(graph.nodes(data="server"))
         cpus = set(self.cpus)
+        #: CPUs of each server.
+        self.memory: dict[int, list[str]] = {}
+        for cpu in self.cpus:
+            self.memory.setdefault(self.server[cpu], []).append(cpu)
+        attention = system.prefill_spec.model.attention
+        #: Messages that a block is moved in, and their mean size.
+        self.messages = system.prefill_spec.model.layers * len(attention.cache_parts)
+        block_bytes = system.spec.cache.block_tokens * system.kv_bytes_per_token
+        self.piece_bytes = block_bytes // self.messages
         #: CPU of a server that is attached to the VPC plane.
         self.vpc = {
             self.server[node]: node
@@ -458,36 +470,51 @@ class _Ways:
     def kv_transfer(self, tokens: int, concurrent: int) -> tuple[Leg, ...]:
         """Return flows from another die of prefill to another of decode each, as far as they go."""
         src, dst = self.prefill, self.decode
-        flows = [(src[i % len(src)], dst[i % len(dst)], tokens) for i in range(concurrent)]
-        return (Leg(self.system.spec.kv_transfer.network, tuple(flows)),)
-
-    def _blocks(self, tokens: int, concurrent: int) -> list[tuple[str, str, int]]:
-        """Return CPU, die and tokens of each block: CPUs in turn, a die for each transfer."""
-        size = self.system.spec.cache.block_tokens
-        n_blocks = -(-tokens // size)
-        return [
-            (self.cpus[(i * n_blocks + j) % len(self.cpus)], self.prefill[i % len(self.prefill)], n)
-            for i in range(concurrent)
-            for j in range(n_blocks)
-            for n in (min(size, tokens - j * size),)
-        ]
+        flows = tuple((src[i % len(src)], dst[i % len(dst)], tokens) for i in range(concurrent))
+        network = self.system.spec.kv_transfer.network
+        return (Leg(network, "write", self.system.kv_bytes_per_token, flows),)
 
     def cache_read(self, tokens: int, concurrent: int) -> tuple[Leg, ...]:
-        """Return flows from where blocks lie to a die: UB, or VPC to its server and then UB."""
-        blocks = self._blocks(tokens, concurrent)
-        if self.system.spec.cache.network == "ub":
-            return (Leg("ub", tuple(blocks)),)
-        cards = [(self.vpc[self.server[c]], self.vpc[self.server[d]], n) for c, d, n in blocks]
-        far = tuple((src, dst, n) for src, dst, n in cards if src != dst)
-        near = tuple((self.vpc[self.server[d]], d, n) for _, d, n in blocks)
-        return (Leg("vpc", far), Leg("ub", near)) if far else (Leg("ub", near),)
+        """Return reads by SDMA: over UB from where blocks lie, or of what came to a server by VPC.
+
+        Every die of the instance reads each block, or one for each transfer does. A block is a
+        message a layer and tensor.
+        """
+        every = self.system.every_die_reads
+        reads: list[tuple[str, str, int]] = []
+        came: dict[tuple[str, str, int], int] = {}
+        for number, (cpu, die) in enumerate(self._blocks(tokens, concurrent)):
+            for to in self.prefill if every else [die]:
+                source, server = cpu, self.server[to]
+                if self.system.spec.cache.network == "vpc":
+                    source = self.memory[server][number % len(self.memory[server])]
+                    card = self.vpc[self.server[cpu]]
+                    came[card, self.vpc[server], number] = self.messages
+                reads.append((to, source, self.messages))
+        over = tuple((src, dst, n) for (src, dst, _), n in came.items() if src != dst)
+        legs = [Leg("vpc", "write", self.piece_bytes, over)] if over else []
+        return (*legs, Leg("ub", "sdma-read", self.piece_bytes, tuple(reads)))
 
     def cache_write(self, tokens: int, concurrent: int) -> tuple[Leg, ...]:
-        """Return the same ways in the other direction."""
-        return tuple(
-            Leg(leg.network, tuple((dst, src, n) for src, dst, n in leg.flows))
-            for leg in reversed(self.cache_read(tokens, concurrent))
-        )
+        """Return writes by SDMA: over UB to where blocks lie, or by way of the server's card."""
+        blocks, n = self._blocks(tokens, concurrent), self.messages
+        if self.system.spec.cache.network == "ub":
+            flows = tuple((die, cpu, n) for cpu, die in blocks)
+            return (Leg("ub", "sdma-write", self.piece_bytes, flows),)
+        near = tuple((die, self.vpc[self.server[die]], n) for _, die in blocks)
+        cards = [(self.vpc[self.server[d]], self.vpc[self.server[c]], n) for c, d in blocks]
+        far = tuple((src, dst, n) for src, dst, n in cards if src != dst)
+        legs = [Leg("ub", "sdma-write", self.piece_bytes, near)]
+        return (*legs, Leg("vpc", "write", self.piece_bytes, far)) if far else tuple(legs)
+
+    def _blocks(self, tokens: int, concurrent: int) -> list[tuple[str, str]]:
+        """Return CPU and die of each block: CPUs in turn, a die for each transfer."""
+        n_blocks = -(-tokens // self.system.spec.cache.block_tokens)
+        return [
+            (self.cpus[(i * n_blocks + j) % len(self.cpus)], self.prefill[i % len(self.prefill)])
+            for i in range(concurrent)
+            for j in range(n_blocks)
+        ]
 
 
 # --------------------------------------------------------------------------- measured
@@ -536,11 +563,14 @@ class _Plan:
             },
             system.prefill_changes,
         )
-        axes = {"tokens": spec.transfers.tokens, "concurrent": spec.transfers.concurrent}
-        self.transfers = {
-            name: (axes, self._transfers(name, axes, getattr(ways, name), graph, content))
-            for name in ("kv_transfer", "cache_read", "cache_write")
-        }
+        tokens, concurrent = spec.transfers.tokens, spec.transfers.concurrent
+        self.transfers = {}
+        for name in ("kv_transfer", "cache_read", "cache_write"):
+            # What every die reads comes one after another: the tokens of a batch are one transfer.
+            alone = name == "cache_read" and system.every_die_reads
+            axes = {"tokens": tokens, "concurrent": [1] if alone else concurrent}
+            jobs = self._transfers(name, axes, getattr(ways, name), graph, content)
+            self.transfers[name] = axes, jobs
 
     def _steps(
         self,
@@ -580,18 +610,18 @@ class _Plan:
         content: Any,
     ) -> list[_Job]:
         settings = self.system.spec.transfer_run.replay_settings()
-        version, size = metadata.version("ubfabric"), self.system.kv_bytes_per_token
+        version = metadata.version("ubfabric")
         jobs: list[_Job] = []
         for tokens, concurrent in itertools.product(*axes.values()):
-            point = TransferPoint(self.topology, way(tokens, concurrent), size, settings, version)
+            point = TransferPoint(self.topology, way(tokens, concurrent), settings, version)
             if not jobs:  # what the others need of fabric and settings is the same
                 try:
                     for trace in point.traces():
                         check_replay(graph, trace, **settings)
                 except UbfabricError as error:
                     raise SpecError(f"{self.system.label}: {name}: {error}") from None
-            decides = [content, version, size, settings | {"threads": None}]
-            decides += [[leg.network, leg.flows] for leg in point.legs]
+            decides = [content, version, settings | {"threads": None}]
+            decides += [astuple(leg) for leg in point.legs]
             what = {"kind": name, "tokens": tokens, "concurrent": concurrent}
             jobs.append(_Job(digest(decides)[:24], what, point))
         return jobs

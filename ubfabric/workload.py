@@ -131,11 +131,17 @@ class PromptsSpec(Spec):
         return self
 
 
+#: Where latents of reused tokens are before attention: on every rank that attends to them, or each
+#: of these ranks has an equal share, and the all-gather brings it to the others.
+CachedAt = Literal["every", "share"]
+
+
 class PrefillServingSpec(Spec):
     """The point of operation: the prompts that all ranks of an instance fill at once."""
 
     prompts: Annotated[list[PromptsSpec], Field(min_length=1)]
     attention: Literal["staged", "data"]
+    cached_at: CachedAt = "every"
     microbatches: Annotated[Count, Field(ge=1, le=2)]
     step: Annotated[Count, Field(ge=0, le=100_000)] = 0
 
@@ -443,10 +449,11 @@ class ServersSpec(Spec):
 
 
 class InstancesSpec(Spec):
-    """Instances of one kind, and the ranks (dies) of each."""
+    """Instances of prefill, the ranks (dies) of each, and which of them read a cached block."""
 
     instances: PositiveCount
     ranks: PositiveCount
+    cached_at: CachedAt = "every"
 
 
 class RequestsSpec(Spec):
@@ -476,11 +483,12 @@ class TransferSpec(Spec):
     """Network of a kind of transfer and who moves the bytes.
 
     ``write``: the cores of the rank that holds the bytes push them. ``sdma-write``: its SDMA
-    engines do; only dies have some. ``read``: the rank that wants them loads them.
+    engines do; only dies have some. ``read``, ``sdma-read``: the die that wants them loads them;
+    over vpc from the CPUs of its server, to which they were pushed.
     """
 
     network: Literal["ub", "rdma", "vpc"]
-    operation: Literal["write", "sdma-write", "read"] = "write"
+    operation: Literal["write", "sdma-write", "read", "sdma-read"] = "write"
 
 
 class KvTransferSpec(TransferSpec):
@@ -495,7 +503,7 @@ class CacheReadSpec(TransferSpec):
     """Reads of cached blocks."""
 
     network: Literal["ub", "vpc"]
-    operation: Literal["write", "read"] = "write"
+    operation: Literal["write", "read", "sdma-read"] = "sdma-read"
 
 
 class CacheWriteSpec(TransferSpec):
@@ -509,7 +517,7 @@ class ModelLoadSpec(TransferSpec):
     """Dies that load their part of a model from the memory of the CPUs at a steady rate."""
 
     network: Literal["ub", "vpc"]
-    operation: Literal["write", "read"] = "write"
+    operation: Literal["write", "read", "sdma-read"] = "write"
     dies: PositiveCount
     model: Bytes
     time: Picoseconds
@@ -561,6 +569,17 @@ class PoolSpec(Spec):
         """Bytes that a token leaves in the KV cache of one layer."""
         precision = self.step.operators.attention.cache
         return self.model.attention.cache_elements * ELEMENT_BYTES[precision]
+
+    @property
+    def block_messages(self) -> int:
+        """Messages that a block is moved in: one a layer and tensor of the cache."""
+        return self.model.layers * len(self.model.attention.cache_parts)
+
+    @property
+    def piece_bytes(self) -> int:
+        """Mean bytes of these messages."""
+        parts = len(self.model.attention.cache_parts)
+        return self.cache.block_tokens * self.token_layer_bytes // parts
 
     @property
     def extra_dies(self) -> int:
@@ -619,12 +638,13 @@ class PoolSpec(Spec):
                     "cache_read: found none, and prompts of the step reuse tokens; allowed a "
                     "network and an operation"
                 )
+            if step.serving.cached_at != self.prefill.cached_at:
+                raise ValueError(
+                    f"prefill.cached_at: found {self.prefill.cached_at!r}, allowed "
+                    f"{step.serving.cached_at!r}, that of the step"
+                )
         if self.model_load is not None and not self.model_load.message:
             raise ValueError("model_load.message: found 0 B, allowed 1 B or more")
-        for name in ("cache_read", "model_load"):
-            part = getattr(self, name)
-            if part is not None and part.operation == "read" and part.network != "ub":
-                raise ValueError(f"{name}.operation: found 'read' over vpc, allowed write")
         return self
 
 

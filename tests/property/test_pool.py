@@ -23,6 +23,8 @@ loads = st.fixed_dictionaries(
         "cache.prefixes": st.integers(1, 5),
         "cache.warm": st.booleans(),
         "cache_read.network": NETWORKS,
+        "cache_read.operation": st.sampled_from(["write", "read", "sdma-read"]),
+        "prefill.cached_at": st.sampled_from(["every", "share"]),
         "cache_write.network": NETWORKS,
         "kv_transfer.network": st.sampled_from(["ub", "rdma", "vpc"]),
         "model_load.network": NETWORKS,
@@ -52,6 +54,8 @@ def test_every_block_is_read_from_where_it_was_written_and_no_byte_is_lost(load)
     # what the flows of the trace carry is what the blocks hold, at both ends
     flows = pd.concat([chunk.flows.to_pandas() for chunk in traffic.chunks()], ignore_index=True)
     flows["bytes"] = flows["messages"].astype("int64") * flows["message_bytes"]
+    asked = flows["operation"].astype(str).str.endswith("read")  # the bytes go to who asked
+    flows.loc[asked, ["src", "dst"]] = flows.loc[asked, ["dst", "src"]].to_numpy()
     phase = flows["phase"].astype(str)
     die_end = {"cache-read": ("dst", ["cache-read", "cache-read-down"]),
                "cache-write": ("src", ["cache-write", "cache-write-up"])}  # fmt: skip

@@ -105,7 +105,7 @@ def test_link_layer_switching_and_transports_of_cloudmatrix384(machine):
         "  retrain time        10,000 ns",
         "  speedup             2",
         "  ub       posted        28 B  4,096 B      4,180 B      4,320 B      91.9 %",
-        "  ub: timeout 25,600 ns, timeout limit 7.",
+        "  ub: work request 65,536 B, timeout 25,600 ns, timeout limit 7.",
     ):
         assert line in text
 

@@ -137,7 +137,8 @@ def test_a_transport_is_given_what_it_reads_and_no_more():
     graph = build_topology("one-node")
     ub = transports(graph)["ub"]
     assert used_settings(ub) == {
-        "name": "posted", "header_bytes": 28, "timeout_ps": 25_600_000, "timeout_limit": 7,
+        "name": "posted", "header_bytes": 28, "work_request_bytes": 65_536,
+        "timeout_ps": 25_600_000, "timeout_limit": 7,
     }  # fmt: skip
     known = {*settings_of(TransportSpec(name="posted", header="1 B")), *ub}
     for name, keys in TRANSPORT_KEYS.items():

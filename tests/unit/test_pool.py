@@ -167,7 +167,9 @@ def test_a_part_begins_when_the_one_before_has_arrived():
         PREFILL,
         PREFILL | {"cache_read.network": "vpc"},
         PREFILL | {"cache_read.network": "vpc", "cache.step_reads": "whole"},
-        PREFILL | {"cache_read.operation": "read", "cache.ahead_layers": 0},
+        PREFILL | {"cache.step_reads": "layer", "cache.ahead_layers": 0},
+        PREFILL | {"cache_read.operation": "write"},
+        {"cache_read.network": "vpc", "cache_read.operation": "write"},
     ],
 )
 def test_traces_are_valid_and_the_steps_part_is_the_steps_alone(changes):
@@ -210,15 +212,26 @@ def test_weights_come_at_the_rate_of_a_warm_load():
     assert per_layer.to_numpy() == pytest.approx(671e9 / 5 * 1.26e-3, rel=1e-6)
 
 
-def test_a_prefill_step_waits_for_the_latents_of_each_layer():
-    traffic = pool(**{key.replace(".", "__"): value for key, value in PREFILL.items()})
+@pytest.mark.parametrize(("cached_at", "copies"), [("every", 8), ("share", 1)])
+def test_a_prefill_step_waits_for_the_latents_of_each_layer(cached_at, copies):
+    changes = {key.replace(".", "__"): value for key, value in PREFILL.items()}
+    changes |= {"step__serving__cached_at": cached_at, "prefill__cached_at": cached_at}
+    traffic = pool(cache__step_reads="layer", **changes)
     assert traffic.machine.prefill[0] == list(range(8))
     for chunk in traffic.chunks():
         flows, tasks = chunk.flows.to_pandas(), chunk.tasks.to_pandas()
         cached = flows[flows["phase"] == "cached"]
         moved = (cached["messages"] * cached["message_bytes"]).sum()
-        expected = 0 if chunk.label == "head" else 8 * 256 * TOKEN_LAYER_BYTES
+        expected = 0 if chunk.label == "head" else 8 * 256 * TOKEN_LAYER_BYTES * copies
         assert moved == expected
+        # latents and rotated keys of two blocks a prompt
+        assert cached["messages"].sum() == (0 if chunk.label == "head" else 8 * 2 * 2 * copies)
+        gathered = flows[flows["phase"] == "gather"]
+        held = 4 * 256 // 8 if cached_at == "share" else 0  # four prompts a microbatch
+        if len(gathered):
+            computed = 8 * 256 // 2 // 8
+            size = computed * 1_536 + (computed + held) * TOKEN_LAYER_BYTES
+            assert set(gathered["message_bytes"]) == {size}
         waits = tasks[tasks["waits"] == "cached"]
         assert len(waits) == (0 if chunk.label == "head" else 8 * 2)
         first = set(waits["task"])
@@ -226,19 +239,41 @@ def test_a_prefill_step_waits_for_the_latents_of_each_layer():
             assert set(row.depends_on) <= first
 
 
-def test_a_prefill_step_may_read_all_layers_at_first():
-    changes = {key.replace(".", "__"): value for key, value in PREFILL.items()}
-    traffic = pool(cache__step_reads="whole", **changes)
+def test_a_prefill_step_reads_all_layers_at_first():
+    traffic = pool(**{key.replace(".", "__"): value for key, value in PREFILL.items()})
     moved = []
     for chunk in traffic.chunks():
         cached = chunk.flows.to_pandas().query("phase == 'cached'")
         moved.append(int((cached["messages"] * cached["message_bytes"]).sum()))
-    assert moved == [8 * 256 * 61 * TOKEN_LAYER_BYTES, *[0] * (len(moved) - 1)]
+    assert moved == [8 * 8 * 256 * 61 * TOKEN_LAYER_BYTES, *[0] * (len(moved) - 1)]
+
+
+@pytest.mark.parametrize("step", [PREFILL, {"kv_transfer": None, "model_load": None}])
+def test_over_vpc_a_server_gets_a_block_once_and_its_dies_read_it_there(step):
+    """Of an instance whose every die wants it: from a step of its own, and beside one of decode."""
+    changes = step | {"cache_read.network": "vpc", "requests.rate": 2500, "cache.warm": True}
+    traffic = pool(**{key.replace(".", "__"): value for key, value in changes.items()})
+    flows = flows_of(traffic)
+    over = flows[flows["network"] == "vpc"]
+    over = over[over["phase"].str.startswith("cache")]
+    into = flows[flows["phase"].isin(["cached", "cache-read-down"])]
+    assert len(over)
+    machine = traffic.machine
+    for row in into.itertuples():  # src asks dst
+        assert row.dst in machine.memories(row.src)
+    gateways = {machine.gateway(die) for die in machine.prefill[0]}
+    landed = over[over["phase"] != "cache-write-vpc"]
+    assert set(landed["dst"]) <= gateways
+    # all eight dies of the instance read what came once, and what lay there
+    reads = into["messages"] * into["message_bytes"]
+    by_die = reads.groupby(into["src"]).sum()
+    assert by_die.nunique() == 1
+    assert (landed["messages"] * landed["message_bytes"]).sum() <= by_die.iloc[0] * len(gateways)
 
 
 def test_reads_of_a_prefill_step_run_ahead_as_far_as_allowed():
     changes = {key.replace(".", "__"): value for key, value in PREFILL.items()}
-    traffic = pool(cache__ahead_layers=1, **changes)
+    traffic = pool(cache__step_reads="layer", cache__ahead_layers=1, **changes)
     frames = [chunk.tasks.to_pandas() for chunk in traffic.chunks()]
     for position, part in enumerate(frames):
         moves = part[part["kind"] == "cached-move"]
@@ -263,7 +298,8 @@ def test_reads_of_a_prefill_step_run_ahead_as_far_as_allowed():
         ({"requests.reused": 1.0}, "requests.reused: found 1.0"),
         ({"cache.block_tokens": 64}, "cache.block_tokens: found 64"),
         ({"cache_read.network": "rdma"}, "cache_read.network: found 'rdma'"),
-        ({"cache_read.operation": "read", "cache_read.network": "vpc"}, "allowed write"),
+        ({"cache_read.operation": "sdma-write"}, "cache_read.operation: found 'sdma-write'"),
+        (PREFILL | {"prefill.cached_at": "share"}, "cached_at: found 'share', allowed 'every'"),
         ({"model_load.message": "0 B"}, "model_load.message: found 0 B"),
         ({"step.deployment.attention_tp": 2}, "step.deployment.attention_tp: found 2, allowed 1"),
         (
@@ -387,7 +423,7 @@ def test_a_block_is_read_after_it_was_written_and_from_there(runs):
     read = blocks[blocks["kind"] == "cache-read"]
     assert len(read)
     arrived = flows[flows["phase"] == "cache-write"].groupby("dst")["finish_ps"].min()
-    begun = flows[flows["phase"] == "cache-read"].groupby("src")["start_ps"].min()
+    begun = flows[flows["phase"] == "cache-read"].groupby("dst")["start_ps"].min()
     assert set(begun.index) == set(read["cpu"]) <= set(written["cpu"])
     for cpu, start in begun.items():
         assert start >= arrived[cpu]

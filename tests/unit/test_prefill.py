@@ -280,7 +280,11 @@ def test_a_cached_prefix_is_attended_to_and_not_computed():
     assert reused.reused == [32 * 2048] * 2
     _, flows, tasks = moe(reused)
     gather = flows[(flows["phase"] == "gather") & (flows["microbatch"] == 0)]
-    # queries of computed tokens in INT8, latents of all of them in BF16
+    # queries of computed tokens in INT8, their latents in BF16; the cached ones are everywhere
+    assert set(gather["message_bytes"]) == {2048 * 1536 + 2048 * 576 * 2}
+    shared = step(**half, serving__cached_at="share")
+    _, flows, _ = moe(shared)
+    gather = flows[(flows["phase"] == "gather") & (flows["microbatch"] == 0)]
     assert set(gather["message_bytes"]) == {2048 * 1536 + (2048 + 2048) * 576 * 2}
     assert set(tasks.loc[tasks["waits"] == "cached", "microbatch"]) == {0, 1}
     kernels = reused._kernels("heads", reused.tokens, 0)

@@ -285,6 +285,20 @@ def test_blocks_are_found_when_their_write_is_over():
     assert cached(107) == [0, 50]
 
 
+@pytest.mark.parametrize(("every_die_reads", "read_ms"), [(True, 20), (False, 14)])
+def test_dies_that_all_read_read_one_request_after_another(every_die_reads, read_ms):
+    # a tenth of a millisecond a token, and two thirds of that for both at the same time
+    reads = MeasuredTransfers(table("read", [[0, 0], [20, 28]], tokens=[0, 200], concurrent=[1, 2]))
+    reused = np.array([0, 100, 100])
+    asked = requests([0, 50, 50], prompt=200, reused_tokens=reused)
+    served = run(
+        asked,
+        pools(every_die_reads=every_die_reads),
+        replace(times(), cache_read=reads),
+    )
+    assert ms(served, "prefill_end_ps") == [100, 200 + read_ms, 200 + read_ms]
+
+
 def test_transfers_know_how_many_are_under_way():
     # 5 ms each and 5 ms more for each that is under way from the same instance.
     slower = MeasuredTransfers(
