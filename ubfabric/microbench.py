@@ -205,13 +205,13 @@ def sdma_bandwidth_bytes_per_s(
     Raises
     ------
     SpecError
-        If a block has no bytes, or there are fewer bytes than one block.
+        If a block has no bytes, or more than there are in all.
     TopologyError
         If the endpoint has no SDMA engines.
     """
     _check_operation(operation)
     if not 1 <= block_bytes <= total_bytes:
-        raise SpecError(f"block_bytes: found {block_bytes}, allowed 1 to {total_bytes} in all")
+        raise SpecError(f"block_bytes: found {block_bytes}, allowed 1 to {total_bytes}")
     if not graph.nodes[src].get("sdma_engines", 0):
         raise TopologyError(f"node {src!r}: sdma_engines is 0; this needs 1 or more")
     messages = total_bytes // block_bytes
