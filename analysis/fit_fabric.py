@@ -2,21 +2,24 @@
 
 python analysis/fit_fabric.py [TOPOLOGY] [--measured FILE]
 
-Five parameters, one row each, found one after the other since none moves an earlier row:
+Six parameters, one row each, found one after the other since none moves an earlier row:
 
 1. forward latency of the UB switches      read latency, other server less same server
 2. latency between port and core or memory of a die      read latency, same server
 3. the same of a CPU                       read latency of a CPU, same server
 4. share of the link rate that memory takes writes at    write bandwidth, same server
 5. cost of a message of a fused operator   dispatch at EP8
+6. start of a transfer by SDMA             read of a CPU, other server, 128 KiB blocks; left out
+                                           where nothing is measured of SDMA
 
 Prints the values for the topology's YAML and for measured.yaml; changes no file.
 """
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import networkx as nx
 
@@ -24,20 +27,23 @@ from ubfabric.errors import UbfabricError
 from ubfabric.quantities import parse_rate_bytes_per_s, parse_time_ps
 from ubfabric.topology import build_topology
 from ubfabric.validation import (
-    MeasuredSpec,
+    FusedRow,
     MemoryRow,
+    SdmaRow,
     load_measured,
     simulate_fused,
     simulate_memory,
+    simulate_sdma,
 )
 
 MEASURED = Path(__file__).with_name("measured.yaml")
+Row = TypeVar("Row", MemoryRow, SdmaRow, FusedRow)
 LATENCIES = ("receive_latency_ps", "memory_read_latency_ps", "acknowledge_latency_ps")
 
 
-def fitted_row(measured: MeasuredSpec, **wanted: object) -> MemoryRow:
+def fitted_row(rows: Sequence[Row], **wanted: object) -> Row:
     """Return the row of role "fitted" that has these values."""
-    for row in measured.memory:
+    for row in rows:
         if row.role == "fitted" and all(getattr(row, k) == v for k, v in wanted.items()):
             return row
     raise UbfabricError(f"measured figures: found no fitted row with {wanted}; add one")
@@ -70,11 +76,13 @@ def main() -> None:
 
     graph, measured = build_topology(args.topology), load_measured(args.measured)
     read = {"what": "latency", "operation": "read"}
-    near = fitted_row(measured, **read, peer="die", far=False)
-    far = fitted_row(measured, **read, peer="die", far=True)
-    cpu = fitted_row(measured, **read, peer="cpu", far=False)
-    write = fitted_row(measured, what="bandwidth", operation="write", peer="die", far=False)
-    dispatch = next(row for row in measured.fused.rows if row.role == "fitted")
+    near = fitted_row(measured.memory, **read, peer="die", far=False)
+    far = fitted_row(measured.memory, **read, peer="die", far=True)
+    cpu = fitted_row(measured.memory, **read, peer="cpu", far=False)
+    write = fitted_row(measured.memory, what="bandwidth", operation="write", peer="die", far=False)
+    dispatch = fitted_row(measured.fused.rows, phase="dispatch")
+    block = {"operation": "read", "peer": "cpu", "far": True, "block": 128 << 10}
+    sdma = fitted_row(measured.sdma, **block) if measured.sdma else None
 
     def crossing_us(value: int) -> float:
         set_all(graph, ("l1", "l2", "l3"), ("forward_latency_ps",), value)
@@ -111,6 +119,17 @@ def main() -> None:
 
     cost = solve(dispatch_us, dispatch.value / 1e6, 0, 20_000_000, 5_000)
     print(f"cost of a message of an operator {cost / 1e6:8.3f} us")
+
+    if sdma is None:
+        return
+    row = sdma
+
+    def sdma_gb_per_s(value: int) -> float:
+        set_all(graph, ("die",), ("sdma_start_ps",), value)
+        return simulate_sdma(graph, row)
+
+    start = solve(sdma_gb_per_s, sdma.value / 1e9, 0, 200_000_000, 5_000)
+    print(f"start of a transfer by SDMA      {start / 1e6:8.3f} us")
 
 
 if __name__ == "__main__":

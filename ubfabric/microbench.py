@@ -1,8 +1,9 @@
 """The measurements that people make on a real machine, made on a simulated one.
 
-Latency and bandwidth of reads and writes of remote memory between two endpoints, and the fused
-dispatch and combine of a mixture-of-experts layer among all ranks. Each runs packet by packet
-through :func:`ubfabric.replay`; what it returns can be held against a published figure.
+Latency and bandwidth of reads and writes of remote memory between two endpoints, by cores and by
+SDMA, and the fused dispatch and combine of a mixture-of-experts layer among all ranks. Each runs
+packet by packet through :func:`ubfabric.replay`; what it returns can be held against a published
+figure.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import networkx as nx
 import numpy as np
 import pyarrow as pa
 
-from ubfabric.errors import SpecError, UbfabricWarning
+from ubfabric.errors import SpecError, TopologyError, UbfabricWarning
 from ubfabric.placement import place_ranks
 from ubfabric.replay import replay
 from ubfabric.results import RunResult
@@ -84,21 +85,33 @@ def _run(
         return result.flows(), result.tasks()
 
 
-def _two_ranks(
-    graph: nx.Graph, src: str, dst: str, operation: Operation, messages: int, size: int, **how: Any
-) -> int:
-    """Return the time until rank 0 has read all, or knows that all is written."""
-    if operation not in ("read", "write"):
-        raise SpecError(f"operation: found {operation!r}, allowed read, write")
+def _probe(
+    graph: nx.Graph, src: str, dst: str, operation: Operation, flow: Mapping[str, Any], **how: Any
+) -> tuple[int, int]:
+    """Return when a flow of rank 0 is over, and when rank 0 knows that all is issued."""
     reads = operation == "read"
-    rows = [_flow(0, 1, "probe", messages, size, operation)]
-    flows = pa.Table.from_pylist(rows, schema=FLOW_SCHEMA)
+    flows = pa.Table.from_pylist([dict(flow)], schema=FLOW_SCHEMA)
     waits = {"waits": "probe"}
     tasks = [_task(0, 0, "probe", sends="probe", **(waits if reads else {}))]
     if not reads:
         tasks.append(_task(1, 1, "probe", **waits))
     found, done = _run(graph, flows, tasks, [src, dst], **how)
-    return int(found["finish_ps"].max() if reads else done["issued_ps"].max())
+    return int(found["finish_ps"].max()), int(done["issued_ps"].max())
+
+
+def _check_operation(operation: str) -> None:
+    if operation not in ("read", "write"):
+        raise SpecError(f"operation: found {operation!r}, allowed read, write")
+
+
+def _two_ranks(
+    graph: nx.Graph, src: str, dst: str, operation: Operation, messages: int, size: int, **how: Any
+) -> int:
+    """Return the time until rank 0 has read all, or knows that all is written."""
+    _check_operation(operation)
+    flow = _flow(0, 1, "probe", messages, size, operation)
+    finish_ps, issued_ps = _probe(graph, src, dst, operation, flow, **how)
+    return finish_ps if operation == "read" else issued_ps
 
 
 def memory_latency_ps(
@@ -153,6 +166,58 @@ def memory_bandwidth_bytes_per_s(
         memory, src, dst, operation, cores, bytes_a_core, payload_bytes=REQUEST_BYTES
     )
     return cores * bytes_a_core / time_ps * 1e12
+
+
+def sdma_bandwidth_bytes_per_s(
+    graph: nx.Graph,
+    src: str,
+    dst: str,
+    operation: Operation,
+    block_bytes: int,
+    *,
+    total_bytes: int = 128 << 20,
+    network: str = "ub",
+) -> float:
+    """Return the rate at which the SDMA engines of an endpoint read or write another's memory.
+
+    All blocks are asked for at once, one transfer each; engines take them in turn.
+
+    Parameters
+    ----------
+    graph : networkx.Graph
+    src, dst : str
+        Names of the endpoint whose engines work and of the one whose memory is read or written.
+    operation : {'read', 'write'}
+    block_bytes : int
+        Size of a block.
+    total_bytes : int
+        Size of all blocks together; what does not fill a block is left out.
+    network : {'ub', 'rdma', 'vpc'}
+        Its transport has to carry reads, if memory is read: ``posted`` with a work request, as
+        on network ub of CloudMatrix384, or ``load-store``.
+
+    Returns
+    -------
+    float
+        Bytes a second, until the last one is in the memory where it belongs. The answer that
+        tells a writer so is not waited for: a microsecond of the milliseconds that 128 MiB take.
+
+    Raises
+    ------
+    SpecError
+        If a block has no bytes, or more than there are in all.
+    TopologyError
+        If the endpoint has no SDMA engines.
+    """
+    _check_operation(operation)
+    if not 1 <= block_bytes <= total_bytes:
+        raise SpecError(f"block_bytes: found {block_bytes}, allowed 1 to {total_bytes}")
+    if not graph.nodes[src].get("sdma_engines", 0):
+        raise TopologyError(f"node {src!r}: sdma_engines is 0; this needs 1 or more")
+    messages = total_bytes // block_bytes
+    flow = _flow(0, 1, "probe", messages, block_bytes, f"sdma-{operation}") | {"network": network}
+    finish_ps, _ = _probe(graph, src, dst, operation, flow)
+    return messages * block_bytes / finish_ps * 1e12
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from ubfabric.microbench import (
     fused_operator_ps,
     memory_bandwidth_bytes_per_s,
     memory_latency_ps,
+    sdma_bandwidth_bytes_per_s,
 )
 from ubfabric.quantities import (
     STRENGTHS,
@@ -47,6 +48,20 @@ class MemoryRow(Spec):
     peer: Literal["die", "cpu", "package"]
     far: bool
     value: str
+    strength: Strength
+    role: Role
+    source: str
+
+
+class SdmaRow(Spec):
+    """Rate of the SDMA engines of a die, or over another network, by the size of a block."""
+
+    network: Literal["ub", "rdma", "vpc"] = "ub"
+    operation: Literal["read", "write"]
+    peer: Literal["die", "cpu"]
+    far: bool
+    block: Annotated[Bytes, Field(ge=1)]
+    value: Annotated[BytesPerSecond, Field(ge=1)]
     strength: Strength
     role: Role
     source: str
@@ -88,6 +103,7 @@ class MeasuredSpec(Spec):
     """Measured figures of one machine."""
 
     memory: list[MemoryRow]
+    sdma: Annotated[list[SdmaRow], Field(default_factory=list)]
     fused: FusedSpec
 
 
@@ -139,6 +155,15 @@ def simulate_memory(graph: nx.Graph, row: MemoryRow) -> float:
     if row.what == "latency":
         return memory_latency_ps(graph, src, dst, row.operation) / 1e6
     return memory_bandwidth_bytes_per_s(graph, src, dst, row.operation) / 1e9
+
+
+def simulate_sdma(graph: nx.Graph, row: SdmaRow) -> float:
+    """Return the simulated rate of a row in GB/s."""
+    src, dst = endpoints(graph)[row.peer, row.far]
+    rate = sdma_bandwidth_bytes_per_s(
+        graph, src, dst, row.operation, row.block, network=row.network
+    )
+    return rate / 1e9
 
 
 def fused_operator(fused: FusedSpec, row: FusedRow) -> FusedOperator:
@@ -193,7 +218,7 @@ def _rows(graph: nx.Graph, measured: MeasuredSpec) -> Iterator[Mapping[str, Any]
             if is_latency
             else parse_rate_bytes_per_s(row.value) / 1e9
         )
-        where = "same package" if row.peer == "package" else "other server" if row.far else "server"
+        where = "same package" if row.peer == "package" else _where(row.far)
         peer = "die" if row.peer == "package" else row.peer
         yield _row(
             f"die to {peer}, {where}: {row.operation} {row.what}",
@@ -202,6 +227,16 @@ def _rows(graph: nx.Graph, measured: MeasuredSpec) -> Iterator[Mapping[str, Any]
             done[key],
             row,
             row.source,
+        )
+    for sdma in measured.sdma:
+        by = "SDMA" if sdma.network == "ub" else sdma.network.upper()
+        yield _row(
+            f"die to {sdma.peer}, {_where(sdma.far)}: {by} {sdma.operation}, {_size(sdma.block)}",
+            "GB/s",
+            sdma.value / 1e9,
+            simulate_sdma(graph, sdma),
+            sdma,
+            sdma.source,
         )
     for fused in measured.fused.rows:
         simulated = simulate_fused(graph, measured.fused, fused)
@@ -215,12 +250,24 @@ def _rows(graph: nx.Graph, measured: MeasuredSpec) -> Iterator[Mapping[str, Any]
         )
 
 
+def _where(far: bool) -> str:
+    return "other server" if far else "server"
+
+
+def _size(n_bytes: int) -> str:
+    """Return a size in the largest binary unit that divides it."""
+    for unit, name in ((1 << 20, "MiB"), (1 << 10, "KiB")):
+        if n_bytes % unit == 0:
+            return f"{n_bytes // unit} {name}"
+    return f"{n_bytes} B"
+
+
 def _row(
     quantity: str,
     unit: str,
     value: float,
     simulated: float,
-    row: MemoryRow | FusedRow,
+    row: MemoryRow | SdmaRow | FusedRow,
     source: str,
 ) -> dict[str, Any]:
     return {
