@@ -7,6 +7,7 @@ from fabrics import GB, NS, US, star
 
 from ubfabric.errors import SpecError, TopologyError, TraceError
 from ubfabric.microbench import sdma_bandwidth_bytes_per_s
+from ubfabric.topology import build_topology
 
 START, RATE, LINK = 3 * US, 2 * GB, 10 * GB
 #: Two cables and a switch, one way; and what an endpoint adds to what it receives.
@@ -50,6 +51,19 @@ def test_engines_ask_for_blocks_in_turn_each_with_a_start(engines, blocks, turns
     asked = turns * START + (turns - 1) * time_ps(block, RATE)
     taken = asked + 2 * (WAY + RECEIVE) + time_ps(block, LINK)
     assert rate == pytest.approx(blocks * block / taken * 1e12, rel=1e-9)
+
+
+def test_over_rdma_a_transfer_has_one_start_and_fills_the_link():
+    """Whatever its transport cuts it into; memory that takes UB slowly does not slow the card."""
+    graph = build_topology("two-nodes")
+    die, block = graph.nodes["die-0-0"], 4 << 20
+    assert graph.graph["transports"]["rdma"]["work_request_bytes"] < block // 50
+    assert die["memory_write_share_ppm"] < 900_000
+    rate = sdma_bandwidth_bytes_per_s(
+        graph, "die-0-0", "die-1-0", "write", block, total_bytes=block, network="rdma"
+    )
+    wire_ps, start_ps = time_ps(block, 25 * GB), die["sdma_start_ps"]
+    assert wire_ps + start_ps < block / rate * 1e12 < 1.05 * wire_ps + start_ps
 
 
 def test_bytes_that_do_not_fill_a_block_are_left_out():

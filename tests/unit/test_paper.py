@@ -103,7 +103,7 @@ def test_the_shipped_rows_are_the_papers_and_each_point_is_one_of_its_own():
     assert fitted == {"prefill-perfect"}  # and no row of decode
     few = sweep_of(SHIPPED, [row for row in SHIPPED.rows if row.name.startswith("plane")], 1, 1)
     points = dict(zip(few[0], plan_sweep(few[1]), strict=True))
-    assert set(points) == {*("cache-90", "cache-90-vpc", "cache-90-whole", "cache-90-whole-vpc")}
+    assert set(points) == {*("cache-90", "cache-90-vpc", "cache-90-layer", "cache-90-layer-vpc")}
     traces = {name: point.simulation.trace() for name, point in points.items()}
     assert SHIPPED.points["cache-50"].workload["step"]["serving"]["prompts"][0]["reused"] == 2048
     assert traces["cache-90-vpc"].metadata["reused_tokens"] == 64 * 3712

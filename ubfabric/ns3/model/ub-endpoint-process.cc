@@ -718,7 +718,8 @@ UbEndpointProcess::Emit(uint32_t endpointIndex, uint32_t engineIndex, int64_t no
         int64_t untilPs;
         if (IsDescribed(flow))
         {
-            untilPs = group.issueCostPs;
+            // a core describes each piece, a descriptor of SDMA is for the whole transfer
+            untilPs = engineIndex < endpoint.nCores ? group.issueCostPs : 0;
         }
         else if (isRead)
         {

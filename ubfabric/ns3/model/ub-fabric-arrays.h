@@ -46,7 +46,7 @@ struct UbFabricArrays
     const int64_t* nodeSdmaStartPs{nullptr};          //!< endpoint: start-up cost of a transfer
     const uint64_t* nodeSdmaBytesPerS{nullptr};       //!< endpoint: rate of one SDMA engine
 
-    const uint32_t* nodeMemoryWritePpm{nullptr}; //!< endpoint: rate of writes into memory, in
+    const uint32_t* nodeMemoryWritePpm{nullptr}; //!< endpoint: rate of writes over UB, in
                                                  //!< millionths of the link's; nullptr: no limit
 
     uint32_t nLinks{0};                      //!< number of links; 2c and 2c + 1 are one cable
