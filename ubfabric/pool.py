@@ -65,7 +65,7 @@ from ubfabric.hashing import mix
 from ubfabric.placement import place_ranks
 from ubfabric.prefill import CACHED, PrefillStep
 from ubfabric.steps import PS_PER_S, Step
-from ubfabric.trace import FLOW_SCHEMA, TASK_SCHEMA, TraceChunk
+from ubfabric.trace import FLOW_SCHEMA, READS, TASK_SCHEMA, TraceChunk
 from ubfabric.workload import PoolSpec, TransferSpec, Workload
 
 KV_TRANSFER, CACHE_READ, CACHE_WRITE = "kv-transfer", "cache-read", "cache-write"
@@ -87,8 +87,6 @@ CACHED_MOVE = f"{CACHED}-move"
 TICK, HOLD = "tick", "hold"
 #: Most transfers of a kind in one layer; a microbatch number tells them apart.
 _MAX_NUMBER = 127
-#: Operations with which the one that wants the bytes asks for them.
-READS = ("read", "sdma-read")
 # What a random generator is for; part of its seed, beside the purposes of steps.
 _FOR_TIMES, _FOR_CHOICE = 11, 12
 #: Serial of blocks of a prefix; new blocks have a serial of their own.

@@ -37,6 +37,8 @@ MAX_SERVICE_LEVEL = 15
 #: What a flow does: its bytes go from src to dst (write), or src asks and they come from dst
 #: (read); vector cores issue it, or an SDMA engine. The position is the engine's code.
 OPERATIONS = ("write", "read", "sdma-write", "sdma-read")
+#: Those with which ``src`` asks for the bytes.
+READS = ("read", "sdma-read")
 
 _METADATA_KEY = b"ubfabric"
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
@@ -682,7 +684,7 @@ class _ChunkCheck:
         operations: dict[str, int] = {}
         operation = _name_codes(chunk.flows["operation"], operations)
         #: Whether the bytes of each flow go to its source, and the rank that they go to.
-        self.is_read = np.array([name.endswith("read") for name in operations], bool)[operation]
+        self.is_read = np.array([name in READS for name in operations], bool)[operation]
         self.receiver = np.where(self.is_read, self.flows["src"], self.flows["dst"])
 
     def reject_flow(self, column: str, bad: np.ndarray, allowed: str) -> None:

@@ -1031,7 +1031,8 @@ class UbTransportOrderTestCase : public TestCase
         }
         const auto fabric = helper.Build();
         UbTestChunk chunk;
-        const bool canRead = transport.find("LoadStore") != std::string::npos;
+        const bool canRead = transport.find("LoadStore") != std::string::npos ||
+                             transport.find("Posted") != std::string::npos;
         for (uint32_t i = 0; i < 60; ++i)
         {
             const uint64_t hash = UbMix(i);
@@ -1058,6 +1059,7 @@ class UbTransportOrderTestCase : public TestCase
     void DoRun() override
     {
         const std::pair<std::string, std::string> kinds[] = {
+            {"ns3::UbPosted[WorkRequestBytes=2500]", ""},
             {"ns3::UbLoadStore[WindowRequests=4]", ""},
             {"ns3::UbReliable[Mtu=1000|AcknowledgeEvery=2]", ""},
             {"ns3::UbReliable[Mtu=1000|Timeout=3us|BackOff=1|RetryLimit=31]", ""},
