@@ -2,15 +2,18 @@
 
 python analysis/fit_fabric.py [TOPOLOGY] [--measured FILE]
 
-Six parameters, one row each, found one after the other since none moves an earlier row:
+Seven parameters, one row each, found one after the other since none moves an earlier row, but the
+last two, which are found in turns:
 
 1. forward latency of the UB switches      read latency, other server less same server
 2. latency between port and core or memory of a die      read latency, same server
 3. the same of a CPU                       read latency of a CPU, same server
 4. share of the link rate that memory takes writes at    write bandwidth, same server
 5. cost of a message of a fused operator   dispatch at EP8
-6. start of a transfer by SDMA             read of a CPU, other server, 128 KiB blocks; left out
-                                           where nothing is measured of SDMA
+6. start of a transfer by SDMA             read of a CPU, other server, 128 KiB blocks
+7. rate of an SDMA engine                  write to a die, other server, 2 MiB blocks
+
+The last two are left out where nothing is measured of SDMA.
 
 Prints the values for the topology's YAML and for measured.yaml; changes no file.
 """
@@ -81,8 +84,15 @@ def main() -> None:
     cpu = fitted_row(measured.memory, **read, peer="cpu", far=False)
     write = fitted_row(measured.memory, what="bandwidth", operation="write", peer="die", far=False)
     dispatch = fitted_row(measured.fused.rows, phase="dispatch")
-    block = {"operation": "read", "peer": "cpu", "far": True, "block": 128 << 10}
-    sdma = fitted_row(measured.sdma, **block) if measured.sdma else None
+    by_block = {
+        "sdma_start_ps": {"operation": "read", "peer": "cpu", "far": True, "block": 128 << 10},
+        "sdma_bytes_per_s": {"operation": "write", "peer": "die", "far": True, "block": 2 << 20},
+    }
+    sdma = {
+        name: fitted_row(measured.sdma, **block)
+        for name, block in by_block.items()
+        if measured.sdma
+    }
 
     def crossing_us(value: int) -> float:
         set_all(graph, ("l1", "l2", "l3"), ("forward_latency_ps",), value)
@@ -120,16 +130,24 @@ def main() -> None:
     cost = solve(dispatch_us, dispatch.value / 1e6, 0, 20_000_000, 5_000)
     print(f"cost of a message of an operator {cost / 1e6:8.3f} us")
 
-    if sdma is None:
-        return
-    row = sdma
+    found = dict.fromkeys(sdma, 0)
+    highest = {"sdma_start_ps": 200_000_000, "sdma_bytes_per_s": 40_000_000_000}
+    for _ in range(3):
+        for name, block_row in sdma.items():
 
-    def sdma_gb_per_s(value: int) -> float:
-        set_all(graph, ("die",), ("sdma_start_ps",), value)
-        return simulate_sdma(graph, row)
+            def sdma_gb_per_s(value: int, name: str = name, row: SdmaRow = block_row) -> float:
+                set_all(graph, ("die",), (name,), value)
+                return simulate_sdma(graph, row)
 
-    start = solve(sdma_gb_per_s, sdma.value / 1e9, 0, 200_000_000, 5_000)
-    print(f"start of a transfer by SDMA      {start / 1e6:8.3f} us")
+            step = highest[name] // 20_000
+            found[name] = solve(sdma_gb_per_s, block_row.value / 1e9, step, highest[name], step)
+            set_all(graph, ("die",), (name,), found[name])
+    for name, title, unit in (
+        ("sdma_start_ps", "start of a transfer by SDMA      ", "us"),
+        ("sdma_bytes_per_s", "rate of an SDMA engine           ", "GB/s"),
+    ):
+        if name in found:
+            print(f"{title}{found[name] / (1e6 if unit == 'us' else 1e9):8.3f} {unit}")
 
 
 if __name__ == "__main__":

@@ -40,16 +40,16 @@ def test_row_with_perfect_balance_is_fitted(tmp_path):
     ],
 )
 def test_other_rows_are_within_a_twentieth(workload, serving, tmp_path):
-    """Predicted: default balance +4 %, data-parallel attention -2 % and +4 % (two microbatches)."""
+    """Predicted: default balance +1 %, data-parallel attention -2 % and 0 % (two microbatches)."""
     assert abs(difference(tmp_path, workload, **serving)) <= 5
 
 
 @pytest.mark.validation
 @pytest.mark.slow
 def test_second_microbatch_gains_more_than_in_the_paper(tmp_path):
-    """A miss, on record: +52 % with staged attention, where notes on the paper have 23 to 31 %.
+    """A miss, on record: +50 % with staged attention, where notes on the paper have 23 to 31 %.
 
     With one microbatch nothing hides the exchanges around attention; with two, all is hidden.
     """
     two, one = (tokens(tmp_path / str(n), microbatches=n).summary for n in (2, 1))
-    assert 1.45 <= two["tokens_per_s_per_npu"] / one["tokens_per_s_per_npu"] <= 1.6
+    assert 1.42 <= two["tokens_per_s_per_npu"] / one["tokens_per_s_per_npu"] <= 1.6
