@@ -777,7 +777,8 @@ def pool_table(flows: pd.DataFrame, metadata: Mapping[str, Any]) -> pd.DataFrame
     -------
     DataFrame
         One row a kind: ``kind``, ``network`` (all that it used), ``transfers`` (over vpc each pair
-        of ranks is one, else all that a request moves), ``bytes`` (counted
+        of ranks is one, or what all dies of a server read of one CPU; else all that a request
+        moves), ``bytes`` (counted
         once however many parts a transfer has), and ``mean_ps``, ``p50_ps``, ``p99_ps``,
         ``max_ps`` from the first byte that a rank hands over to the last one that arrives, and
         ``bytes_per_s``, the mean over transfers. Time that a transfer waits for earlier ones of its

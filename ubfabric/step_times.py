@@ -508,12 +508,19 @@ class _Ways:
         return (*legs, Leg("vpc", "write", self.piece_bytes, far)) if far else tuple(legs)
 
     def _blocks(self, tokens: int, concurrent: int) -> list[tuple[str, str]]:
-        """Return CPU and die of each block: CPUs in turn, a die for each transfer."""
+        """Return CPU and die of each block: CPUs in turn, and dies that have it.
+
+        With staged attention every die does, and they take turns; else a die has a transfer's.
+        """
         n_blocks = -(-tokens // self.system.spec.cache.block_tokens)
+        is_staged = self.system.prefill_spec.serving.attention == "staged"
+        places = [(i, i * n_blocks + j) for i in range(concurrent) for j in range(n_blocks)]
         return [
-            (self.cpus[(i * n_blocks + j) % len(self.cpus)], self.prefill[i % len(self.prefill)])
-            for i in range(concurrent)
-            for j in range(n_blocks)
+            (
+                self.cpus[number % len(self.cpus)],
+                self.prefill[(number if is_staged else transfer) % len(self.prefill)],
+            )
+            for transfer, number in places
         ]
 
 
