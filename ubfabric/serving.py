@@ -12,10 +12,10 @@ A request goes through these instants; every metric is an expression in them::
 that is free takes requests from its queue, the first first, while the tokens to compute fit in
 ``batch_tokens``; a batch has one at least. The context cache is looked up then: the leading blocks
 that it holds are read before the batch computes the rest, at least one token of each prompt: by all
-dies, the blocks of one request after another, or by one die for each request at the same time. The time of the batch is that of a batch of equal prompts with as many
-tokens to compute, as many cached tokens and as many pairs of query and key. At its end every
-request has its first token, and what of its blocks was not there goes to the cache, where it is
-found when the transfer is over.
+dies, the blocks of one request after another, or by one die for each request at the same time. The
+time of the batch is that of a batch of equal prompts with as many tokens to compute, as many cached
+tokens and as many pairs of query and key. At its end every request has its first token, and what of
+its blocks was not there goes to the cache, where it is found when the transfer is over.
 
 **Decode.** The request then waits, the first first, for the instance with the fewest requests. It
 is admitted when a die has a free slot and room in its memory for all tokens that the request will
