@@ -52,16 +52,17 @@ def labels(points: list[dict[str, Any]]) -> list[str]:
     return names
 
 
-def draw(table: pd.DataFrame, title: str, path: str) -> None:
-    """Draw the change of TPOT, and latencies of dispatch and combine."""
+def draw(table: pd.DataFrame, title: str, what: str, path: str) -> None:
+    """Draw the change of a step's time, and latencies of dispatch and combine."""
     at = np.arange(len(table))[::-1]
     size = (12, 1.5 + 0.45 * len(table))
     figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
     left.barh(at, table["tpot_ms"], color="C0")
     for y, value, change in zip(at, table["tpot_ms"], table["tpot_change_percent"], strict=True):
+        change = round(change, 1) + 0.0  # no minus before nothing
         left.text(value, y, f" {value:,.1f} ({change:+.1f} %)", va="center", fontsize=8)
-    left.set_xlim(0, 1.45 * table["tpot_ms"].max())  # room for the text
-    left.set(xlabel="TPOT (ms)", title=title)
+    left.set_xlim(0, 1.5 * table["tpot_ms"].max())  # room for the text
+    left.set(xlabel=f"{what} (ms)", title=title)
     left.set_yticks(at, table["label"].str.replace(", ", ",\n"), fontsize=8)
     for offset, (phase, colour) in zip(
         (0.2, -0.2), (("dispatch", "C1"), ("combine", "C2")), strict=True
@@ -73,6 +74,7 @@ def draw(table: pd.DataFrame, title: str, path: str) -> None:
     right.set(xlabel="latency seen by a rank (us)", title="Dispatch and combine")
     right.legend(fontsize=8)
     for axes in (left, right):
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -89,7 +91,10 @@ def main() -> None:
     args = parser.parse_args()
 
     runs = args.runs or f"sweeps/{args.study.stem}"
-    points = [point.values for point in plan_sweep(args.study)]
+    planned = plan_sweep(args.study)
+    points = [point.values for point in planned]
+    is_prefill = planned[0].simulation.trace().metadata["kind"] == "prefill"
+    what = "time of a batch" if is_prefill else "TPOT"
     results = run_sweep(args.study, runs, workers=args.workers)
     if len(results) < len(points):
         missing = len(points) - len(results)
@@ -97,9 +102,10 @@ def main() -> None:
     table = results[list(FIGURES)].copy()
     table.insert(0, "label", labels(points))
     table["tpot_change_percent"] = 100 * (table["tpot_ms"] / table["tpot_ms"].iloc[0] - 1)
-    shown = table.rename(columns=FIGURES | {"tpot_change_percent": "TPOT %"})
+    names = FIGURES | {"tpot_ms": f"{what} ms", "tpot_change_percent": f"{what} %"}
+    shown = table.rename(columns=names)
     print(shown.to_string(index=False, float_format="{:,.1f}".format))
-    draw(table, args.study.stem.replace("-", " "), args.output)
+    draw(table, args.study.stem.replace("-", " "), what, args.output)
     if args.csv:
         table.to_csv(args.csv, index=False)
     print(f"wrote {', '.join(name for name in (args.output, args.csv) if name)}")

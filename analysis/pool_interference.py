@@ -91,26 +91,41 @@ def draw(steps: pd.DataFrame, transfers: pd.DataFrame, path: str) -> None:
     """Draw the step's latencies and the pool's completion times over the load."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
     cases = [name for name in CASES if name != "step alone"]
+    # Where lines coincide, as they do at no change, a smaller marker stands within a larger one.
+    sizes = iter(range(18, 2, -2))
     for name, colour in zip(cases, ("C0", "C1", "C2", "C3"), strict=True):
         part = steps[steps["case"] == name]
         for phase, style in (("dispatch", "-"), ("combine", "--")):
             change = part[f"{phase}_rank_latency_p99_us_change_percent"]
-            label = f"{phase}, {name}"
-            left.plot(part["load"], change, style, marker="o", color=colour, label=label)
+            marked = {"marker": "o" if phase == "dispatch" else "s", "markersize": next(sizes)}
+            marked |= {"color": colour, "markerfacecolor": "none", "label": f"{phase}, {name}"}
+            left.plot(part["load"], change, style, **marked)
         for kind, marker in zip(POOL_KINDS, "osv^", strict=True):
             mine = transfers[(transfers["case"] == name) & (transfers["kind"] == kind)]
             if len(mine):
                 label = f"{kind}, {name}"
+                size = {"markersize": 11 - 2 * cases.index(name), "markerfacecolor": "none"}
                 right.plot(
-                    mine["load"], mine["p50_ps"] / 1e9, marker=marker, color=colour, label=label
+                    mine["load"],
+                    mine["p50_ps"] / 1e9,
+                    marker=marker,
+                    color=colour,
+                    label=label,
+                    **size,
                 )
     left.set(xlabel="request rate, multiple of the specification's", xscale="log")
     left.set(ylabel="99th percentile, change (%)", title="The step's dispatch and combine")
     right.set(xlabel="request rate, multiple of the specification's", xscale="log", yscale="log")
     right.set(ylabel="median time of a transfer (ms)", title="The pool's transfers")
+    right.yaxis.set_major_formatter("{x:,g}")
     for axes in (left, right):
+        loads = sorted(transfers["load"].unique())
+        axes.set_xticks(loads, [f"{load:g}" for load in loads], minor=False)
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=6, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+        axes.legend(
+            fontsize=6, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.15), markerscale=0.5
+        )
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -49,7 +49,7 @@ _KINDS = {
     "ffn": (_PURPLE, "++++"),
     "head": (_YELLOW, "oo"),
 }
-_SPARE_KINDS = [(_PURPLE, "||||"), (_SKY, "----"), (_YELLOW, "**"), (_GREY, "\\\\//")]
+_SPARE_KINDS = [(_PURPLE, "||||"), (_YELLOW, "----"), (_ORANGE, "**"), (_GREY, "\\\\//")]
 
 #: Colour and hatch of each share of a rank's step.
 _SHARES = {
@@ -146,17 +146,20 @@ def plot_fct(
     )
     networks = {network for _, network in keys}
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(9.0, 3.8), layout="constrained")
+        figure = Figure(figsize=(9.0, 2.9 + 0.22 * len(keys)), layout="constrained")
         left, right = figure.subplots(1, 2, sharex=True)
         smallest = 1.0
-        for key, (colour, style) in zip(keys, _cycle(_LINES), strict=False):
+        for number, key in enumerate(keys):
+            colour, style = _line(number)
             values, fractions = times[key].cdf()
             label = key[0] if len(networks) == 1 else f"{key[0]}, {key[1]}"
             median, p99 = (times[key].quantile(q) / _PS_PER_US for q in (0.5, 0.99))
             label += f": median {_short(median)}, p99 {_short(p99)} µs, {times[key].total:,} flows"
             x = values / _PS_PER_US
             line = {"color": colour, "linestyle": style, "linewidth": 1.6}
-            left.step(x, fractions, where="post", label=label, **line)
+            # None is complete before the first one is, however many complete with it.
+            rising = np.concatenate([x[:1], x]), np.concatenate([[0.0], fractions])
+            left.step(*rising, where="post", label=label, **line)
             # Before the last value completes, one flow is still under way.
             left_over = 1 - np.concatenate([[0.0], fractions[:-1]])
             right.step(x, left_over, where="pre", **line)
@@ -164,7 +167,7 @@ def plot_fct(
         left.set(xscale="log", xlabel="flow completion time (µs)", ylim=(0, 1.02))
         left.set(ylabel="fraction of flows complete", title="All flows")
         right.set(yscale="log", xlabel="flow completion time (µs)", ylim=(smallest / 1.5, 1.5))
-        right.set(ylabel="fraction of flows at least that slow", title="The tail")
+        right.set(ylabel="fraction of flows\nat least that slow", title="The tail")
         _plain_log(left)
         n_layers = len(result.layers if wanted is None else wanted)
         figure.suptitle(f"Flow completion times, {_count(n_layers, 'layer')}", x=0.01, ha="left")
@@ -293,7 +296,7 @@ def plot_timeline(
                 label="pale: sending or waiting",
             )
         )
-        figure.legend(handles=handles, loc="outside lower left", ncols=len(handles))
+        figure.legend(handles=handles, loc="outside lower left", ncols=min(len(handles), 9))
         return _save(figure, path, dpi)
 
 
@@ -830,6 +833,12 @@ def _looks(kinds: Iterable[str]) -> dict[str, tuple[str, str]]:
     for kind, look in zip(sorted(found - set(looks)), _cycle(_SPARE_KINDS), strict=False):
         looks[kind] = look
     return looks
+
+
+def _line(number: int) -> tuple[str, Any]:
+    """Return colour and style of a line; 49 differ, the first seven in both."""
+    rounds, place = divmod(number, len(_LINES))
+    return _LINES[place][0], _LINES[(place + rounds) % len(_LINES)][1]
 
 
 def _cycle(items: list[Any]) -> Iterable[Any]:

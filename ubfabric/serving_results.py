@@ -367,7 +367,7 @@ def _render(summary: Mapping[str, Any]) -> RenderableType:
         values = summary[key]
         if values is None:
             continue
-        cells = [f"{values[name]:,.4g}" for name in ("mean", "p50", "p90", "p99", "max")]
+        cells = [_plain(values[name]) for name in ("mean", "p50", "p90", "p99", "max")]
         bound = objectives.get(f"{objective}_ps") if objective else None
         cells.append("" if bound is None else f"{bound / _PS_PER_MS:,.6g}")
         cells.append("" if bound is None else f"{summary['within_objectives'][objective]:.1%}")
@@ -401,7 +401,7 @@ def _render(summary: Mapping[str, Any]) -> RenderableType:
     within = summary["within_objectives"]
     lines = [f"within all objectives: {within['both']:.1%} of requests"]
     if within["requests_per_s"] is not None:
-        lines[0] += f", {within['requests_per_s']:,.4g} a second"
+        lines[0] += f", {_plain(within['requests_per_s'])} a second"
     if summary["cached_tokens"]:
         lines.append(f"prompt tokens from the cache: {_share(summary):.1%}")
     if summary["admitted_beyond_objective"]:
@@ -412,6 +412,11 @@ def _render(summary: Mapping[str, Any]) -> RenderableType:
         "askings beyond the grid, answered by its edge"
     )
     return Group(latency, pools, times, *lines)
+
+
+def _plain(value: float) -> str:
+    """Return a number with four digits, from a thousand on with all that are whole."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _share(summary: Mapping[str, Any]) -> float:

@@ -67,8 +67,8 @@ def test_fct_curves_are_the_cumulative_distribution(tmp_path, figure):
     left, right = figure().axes
     for line in left.lines:
         x, y = line.get_data()
-        assert x == pytest.approx([2.2, 2.3, 2.4, 2.5, 2.6, 2.7, 2.8])
-        assert y == pytest.approx(np.arange(1, 8) / 7)
+        assert x == pytest.approx([2.2, 2.2, 2.3, 2.4, 2.5, 2.6, 2.7, 2.8])  # up from nothing
+        assert y == pytest.approx(np.arange(8) / 7)
     assert right.lines[0].get_ydata() == pytest.approx(np.arange(7, 0, -1) / 7)
     assert left.get_xscale() == right.get_xscale() == right.get_yscale() == "log"
     text = texts(figure())
@@ -85,6 +85,24 @@ def test_fct_curves_differ_in_line_style_not_only_in_colour(run, figure):
     assert len(left.lines) == 2
     assert len({line.get_linestyle() for line in left.lines}) == 2
     assert len({line.get_color() for line in left.lines}) == 2
+
+
+def test_lines_of_any_number_of_phases_differ_in_print():
+    looks = [plots._line(number) for number in range(49)]
+    assert len(set(looks)) == 49
+    assert len({style for _, style in looks[:7]}) == 7
+
+
+def test_the_legend_of_many_kinds_of_tasks_is_within_the_picture(run, figure, monkeypatch):
+    tasks = run.step_tasks()
+    tasks["kind"] = [f"kind{number % 14}" for number in range(len(tasks))]
+    monkeypatch.setattr(run, "step_tasks", lambda: tasks.copy(), raising=True)
+    plots.plot_timeline(run, "x.png")
+    drawn = figure()
+    drawn.draw_without_rendering()
+    (legend,) = drawn.legends
+    assert len(legend.get_texts()) == 15
+    assert legend.get_window_extent().x1 <= drawn.bbox.x1
 
 
 def test_timeline_bars_are_the_tasks(tmp_path, figure):

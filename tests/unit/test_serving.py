@@ -10,6 +10,7 @@ from serving_systems import MS, ms, pools, requests, run, table, times
 
 from ubfabric.errors import TraceError
 from ubfabric.serving import NEVER, Acceptance, BlockStore, simulate_requests
+from ubfabric.serving_results import _plain
 from ubfabric.step_times import MeasuredTransfers, TimeTable
 
 # --------------------------------------------------------------------------- times by hand
@@ -349,3 +350,10 @@ def test_pools_are_looked_at_in_time():
     ]
     # At 100 ms the first batch has ended: one runs and one waits.
     assert rows == [(0, 1, 100, 1, 100, 0)]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(12.345, "12.35"), (0, "0"), (1_337.7, "1,338"), (23_071.4, "23,071")]
+)
+def test_numbers_for_people_have_no_exponents(value, text):
+    assert _plain(value) == text
