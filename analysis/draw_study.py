@@ -7,7 +7,7 @@ python analysis/draw_study.py analysis/studies/skew.yaml --runs sweeps/skew -o s
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pandas as pd
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 from ubfabric.errors import ResultError, UbfabricError
 from ubfabric.sweep import plan_sweep, run_sweep
@@ -52,16 +53,31 @@ def labels(points: list[dict[str, Any]]) -> list[str]:
     return names
 
 
+def measure(kinds: Iterable[str]) -> str:
+    """Name the time of a step by the kinds of workload: prefill gives no token after another."""
+    return "time of a batch" if set(kinds) == {"prefill"} else "TPOT"
+
+
+def without_sign(value: float) -> float:
+    """Round to the one digit that is shown, without the minus of what rounds to nothing."""
+    return round(value, 1) + 0.0
+
+
+def number(value: float) -> str:
+    """Write a number of an axis: thousands separated, digits after the point only if it has any."""
+    return f"{value:,.6f}".rstrip("0").rstrip(".")
+
+
 def draw(table: pd.DataFrame, title: str, what: str, path: str) -> None:
     """Draw the change of a step's time, and latencies of dispatch and combine."""
     at = np.arange(len(table))[::-1]
     size = (12, 1.5 + 0.45 * len(table))
     figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
     left.barh(at, table["tpot_ms"], color="C0")
+    texts = []
     for y, value, change in zip(at, table["tpot_ms"], table["tpot_change_percent"], strict=True):
-        change = round(change, 1) + 0.0  # no minus before nothing
-        left.text(value, y, f" {value:,.1f} ({change:+.1f} %)", va="center", fontsize=8)
-    left.set_xlim(0, 1.5 * table["tpot_ms"].max())  # room for the text
+        said = f" {value:,.1f} ({without_sign(change):+,.1f} %)"
+        texts.append(left.text(value, y, said, va="center", fontsize=8))
     left.set(xlabel=f"{what} (ms)", title=title)
     left.set_yticks(at, table["label"].str.replace(", ", ",\n"), fontsize=8)
     for offset, (phase, colour) in zip(
@@ -74,8 +90,17 @@ def draw(table: pd.DataFrame, title: str, what: str, path: str) -> None:
     right.set(xlabel="latency seen by a rank (us)", title="Dispatch and combine")
     right.legend(fontsize=8)
     for axes in (left, right):
-        axes.xaxis.set_major_formatter("{x:,.0f}")
+        # With separators, more labels than these run into one another.
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.xaxis.set_major_formatter(lambda value, _: number(value))
         axes.grid(axis="x", alpha=0.3)
+    # The last label is centred on the right edge of its axes, and half of it hangs over.
+    figure.get_layout_engine().set(w_pad=0.12)
+    figure.draw_without_rendering()  # a text has a width only now
+    width = left.bbox.width
+    shares = [text.get_window_extent().width / width for text in texts]
+    room = [1 - min(share + 0.04, 0.9) for share in shares]
+    left.set_xlim(0, max(value / part for value, part in zip(table["tpot_ms"], room, strict=True)))
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -93,8 +118,7 @@ def main() -> None:
     runs = args.runs or f"sweeps/{args.study.stem}"
     planned = plan_sweep(args.study)
     points = [point.values for point in planned]
-    is_prefill = planned[0].simulation.trace().metadata["kind"] == "prefill"
-    what = "time of a batch" if is_prefill else "TPOT"
+    what = measure(point.simulation.workload.spec.kind for point in planned)
     results = run_sweep(args.study, runs, workers=args.workers)
     if len(results) < len(points):
         missing = len(points) - len(results)
@@ -103,7 +127,8 @@ def main() -> None:
     table.insert(0, "label", labels(points))
     table["tpot_change_percent"] = 100 * (table["tpot_ms"] / table["tpot_ms"].iloc[0] - 1)
     names = FIGURES | {"tpot_ms": f"{what} ms", "tpot_change_percent": f"{what} %"}
-    shown = table.rename(columns=names)
+    change = table["tpot_change_percent"].map(without_sign)
+    shown = table.assign(tpot_change_percent=change).rename(columns=names)
     print(shown.to_string(index=False, float_format="{:,.1f}".format))
     draw(table, args.study.stem.replace("-", " "), what, args.output)
     if args.csv:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import runpy
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from synthetic_run import Synthetic, write_run
@@ -27,6 +29,7 @@ STUDIES = [
 SCRIPTS = sorted(
     {path.name for path in FOLDER.glob("*.py")} - {*MACHINE_SCRIPTS, *STEP_SCRIPTS, *STUDIES}
 )
+PHASES = ("dispatch", "combine")
 PAPER_ROW = {"batch_per_npu": 96, "tpot_ps": 49_400_000_000, "strength": "secondary"}
 
 
@@ -143,6 +146,71 @@ def test_the_study_of_layer_sampling_tells_interval_and_truth(script, tmp_path):
     assert (code, out) == (2, "") and err.count("\n") == 1
 
 
+@pytest.fixture
+def drawn(monkeypatch, tmp_path):
+    """Call `draw` of a script; gives its figure, laid out, instead of closing it."""
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+
+    def call(name, *arguments):
+        runpy.run_path(str(FOLDER / name))["draw"](*arguments, str(tmp_path / "x.png"))
+        figure = plt.gcf()
+        figure.draw_without_rendering()
+        return figure
+
+    yield call
+    monkeypatch.undo()
+    plt.close("all")
+
+
+def study(tpot_ms, latency_us=2.0):
+    """Return the table that `draw_study.py` draws."""
+    names = [f"{phase}_rank_latency_{p}_us" for phase in PHASES for p in ("p50", "p99")]
+    table = pd.DataFrame({"label": [f"point {n}" for n in range(len(tpot_ms))], "tpot_ms": tpot_ms})
+    table["tpot_change_percent"] = 100 * (table["tpot_ms"] / table["tpot_ms"].iloc[0] - 1)
+    return table.assign(**dict.fromkeys(names, latency_us))
+
+
+def ticks(axis):
+    """Return the labels of an axis that are within its view; others exist but are not drawn."""
+    low, high = sorted(axis.get_view_interval())
+    labels = zip(axis.get_majorticklocs(), axis.get_ticklabels(), strict=True)
+    return [label for place, label in labels if low <= place <= high]
+
+
+def said(labels):
+    return [label.get_text() for label in labels]
+
+
+def test_a_study_of_prefill_has_times_of_a_batch():
+    measure = runpy.run_path(str(FOLDER / "draw_study.py"))["measure"]
+    assert measure(["prefill", "prefill"]) == "time of a batch"
+    # TPOT is what every other kind has, and what kinds side by side have in common
+    assert measure(["decode"]) == measure(["pool"]) == measure(["decode", "prefill"]) == "TPOT"
+
+
+def test_a_change_that_rounds_to_nothing_has_no_minus(drawn):
+    left, _ = drawn("draw_study.py", study([50.0, 49.9999, 49.0]), "s", "TPOT").axes
+    assert said(left.texts) == [" 50.0 (+0.0 %)", " 50.0 (+0.0 %)", " 49.0 (-2.0 %)"]
+    assert left.get_xlabel() == "TPOT (ms)"
+
+
+@pytest.mark.parametrize("tpot_ms", [[50.0, 50.0], [1e-9, 123_456.7], [0.31, 0.3]])
+def test_labels_of_a_study_are_within_its_axes_and_picture(drawn, tpot_ms):
+    figure = drawn("draw_study.py", study(tpot_ms, 19_050.0), "s", "time of a batch")
+    left, right = figure.axes
+    for text in left.texts:
+        assert text.get_window_extent().x1 < left.bbox.x1 - 5
+    boxes = [label.get_window_extent() for label in ticks(right.xaxis)]
+    assert max(box.x1 for box in boxes) < figure.bbox.x1 - 5
+    assert all(one.x1 + 5 < other.x0 for one, other in itertools.pairwise(boxes))
+
+
+def test_axes_of_a_study_separate_thousands_and_keep_digits(drawn):
+    left, right = drawn("draw_study.py", study([0.9, 0.8], 20_000.0), "s", "TPOT").axes
+    assert "20,000" in said(ticks(right.xaxis))
+    assert said(ticks(left.xaxis))[:3] == ["0", "0.2", "0.4"]  # not 0, 0, 0
+
+
 POOL = ["--topology", "two-nodes", "--workload", "pool-sample", "--layers", "1", "--loads", "1"]
 
 
@@ -170,3 +238,16 @@ def test_interference_of_the_pool_needs_a_pool(script, tmp_path):
     code, out, err = script("pool_interference.py", "--workload", "decode-ep8-sample", *files)
     assert (code, out) == (2, "")
     assert err == "error: decode-ep8-sample: kind: found 'decode', allowed: pool\n"
+
+
+def test_a_study_of_decode_names_its_tpot(script, tmp_path, monkeypatch):
+    """Only a trace of prefill says of which kind it is, so the kind is the specification's."""
+    small = "topology: one-node\nworkload: decode-ep8-sample\nrun: {layers: 1}\n"
+    (tmp_path / "s.yaml").write_text(f"{small}grid: {{run.seed: [1, 2]}}\n")
+    row = dict.fromkeys(runpy.run_path(str(FOLDER / "draw_study.py"))["FIGURES"], 2.0)
+    near = row | {"tpot_ms": 1.99999}
+    monkeypatch.setattr("ubfabric.sweep.run_sweep", lambda *_, **__: pd.DataFrame([row, near]))
+    monkeypatch.chdir(tmp_path)
+    code, out, err = script("draw_study.py", tmp_path / "s.yaml")
+    assert (code, err) == (0, "")
+    assert "TPOT %" in out and "batch" not in out and "-0.0" not in out
