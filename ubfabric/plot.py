@@ -62,15 +62,18 @@ _SHARES = {
     "other_wait": (_PURPLE, "++++"),
     "idle": ("#FFFFFF", ""),
 }
+#: Colour and style of each line; no two styles are alike in print.
 _LINES = [
     (_BLUE, "-"),
     (_VERMILION, "--"),
     (_GREEN, "-."),
     (_ORANGE, ":"),
     (_PURPLE, (0, (5, 1, 1, 1, 1, 1))),
-    (_SKY, (0, (1, 1))),
-    (_BLACK, (0, (8, 2))),
+    (_SKY, (0, (2, 4))),
+    (_BLACK, (0, (10, 2))),
 ]
+#: Markers of further lines, a round of ``_LINES`` each.
+_MARKERS = ("", "o", "s", "^", "D", "v", "x")
 #: Levels as a packet meets them; others follow in alphabetical order.
 _LEVELS = ("die-l1", "cpu-l1", "l1-l2", "l2-l3", "l3-l2", "l2-l1", "l1-die", "l1-cpu", "die-die")
 _STYLE: Any = {
@@ -150,18 +153,22 @@ def plot_fct(
         left, right = figure.subplots(1, 2, sharex=True)
         smallest = 1.0
         for number, key in enumerate(keys):
-            colour, style = _line(number)
+            colour, style, marker = _line(number)
             values, fractions = times[key].cdf()
             label = key[0] if len(networks) == 1 else f"{key[0]}, {key[1]}"
             median, p99 = (times[key].quantile(q) / _PS_PER_US for q in (0.5, 0.99))
             label += f": median {_short(median)}, p99 {_short(p99)} µs, {times[key].total:,} flows"
             x = values / _PS_PER_US
-            line = {"color": colour, "linestyle": style, "linewidth": 1.6}
+            line = {"color": colour, "linestyle": style, "linewidth": 1.6, "marker": marker}
+            # Markers stand apart on the paper, since a curve may have thousands of points.
+            line |= {"markersize": 4.5, "markerfacecolor": "none", "markevery": 0.12}
             # None is complete before the first one is, however many complete with it.
             rising = np.concatenate([x[:1], x]), np.concatenate([[0.0], fractions])
             left.step(*rising, where="post", label=label, **line)
             # Before the last value completes, one flow is still under way.
             left_over = 1 - np.concatenate([[0.0], fractions[:-1]])
+            if len(x) == 1:  # no line joins one point to itself
+                line |= {"marker": marker or "o", "markevery": None}
             right.step(x, left_over, where="pre", **line)
             smallest = min(smallest, float(left_over[-1]))
         left.set(xscale="log", xlabel="flow completion time (µs)", ylim=(0, 1.02))
@@ -171,7 +178,7 @@ def plot_fct(
         _plain_log(left)
         n_layers = len(result.layers if wanted is None else wanted)
         figure.suptitle(f"Flow completion times, {_count(n_layers, 'layer')}", x=0.01, ha="left")
-        figure.legend(loc="outside lower left", ncols=1)
+        figure.legend(loc="outside lower left", ncols=1, handlelength=4.5)  # shows a pattern twice
         return _save(figure, path, dpi)
 
 
@@ -296,7 +303,7 @@ def plot_timeline(
                 label="pale: sending or waiting",
             )
         )
-        figure.legend(handles=handles, loc="outside lower left", ncols=min(len(handles), 9))
+        _legend_below(figure, handles)
         return _save(figure, path, dpi)
 
 
@@ -835,10 +842,28 @@ def _looks(kinds: Iterable[str]) -> dict[str, tuple[str, str]]:
     return looks
 
 
-def _line(number: int) -> tuple[str, Any]:
-    """Return colour and style of a line; 49 differ, the first seven in both."""
+def _line(number: int) -> tuple[str, Any, str]:
+    """Return colour, style and marker of a line; of 49 any two differ in two of the three.
+
+    Colours and styles come in the same numbers, so a later round joins a colour to another
+    style: lines of a round differ in both, and of those of two rounds, which differ in marker,
+    none have both in common. In print, style and marker tell all of them apart.
+    """
     rounds, place = divmod(number, len(_LINES))
-    return _LINES[place][0], _LINES[(place + rounds) % len(_LINES)][1]
+    style = _LINES[(place + rounds) % len(_LINES)][1]
+    return _LINES[place][0], style, _MARKERS[rounds % len(_MARKERS)]
+
+
+def _legend_below(figure: Figure, handles: list[Patch]) -> None:
+    """Put a legend below the axes, in as few rows as the width of the picture allows."""
+    # Text is up to 2 % wider at the resolution of the file than at that of the measurement.
+    room = 0.96 * figure.bbox.width
+    for rows in range(1, len(handles) + 1):
+        columns = -(-len(handles) // rows)
+        legend = figure.legend(handles=handles, loc="outside lower left", ncols=columns)
+        if legend.get_window_extent().width <= room or columns == 1:
+            return
+        legend.remove()
 
 
 def _cycle(items: list[Any]) -> Iterable[Any]:

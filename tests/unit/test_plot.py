@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from matplotlib.colors import to_hex
@@ -87,22 +89,83 @@ def test_fct_curves_differ_in_line_style_not_only_in_colour(run, figure):
     assert len({line.get_color() for line in left.lines}) == 2
 
 
-def test_lines_of_any_number_of_phases_differ_in_print():
+def test_lines_of_any_number_of_phases_differ_in_two_ways_and_in_print():
     looks = [plots._line(number) for number in range(49)]
-    assert len(set(looks)) == 49
-    assert len({style for _, style in looks[:7]}) == 7
+    for one, other in itertools.combinations(looks, 2):
+        assert sum(a != b for a, b in zip(one, other, strict=True)) >= 2
+        assert one[1:] != other[1:]  # colour does not show in grey
 
 
-def test_the_legend_of_many_kinds_of_tasks_is_within_the_picture(run, figure, monkeypatch):
+@pytest.fixture
+def with_flows(run, monkeypatch):
+    """Give the run one layer of flows: completion times in us by phase."""
+
+    def call(times_us):
+        rows = [(phase, round(us * US)) for phase, all_us in times_us.items() for us in all_us]
+        flows = pd.DataFrame(rows, columns=["phase", "fct_ps"]).assign(layer=3, src=0, dst=1)
+        flows["phase"] = flows["phase"].astype("category")
+        flows["network"] = pd.Categorical(["ub"] * len(flows))
+        monkeypatch.setattr(run, "flow_batches", lambda columns: iter([flows]))
+        return run
+
+    return call
+
+
+def test_curves_of_many_phases_differ_in_what_is_drawn(with_flows, figure):
+    plots.plot_fct(with_flows({f"phase{n}": [n + 1, n + 2] for n in range(16)}), "x.png")
+    for axes in figure().axes:
+        looks = {
+            (line.get_color(), str(line._dash_pattern), line.get_marker()) for line in axes.lines
+        }
+        assert len(looks) == 16
+        assert len({look[1:] for look in looks}) == 16
+
+
+def test_curves_of_few_flows_start_at_nothing_and_show_in_the_tail(with_flows, figure):
+    plots.plot_fct(with_flows({"many": [1, 2, 3], "alike": [5, 5, 5], "one": [7]}), "x.png")
+    left, right = figure().axes
+    curves = {line.get_label().partition(":")[0]: line for line in left.lines}
+    assert curves["many"].get_xydata().tolist() == [
+        [1, 0], [1, pytest.approx(1 / 3)], [2, pytest.approx(2 / 3)], [3, 1]
+    ]  # fmt: skip
+    assert curves["alike"].get_xydata().tolist() == [[5, 0], [5, 1]]
+    assert curves["one"].get_xydata().tolist() == [[7, 0], [7, 1]]
+    points = [line for line in right.lines if len(line.get_xdata()) == 1]
+    assert len(points) == 2
+    assert all(line.get_marker() == "o" and line.get_markevery() is None for line in points)
+
+
+@pytest.mark.parametrize("n_phases", [1, 2, 8, 16])
+def test_labels_of_completion_times_are_no_longer_than_their_axes(with_flows, figure, n_phases):
+    plots.plot_fct(with_flows({f"phase{n}": [n + 1, n + 2] for n in range(n_phases)}), "x.png")
+    drawn = figure()
+    drawn.draw_without_rendering()
+    for axes in drawn.axes:
+        label = axes.yaxis.label.get_window_extent()
+        assert axes.bbox.y0 <= label.y0 and label.y1 <= axes.bbox.y1
+    (legend,) = drawn.legends
+    box = legend.get_window_extent()
+    assert len(legend.get_texts()) == n_phases
+    assert box.x0 >= 0 and box.x1 <= drawn.bbox.x1 and box.y0 >= 0
+
+
+@pytest.mark.parametrize("dpi", [50, 150])
+@pytest.mark.parametrize("name", ["k", "kind", "projection of all heads"])
+def test_the_legend_of_many_kinds_of_tasks_is_within_the_picture(
+    run, figure, monkeypatch, name, dpi
+):
     tasks = run.step_tasks()
-    tasks["kind"] = [f"kind{number % 14}" for number in range(len(tasks))]
-    monkeypatch.setattr(run, "step_tasks", lambda: tasks.copy(), raising=True)
+    tasks["kind"] = [f"{name}{number % 14}" for number in range(len(tasks))]
+    monkeypatch.setattr(run, "step_tasks", tasks.copy)
     plots.plot_timeline(run, "x.png")
     drawn = figure()
+    drawn.set_dpi(dpi)
     drawn.draw_without_rendering()
     (legend,) = drawn.legends
     assert len(legend.get_texts()) == 15
-    assert legend.get_window_extent().x1 <= drawn.bbox.x1
+    box = legend.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= drawn.bbox.x1
+    assert box.y0 >= 0 and box.y1 <= drawn.axes[0].bbox.y0
 
 
 def test_timeline_bars_are_the_tasks(tmp_path, figure):
