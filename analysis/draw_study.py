@@ -63,11 +63,6 @@ def without_sign(value: float) -> float:
     return round(value, 1) + 0.0
 
 
-def number(value: float) -> str:
-    """Write a number of an axis: thousands separated, digits after the point only if it has any."""
-    return f"{value:,.6f}".rstrip("0").rstrip(".")
-
-
 def draw(table: pd.DataFrame, title: str, what: str, path: str) -> None:
     """Draw the change of a step's time, and latencies of dispatch and combine."""
     at = np.arange(len(table))[::-1]
@@ -92,7 +87,7 @@ def draw(table: pd.DataFrame, title: str, what: str, path: str) -> None:
     for axes in (left, right):
         # With separators, more labels than these run into one another.
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.xaxis.set_major_formatter(lambda value, _: number(value))
+        axes.xaxis.set_major_formatter("{x:,.10g}")
         axes.grid(axis="x", alpha=0.3)
     # The last label is centred on the right edge of its axes, and half of it hangs over.
     figure.get_layout_engine().set(w_pad=0.12)

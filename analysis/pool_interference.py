@@ -17,6 +17,7 @@ import pandas as pd
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 import ubfabric as ub
 from ubfabric.errors import ResultError, SpecError, UbfabricError
@@ -91,7 +92,8 @@ def draw(steps: pd.DataFrame, transfers: pd.DataFrame, path: str) -> None:
     """Draw the step's latencies and the pool's completion times over the load."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
     cases = [name for name in CASES if name != "step alone"]
-    # Where lines coincide, as they do at no change, a smaller marker stands within a larger one.
+    # Where lines coincide, as they do at no change, a smaller marker stands within a larger one:
+    # offsets would tell them apart as well, but show changes that there are not.
     sizes = iter(range(18, 2, -2))
     for name, colour in zip(cases, ("C0", "C1", "C2", "C3"), strict=True):
         part = steps[steps["case"] == name]
@@ -117,11 +119,15 @@ def draw(steps: pd.DataFrame, transfers: pd.DataFrame, path: str) -> None:
     left.set(ylabel="99th percentile, change (%)", title="The step's dispatch and combine")
     right.set(xlabel="request rate, multiple of the specification's", xscale="log", yscale="log")
     right.set(ylabel="median time of a transfer (ms)", title="The pool's transfers")
-    right.yaxis.set_major_formatter("{x:,g}")
+    low, high = right.get_ylim()
+    if high / low < 100:  # less than two decades: label 2 and 5 as well
+        right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.yaxis.set_major_formatter("{x:,.10g}")  # 1,000 rather than 10^3
+    right.yaxis.set_minor_formatter(NullFormatter())
     for axes in (left, right):
         loads = sorted(transfers["load"].unique())
-        axes.set_xticks(loads, [f"{load:g}" for load in loads], minor=False)
-        axes.minorticks_off()
+        axes.set_xticks(loads, [f"{load:,.10g}" for load in loads], minor=False)
+        axes.xaxis.set_minor_locator(NullLocator())  # the loads alone; times keep their own
         axes.grid(alpha=0.3)
         axes.legend(
             fontsize=6, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.15), markerscale=0.5

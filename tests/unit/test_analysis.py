@@ -211,6 +211,53 @@ def test_axes_of_a_study_separate_thousands_and_keep_digits(drawn):
     assert said(ticks(left.xaxis))[:3] == ["0", "0.2", "0.4"]  # not 0, 0, 0
 
 
+def interference(loads):
+    """Return the tables that `pool_interference.py` draws, of a pool that changes nothing."""
+    script = runpy.run_path(str(FOLDER / "pool_interference.py"))
+    keys = [(case, load) for case in list(script["CASES"])[1:] for load in loads]
+    steps = pd.DataFrame(keys, columns=["case", "load"])
+    steps = steps.assign(**{f"{name}_change_percent": 0.0 for name in script["FIGURES"]})
+    kinds = pd.DataFrame({"kind": script["POOL_KINDS"], "p50_ps": 2e12})
+    return steps, steps[["case", "load"]].merge(kinds, how="cross")
+
+
+def test_lines_of_interference_that_coincide_are_seen(drawn):
+    """On one another, a hollow marker is seen unless one of its shape and size lies on it."""
+    left, right = drawn("pool_interference.py", *interference([1.0, 4.0, 16.0])).axes
+    assert (len(left.lines), len(right.lines)) == (8, 16)
+    for axes in (left, right):
+        looks = {(line.get_marker(), line.get_markersize()) for line in axes.lines}
+        assert len(looks) == len(axes.lines)
+        assert {line.get_markerfacecolor() for line in axes.lines} == {"none"}
+
+
+@pytest.mark.parametrize("loads", [[1.0, 4.0, 16.0], [0.5, 1.0], [2.0], [1.0, 2_000_000.0]])
+def test_axes_of_interference_name_the_loads(drawn, loads):
+    figure = drawn("pool_interference.py", *interference(loads))
+    for axes in figure.axes:
+        assert said(ticks(axes.xaxis)) == [f"{load:,.1f}".removesuffix(".0") for load in loads]
+        assert not [label for label in axes.get_xticklabels(minor=True) if label.get_text()]
+        box = axes.get_legend().get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
+
+
+@pytest.mark.parametrize(
+    ("p50_ms", "labels"),
+    [
+        ([2_000.0, 2_000.0], ["2,000"]),  # no power of ten is near
+        ([2.0, 7.0], ["2", "5"]),
+        ([0.05, 3_000.0], ["0.1", "1", "10", "100", "1,000"]),
+    ],
+)
+def test_times_of_interference_are_labelled_and_have_no_exponents(drawn, p50_ms, labels):
+    steps, transfers = interference([1.0, 4.0])
+    times = transfers["load"].map(dict(zip([1.0, 4.0], p50_ms, strict=True)))
+    figure = drawn("pool_interference.py", steps, transfers.assign(p50_ps=1e9 * times))
+    shown = said(ticks(figure.axes[1].yaxis))
+    assert set(labels) <= set(shown)
+    assert not [label for label in shown if "e" in label or "^" in label]
+
+
 POOL = ["--topology", "two-nodes", "--workload", "pool-sample", "--layers", "1", "--loads", "1"]
 
 
