@@ -354,7 +354,8 @@ def _render(summary: Mapping[str, Any]) -> RenderableType:
     served = f"{summary['requests']:,} requests in {summary['window_s']:,.0f} s"
     latency = Table(title=f"{summary['name']}: {served}", title_justify="left")
     for column in ("ms", "mean", "p50", "p90", "p99", "max", "objective", "within"):
-        latency.add_column(column, justify="left" if column == "ms" else "right")
+        # What does not fit goes on below, where an ellipsis would leave another number.
+        latency.add_column(column, justify="left" if column == "ms" else "right", overflow="fold")
     rows = {
         "TTFT": ("ttft_ms", "ttft"),
         "TPOT": ("tpot_ms", "tpot"),
@@ -369,12 +370,12 @@ def _render(summary: Mapping[str, Any]) -> RenderableType:
             continue
         cells = [_plain(values[name]) for name in ("mean", "p50", "p90", "p99", "max")]
         bound = objectives.get(f"{objective}_ps") if objective else None
-        cells.append("" if bound is None else f"{bound / _PS_PER_MS:,.6g}")
+        cells.append("" if bound is None else f"{bound / _PS_PER_MS:,.9g}")
         cells.append("" if bound is None else f"{summary['within_objectives'][objective]:.1%}")
         latency.add_row(title, *cells)
     pools = Table(title="Pools", title_justify="left")
     for column in ("", "NPUs", "tokens/s per NPU", "while busy", "busy"):
-        pools.add_column(column, justify="right" if column else "left")
+        pools.add_column(column, justify="right" if column else "left", overflow="fold")
     for name in ("prefill", "decode"):
         pool = summary[name]
         rates = (pool["tokens_per_s_per_npu"], pool["tokens_per_s_per_npu_while_busy"])
@@ -383,7 +384,7 @@ def _render(summary: Mapping[str, Any]) -> RenderableType:
         pools.add_row(name, f"{pool['npus']:,}", *cells, busy)
     times = Table(title="Times from packets", title_justify="left")
     for column in ("", "points", "error, mean", "error, max", "asked", "below", "above"):
-        times.add_column(column, justify="right" if column else "left")
+        times.add_column(column, justify="right" if column else "left", overflow="fold")
     for name, report in summary["step_times"].items():
         out = report["leave_one_out"]
         errors = ["-" if out[k] is None else f"{out[k]:.1%}" for k in ("mean", "max")]
@@ -415,8 +416,9 @@ def _render(summary: Mapping[str, Any]) -> RenderableType:
 
 
 def _plain(value: float) -> str:
-    """Return a number with four digits, from a thousand on with all that are whole."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    """Return a number with four digits, all of those before the point, and no exponent."""
+    text = f"{float(f'{value:.4g}'):,.9f}".rstrip("0").rstrip(".")
+    return f"{value:,.0f}" if abs(value) >= 1000 else text
 
 
 def _share(summary: Mapping[str, Any]) -> float:

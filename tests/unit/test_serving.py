@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 from serving_systems import MS, ms, pools, requests, run, table, times
 
 from ubfabric.errors import TraceError
 from ubfabric.serving import NEVER, Acceptance, BlockStore, simulate_requests
-from ubfabric.serving_results import _plain
+from ubfabric.serving_results import _plain, _render
 from ubfabric.step_times import MeasuredTransfers, TimeTable
 
 # --------------------------------------------------------------------------- times by hand
@@ -353,7 +355,44 @@ def test_pools_are_looked_at_in_time():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(12.345, "12.35"), (0, "0"), (1_337.7, "1,338"), (23_071.4, "23,071")]
+    ("value", "text"),
+    [
+        (12.345, "12.35"),
+        (0, "0"),
+        (100, "100"),
+        (999.94, "999.9"),
+        (999.96, "1,000"),
+        (1_337.7, "1,338"),
+        (23_071.4, "23,071"),
+        (1_234_567, "1,234,567"),
+        (0.000_05, "0.00005"),
+    ],
 )
 def test_numbers_for_people_have_no_exponents(value, text):
     assert _plain(value) == text
+
+
+@pytest.mark.parametrize("width", [50, 60, 80])
+def test_a_narrow_terminal_cuts_no_number(width):
+    numbers = {"mean": 23_071.4, "p50": 1.5, "p90": 212.64, "p99": 1e4, "max": 3_580_123.0}
+    pool = {"npus": 4, "tokens_per_s_per_npu": 12_345.0, "tokens_per_s_per_npu_while_busy": 2.0}
+    report = {"leave_one_out": {"mean": 0.1, "max": 0.9}, "asked": 1_234_567, "times_ps": [1]}
+    summary = {
+        "name": "x",
+        "requests": 9,
+        "window_s": 60.0,
+        "objectives": {"ttft_ps": 10**15, "tpot_ps": None},
+        "within_objectives": {"ttft": 0.5, "both": 0.5, "requests_per_s": 10_310.2},
+        "step_times": {"decode": report | {"below": {"x": 0}, "above": {"x": 0}}},
+        "cached_tokens": 0,
+        "admitted_beyond_objective": 0,
+        **{f"{name}_ms": numbers for name in ("ttft", "e2e", "prefill_wait", "decode_wait")},
+        "tpot_ms": None,
+        "transfer_ms": None,
+        **{name: pool | {"busy_share": 0.5} for name in ("prefill", "decode")},
+    }
+    console = Console(width=width, file=io.StringIO())
+    console.print(_render(summary))
+    text = console.file.getvalue()
+    assert "…" not in text and "e+" not in text
+    assert "10,310 a second" in " ".join(text.split())
