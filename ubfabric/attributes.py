@@ -195,12 +195,10 @@ def cuts(graph: nx.Graph, payload_bytes: int) -> dict[str, tuple[int, int, int]]
     """
     result = {}
     for network, stack in transports(graph).items():
-        used = used_settings(stack)
+        used = _CUTS | used_settings(stack)
         if stack["name"] == "posted":
-            result[network] = (payload_bytes, used.get("work_request_bytes", 0), payload_bytes)
-            continue
-        used = _CUTS | used
-        if stack["name"] == "load-store":
+            result[network] = (payload_bytes, stack.get("work_request_bytes", 0), payload_bytes)
+        elif stack["name"] == "load-store":
             packet = min(used["request_payload_bytes"], payload_bytes)
             result[network] = (packet, packet, packet)
         else:

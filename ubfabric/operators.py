@@ -148,6 +148,11 @@ class ModelSpec(Spec):
     attention: Annotated[MlaSpec | GqaSpec, Field(discriminator="kind")]
 
     @property
+    def cache_tensors(self) -> int:
+        """Tensors that the KV cache of a token lies in, those of each layer."""
+        return self.layers * len(self.attention.cache_parts)
+
+    @property
     def moe_layers(self) -> int:
         """Layers with routed experts, without MTP layers."""
         return self.layers - self.dense_layers

@@ -400,7 +400,7 @@ class PoolTraffic:
         homes = self.machine.homes(self._cache_network())
         size = self.spec.cache.block_tokens
         prompts = step.prompts[microbatch]
-        ranks = list(range(step.n_ranks))
+        ranks, every = list(range(step.n_ranks)), step.spec.serving.every_rank_has_cached
         blocks: list[tuple[int, list[int]]] = []
         for share in range(1 if step.is_staged else step.n_ranks):
             for prompt, (_, reused) in enumerate(prompts):
@@ -412,7 +412,7 @@ class PoolTraffic:
                     dies = [share]
                     if step.is_staged:
                         number = len(blocks) % step.n_ranks
-                        dies = ranks if step.spec.serving.cached_at == "every" else [number]
+                        dies = ranks if every else [number]
                     blocks.append((homes[home], dies))
         return blocks
 
@@ -622,19 +622,18 @@ class _Builder:
         traffic = self.traffic
         if traffic.step.plans[chunk].label == "head":
             return
+        spec, machine = traffic.spec, traffic.machine
+        is_whole = spec.cache.step_reads == "whole"
+        if is_whole and chunk > 0:
+            self._keep_cached(chunk, microbatch)
+            return
         blocks = traffic.cached_blocks(microbatch)
         if not blocks:
             return
-        spec, machine = traffic.spec, traffic.machine
         assert spec.cache_read is not None
         ahead = chunk - 1 - spec.cache.ahead_layers
         after_step = ahead if ahead >= 0 else None
-        messages = spec.block_messages // spec.model.layers
-        if spec.cache.step_reads == "whole":
-            if chunk > 0:
-                self._keep_cached(chunk, microbatch)
-                return
-            messages = spec.block_messages
+        messages = spec.block_messages // (1 if is_whole else spec.model.layers)
         is_vpc = spec.cache_read.network == "vpc"
         reads = spec.cache_read.operation in READS
         over_vpc: dict[tuple[int, int], int] = defaultdict(int)
@@ -778,12 +777,11 @@ def pool_table(flows: pd.DataFrame, metadata: Mapping[str, Any]) -> pd.DataFrame
     DataFrame
         One row a kind: ``kind``, ``network`` (all that it used), ``transfers`` (over vpc each pair
         of ranks is one, or what all dies of a server read of one CPU; else all that a request
-        moves), ``bytes`` (counted
-        once however many parts a transfer has), and ``mean_ps``, ``p50_ps``, ``p99_ps``,
-        ``max_ps`` from the first byte that a rank hands over to the last one that arrives, and
-        ``bytes_per_s``, the mean over transfers. Time that a transfer waits for earlier ones of its
-        ranks is not in it; time that part of a read waits for blocks that are still being written
-        is. Empty if the trace has no pool.
+        moves), ``bytes`` (counted once however many parts a transfer has), and ``mean_ps``,
+        ``p50_ps``, ``p99_ps``, ``max_ps`` from the first byte that a rank hands over to the last
+        one that arrives, and ``bytes_per_s``, the mean over transfers. Time that a transfer waits
+        for earlier ones of its ranks is not in it; time that part of a read waits for blocks that
+        are still being written is. Empty if the trace has no pool.
     """
     phases = (metadata.get("pool") or {}).get("phases", [])
     columns = ["kind", "network", "transfers", "bytes"]

@@ -181,8 +181,7 @@ class ServingSystem:
     @property
     def every_die_reads(self) -> bool:
         """Whether all dies of a prefill instance read each cached block, or one of them does."""
-        serving = self.prefill_spec.serving
-        return serving.attention == "staged" and serving.cached_at == "every"
+        return self.prefill_spec.serving.every_rank_has_cached
 
     @property
     def kv_bytes_per_token(self) -> int:

@@ -370,8 +370,8 @@ def _leg_trace(leg: Leg) -> Trace:
         pair = rank[src], rank[dst]
         sums[pair] = sums.get(pair, 0) + messages
     alike = {"phase": "transfer", "layer": 0, "microbatch": 0, "message_bytes": leg.message_bytes}
-    alike |= {"network": leg.network, "service_level": 0, "start_ps": 0}
-    alike |= {"operation": leg.operation}
+    alike |= {"network": leg.network, "operation": leg.operation}
+    alike |= {"service_level": 0, "start_ps": 0}
     rows = [
         alike | {"src": src, "dst": dst, "messages": messages}
         for (src, dst), messages in sums.items()
@@ -439,9 +439,8 @@ class _Ways:
         self.memory: dict[int, list[str]] = {}
         for cpu in self.cpus:
             self.memory.setdefault(self.server[cpu], []).append(cpu)
-        attention = system.prefill_spec.model.attention
         #: Messages that a block is moved in, and their mean size.
-        self.messages = system.prefill_spec.model.layers * len(attention.cache_parts)
+        self.messages = system.prefill_spec.model.cache_tensors
         block_bytes = system.spec.cache.block_tokens * system.kv_bytes_per_token
         self.piece_bytes = block_bytes // self.messages
         #: CPU of a server that is attached to the VPC plane.

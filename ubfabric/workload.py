@@ -146,6 +146,11 @@ class PrefillServingSpec(Spec):
     step: Annotated[Count, Field(ge=0, le=100_000)] = 0
 
     @property
+    def every_rank_has_cached(self) -> bool:
+        """Whether all ranks get the latents of a reused token, or one of them does."""
+        return self.attention == "staged" and self.cached_at == "every"
+
+    @property
     def tokens(self) -> int:
         """Prompt tokens of the batch."""
         return sum(prompts.tokens * prompts.count for prompts in self.prompts)
@@ -573,13 +578,13 @@ class PoolSpec(Spec):
     @property
     def block_messages(self) -> int:
         """Messages that a block is moved in: one a layer and tensor of the cache."""
-        return self.model.layers * len(self.model.attention.cache_parts)
+        return self.model.cache_tensors
 
     @property
     def piece_bytes(self) -> int:
         """Mean bytes of these messages."""
-        parts = len(self.model.attention.cache_parts)
-        return self.cache.block_tokens * self.token_layer_bytes // parts
+        block_bytes = self.cache.block_tokens * self.token_layer_bytes * self.model.layers
+        return block_bytes // self.block_messages
 
     @property
     def extra_dies(self) -> int:
