@@ -53,7 +53,7 @@ UbEndpointProcess::UbEndpointProcess(const UbFabricArrays& arrays,
         cores.issueCostPs = arrays.nodeIssueCostPs[node];
         cores.engineBytesPerS = arrays.nodeEngineBytesPerS[node];
         cores.idle = Bits(endpoint.nCores);
-        endpoint.overlapsIssue =
+        cores.overlapsIssue =
             arrays.nodeOverlapsIssue != nullptr && arrays.nodeOverlapsIssue[node] != 0;
         Group& sdma = endpoint.groups[1];
         endpoint.nSdma = arrays.nodeSdmaEngines != nullptr ? arrays.nodeSdmaEngines[node] : 0;
@@ -537,9 +537,8 @@ UbEndpointProcess::TakeMessage(uint32_t endpointIndex, uint32_t engineIndex, int
           engineIndex,
           flow,
           job,
-          endpoint.overlapsIssue && engineIndex < endpoint.nCores
-              ? std::max(nowPs + costPs, freePs)
-              : std::max(nowPs, freePs) + costPs);
+          group.overlapsIssue ? std::max(nowPs + costPs, freePs)
+                              : std::max(nowPs, freePs) + costPs);
     return true;
 }
 
@@ -659,7 +658,7 @@ UbEndpointProcess::Emit(uint32_t endpointIndex, uint32_t engineIndex, int64_t no
     if (engine.isFirst)
     {
         engine.isFirst = false;
-        if (endpoint.overlapsIssue && engineIndex < endpoint.nCores && !IsDescribed(flow))
+        if (group.overlapsIssue && !IsDescribed(flow))
         {
             Prepare(endpointIndex, engineIndex);
         }

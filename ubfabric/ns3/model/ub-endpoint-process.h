@@ -447,6 +447,7 @@ class UbEndpointProcess : public UbTransportHost
     struct Group
     {
         int64_t issueCostPs{0};      //!< cost of each message
+        bool overlapsIssue{false};   //!< an engine prepares a message while it streams another
         uint64_t engineBytesPerS{0}; //!< rate of an engine
         uint32_t fullBytes{0};       //!< a full packet
         int64_t fullPs{0};           //!< time to stream it
@@ -461,7 +462,6 @@ class UbEndpointProcess : public UbTransportHost
     {
         int64_t receiveLatencyPs{0};        //!< last byte in to seen
         int64_t lookaheadPs{UB_NEVER};      //!< packet in to anything that it does, at least
-        bool overlapsIssue{false};          //!< a core prepares a message while it streams another
         int64_t memoryReadLatencyPs{0};     //!< read request in to data out
         int64_t acknowledgeLatencyPs{0};    //!< packet in to response out
         uint64_t egressBytesPerS{0};        //!< rate into all ports

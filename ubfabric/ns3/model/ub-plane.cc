@@ -81,8 +81,7 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
         link.srcSwitch = m_switchOf[src];
         // measured of UB; cards of other networks write at the rate of their links
         if (link.dstSwitch == UB_NONE && arrays.nodeMemoryWritePpm != nullptr &&
-            arrays.nodeMemoryWritePpm[dst] < PPM &&
-            arrays.planeNetwork[arrays.linkPlane[number]] == 0)
+            arrays.nodeMemoryWritePpm[dst] < PPM && arrays.planeNetwork[plane] == 0)
         {
             link.flags |= IS_SLOW_SINK;
             link.sink = static_cast<uint32_t>(m_sinks.size());
