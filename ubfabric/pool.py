@@ -18,7 +18,8 @@ elastic memory service):
     as their cost is one of messages and one of bytes. A request reads the blocks of its prefix if
     they lie there. Every rank of its instance does, since each has its heads of all tokens; with
     ``prefill.cached_at`` ``share`` each block goes to one of them. New blocks are written once,
-    each by another die.
+    each by another die. Around a step of prefill with data-parallel attention a request is one
+    die's alone, which reads and writes all of its blocks.
 ``model-load``
     Weights of dies that start, from the memory of CPUs (warm), at a steady rate.
 ``cached``
@@ -358,8 +359,9 @@ class PoolTraffic:
         blocks: list[tuple[int, int, int, int, int]] = []
         pairs: dict[tuple[int, int], int] = defaultdict(int)
         for number, (key, home) in enumerate(zip(keys, at.tolist(), strict=True)):
-            dies, cpu = [instance[(turn + number) % len(instance)]], homes[home]
-            if kind == CACHE_READ and self.spec.prefill.cached_at == "every":
+            at_turn = turn if self.spec.is_data_parallel else turn + number
+            dies, cpu = [instance[at_turn % len(instance)]], homes[home]
+            if kind == CACHE_READ and self.spec.every_rank_reads_blocks:
                 dies = instance
             for die in dies:
                 blocks.append((*key, die, cpu))
@@ -528,7 +530,7 @@ class _Builder:
 
     def _vpc_groups(self, one: Transfer) -> list[list[tuple[int, int, int]]]:
         """Return the pairs that go together over vpc: those that want the same of one CPU."""
-        if one.kind != CACHE_READ or self.traffic.spec.prefill.cached_at != "every":
+        if one.kind != CACHE_READ or not self.traffic.spec.every_rank_reads_blocks:
             return [[pair] for pair in one.ends]
         groups: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)
         for pair in one.ends:

@@ -576,6 +576,16 @@ class PoolSpec(Spec):
         return self.model.attention.cache_elements * ELEMENT_BYTES[precision]
 
     @property
+    def is_data_parallel(self) -> bool:
+        """Whether each prompt is one rank's alone, in all prefill instances: as in the step."""
+        return isinstance(self.step, PrefillSpec) and self.step.serving.attention == "data"
+
+    @property
+    def every_rank_reads_blocks(self) -> bool:
+        """Whether all ranks of a prefill instance read a cached block, or one of them."""
+        return not self.is_data_parallel and self.prefill.cached_at == "every"
+
+    @property
     def block_messages(self) -> int:
         """Messages that a block is moved in: one a layer and tensor of the cache."""
         return self.model.cache_tensors

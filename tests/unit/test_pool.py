@@ -239,6 +239,20 @@ def test_a_prefill_step_waits_for_the_latents_of_each_layer(cached_at, copies):
             assert set(row.depends_on) <= first
 
 
+@pytest.mark.parametrize(("attention", "readers"), [("staged", 8), ("data", 1)])
+def test_other_instances_read_blocks_as_the_steps_attention_needs_them(attention, readers):
+    changes = PREFILL | {"requests.rate": 2500, "cache.warm": True, "prefill.instances": 2}
+    changes |= {"step.serving.attention": attention}
+    changes["step.serving.prompts"] = [{"tokens": 512, "count": 16, "reused": 256}]
+    traffic = pool(**{key.replace(".", "__"): value for key, value in changes.items()})
+    reads = [one for one in traffic.transfers if one.kind == "cache-read"]
+    assert reads
+    for one in reads:
+        dies = {block[3] for block in one.blocks}
+        assert len(dies) == readers
+        assert len(one.blocks) == readers * len({block[:3] for block in one.blocks})
+
+
 def test_a_prefill_step_reads_all_layers_at_first():
     traffic = pool(**{key.replace(".", "__"): value for key, value in PREFILL.items()})
     moved = []
