@@ -24,7 +24,13 @@ from ubfabric.requests import ArrivalPolicy, parse_arrivals
 from ubfabric.specs import Spec, load_yaml, override, shipped, validate_spec
 from ubfabric.sweep import SweepRunSpec
 from ubfabric.topology import SAVED_GRAPHS
-from ubfabric.workload import PrefillSpec, Workload, WorkloadSpec, load_workload
+from ubfabric.workload import (
+    KvTransferSpec,
+    PrefillSpec,
+    Workload,
+    WorkloadSpec,
+    load_workload,
+)
 
 
 def _ascending(values: list[Any]) -> list[Any]:
@@ -99,7 +105,7 @@ class DecodePoolSpec(InstancesSpec):
     grid: DecodeGridSpec
 
 
-class KvTransferSpec(Spec):
+class ServingKvTransferSpec(KvTransferSpec):
     """The way of a request's KV cache from a die of prefill to a die of decode."""
 
     network: Literal["rdma", "ub"]
@@ -134,7 +140,7 @@ class ServingSystemSpec(Spec):
     duration: Annotated[Picoseconds, Field(gt=0)] | None = None
     prefill: PrefillPoolSpec
     decode: DecodePoolSpec
-    kv_transfer: KvTransferSpec
+    kv_transfer: ServingKvTransferSpec
     cache: CacheSpec
     transfers: TransferGridSpec
     transfer_run: SweepRunSpec = SweepRunSpec()
@@ -189,6 +195,12 @@ class ServingSystem:
         spec = self.decode_spec
         size = ELEMENT_BYTES[spec.operators.attention.cache]
         return spec.model.attention.cache_elements * size * spec.model.layers
+
+    def kv_messages(self, tokens: int) -> tuple[int, int]:
+        """Return the messages in which the KV cache of a request moves, and the bytes of each."""
+        is_whole = self.spec.kv_transfer.message == "whole"
+        messages = 1 if is_whole else self.decode_spec.model.layers
+        return messages, tokens * self.kv_bytes_per_token // messages
 
     @property
     def kv_capacity_tokens(self) -> int:
@@ -376,6 +388,13 @@ def _check_limits(system: ServingSystem) -> None:
         raise SpecError(
             f"{label}: prefill.workload: found the model {models[0]}, allowed that of "
             f"decode.workload, {models[1]}"
+        )
+    tokens = spec.transfers.tokens[-1]
+    _, size = system.kv_messages(tokens)
+    if size >= 2**31:
+        raise SpecError(
+            f"{label}: transfers.tokens: found {tokens}, with kv_transfer.message "
+            f"{spec.kv_transfer.message} messages of {size} B, allowed below 2**31 B"
         )
     prefill = spec.prefill.grid
     for point in itertools.product(prefill.tokens, prefill.prompt_tokens, prefill.cached_share):

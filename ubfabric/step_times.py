@@ -468,10 +468,10 @@ class _Ways:
 
     def kv_transfer(self, tokens: int, concurrent: int) -> tuple[Leg, ...]:
         """Return flows from another die of prefill to another of decode each, as far as they go."""
-        src, dst = self.prefill, self.decode
-        flows = tuple((src[i % len(src)], dst[i % len(dst)], tokens) for i in range(concurrent))
-        network = self.system.spec.kv_transfer.network
-        return (Leg(network, "write", self.system.kv_bytes_per_token, flows),)
+        src, dst, how = self.prefill, self.decode, self.system.spec.kv_transfer
+        n, size = self.system.kv_messages(tokens)
+        flows = tuple((src[i % len(src)], dst[i % len(dst)], n) for i in range(concurrent))
+        return (Leg(how.network, how.operation, size, flows),)
 
     def cache_read(self, tokens: int, concurrent: int) -> tuple[Leg, ...]:
         """Return reads by SDMA: over UB from where blocks lie, or of what came to a server by VPC.

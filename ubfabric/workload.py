@@ -501,7 +501,7 @@ class KvTransferSpec(TransferSpec):
 
     operation: Literal["write", "sdma-write"] = "sdma-write"
     #: ``layer``: a message a layer, ``whole``: one message.
-    message: Literal["layer", "whole"]
+    message: Literal["layer", "whole"] = "layer"
 
 
 class CacheReadSpec(TransferSpec):
