@@ -2,16 +2,17 @@
 
 python analysis/fit_fabric.py [TOPOLOGY] [--measured FILE]
 
-Seven parameters, one row each, found one after the other since none moves an earlier row, but the
-last two, which are found in turns:
+Eight parameters, one row each, found one after the other since none moves an earlier row, but 5 and
+6, and 7 and 8, which are found in turns:
 
 1. forward latency of the UB switches      read latency, other server less same server
 2. latency between port and core or memory of a die      read latency, same server
 3. the same of a CPU                       read latency of a CPU, same server
 4. share of the link rate that memory takes writes at    write bandwidth, same server
 5. cost of a message of a fused operator   dispatch at EP8
-6. start of a transfer by SDMA             read of a CPU, other server, 128 KiB blocks
-7. rate of an SDMA engine                  write to a die, other server, 2 MiB blocks
+6. cost of a flag of dispatch              dispatch at EP256
+7. start of a transfer by SDMA             read of a CPU, other server, 128 KiB blocks
+8. rate of an SDMA engine                  write to a die, other server, 2 MiB blocks
 
 The last two are left out where nothing is measured of SDMA.
 
@@ -21,6 +22,7 @@ Prints the values for the topology's YAML and for measured.yaml; changes no file
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -83,7 +85,7 @@ def main() -> None:
     far = fitted_row(measured.memory, **read, peer="die", far=True)
     cpu = fitted_row(measured.memory, **read, peer="cpu", far=False)
     write = fitted_row(measured.memory, what="bandwidth", operation="write", peer="die", far=False)
-    dispatch = fitted_row(measured.fused.rows, phase="dispatch")
+    few, many = (fitted_row(measured.fused.rows, phase="dispatch", ranks=n) for n in (8, 256))
     by_block = {
         "sdma_start_ps": {"operation": "read", "peer": "cpu", "far": True, "block": 128 << 10},
         "sdma_bytes_per_s": {"operation": "write", "peer": "die", "far": True, "block": 2 << 20},
@@ -123,12 +125,18 @@ def main() -> None:
     set_all(graph, ("die", "cpu"), ("memory_write_share_ppm",), share)
     print(f"share of rate of memory writes   {share / 1e6:8.4f}")
 
-    def dispatch_us(value: int) -> float:
-        fused = measured.fused.model_copy(update={"message_cost": value})
-        return simulate_fused(graph, fused, dispatch)
+    fused = measured.fused
 
-    cost = solve(dispatch_us, dispatch.value / 1e6, 0, 20_000_000, 5_000)
-    print(f"cost of a message of an operator {cost / 1e6:8.3f} us")
+    def fused_us(value: int, name: str, row: FusedRow) -> float:
+        return simulate_fused(graph, fused.model_copy(update={name: value}), row)
+
+    for _ in range(2):  # each has a small part in the other's row
+        for name, row_of in (("message_cost", few), ("flag_cost", many)):
+            of_value = partial(fused_us, name=name, row=row_of)
+            cost = solve(of_value, row_of.value / 1e6, 0, 20_000_000, 5_000)
+            fused = fused.model_copy(update={name: cost})
+    print(f"cost of a message of an operator {fused.message_cost / 1e6:8.3f} us")
+    print(f"cost of a flag of dispatch       {fused.flag_cost / 1e6:8.3f} us")
 
     found = dict.fromkeys(sdma, 0)
     highest = {"sdma_start_ps": 200_000_000, "sdma_bytes_per_s": 40_000_000_000}

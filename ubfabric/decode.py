@@ -10,10 +10,11 @@ has all cores. They share its memory as well: a task says how much of it is read
 slows those that ask for more together than the memory gives. Attention over the cache varies from
 rank to rank; whatever waits for all ranks waits for the slowest.
 
-Dispatch and combine are fused operators in stages, each a task: write the messages, then a flag
-with the count to every rank; receive, once all flags are there; copy what came to where the next
-operator wants it. Quantisation, address and checks are part of what a message costs a core. With
-one buffer in place of two, a round of flags goes before, when a rank has emptied its buffer.
+Dispatch and combine are fused operators in stages, each a task (section 4.2.1): write the messages,
+then the flags, of dispatch one to every rank with the count, of combine one a result; receive, once
+all flags are there; copy what came to where the next operator wants it. Quantisation, address,
+checks and the flag of a result are part of what a message costs a core. With one buffer in place of
+two, a round of flags goes before, when a rank has emptied its buffer.
 
 With tensor parallelism neighbouring ranks share the heads of attention: before it each gathers
 the states of the others' tokens, after it each gets the sums of its own.
@@ -64,6 +65,8 @@ from ubfabric.workload import (
 ATTENTION_STREAM, EXPERT_STREAM = 0, 1
 #: Phases among the ranks that share heads: states before attention, partial sums after it.
 GATHER, REDUCE = "gather", "reduce"
+#: Flags of combine: one a result, which its message pays for; others go from rank to rank.
+COMBINE_FLAG = "combine-flag"
 #: Hidden states travel between ranks that share heads in BF16.
 _STATE_BYTES = 2
 
@@ -154,6 +157,8 @@ class DecodeStep(Step):
     ) -> float:
         """Return how long one microbatch has the expert stream if wires take no time."""
         sent = plan.tokens * (self.model.top_k + self.model.shared_experts)
+        # of which as many leave the package as ranks lie in others
+        far = 1 - min(1, self.spec.deployment.dies_per_npu / self.n_ranks)
         arrived = np.bincount(placement.slot_rank, tokens_by_slot, self.n_ranks)
         time = self.expert_ps(placement, tokens_by_slot, self.cores["expert"])
         time = time + self.copy_ps("dispatch", arrived)
@@ -163,7 +168,7 @@ class DecodeStep(Step):
         for stage in self._expert_chain(plan, 0):
             of_stage = messages.get(stage.sends, self.n_ranks)
             time = time + self.duration_ps(plan, stage)
-            time = time + self.message_cost_ps(stage) * of_stage / engines
+            time = time + self.message_cost_ps(stage) * of_stage * far / engines
         return float(time.max())
 
     def stages(self, plan: LayerPlan) -> list[Stage]:
@@ -253,6 +258,9 @@ class DecodeStep(Step):
                 ):
                     size = self.message_bytes(plan, phase)
                     blocks.append(Block(microbatch, phase, messages, size))
+                    if phase == "combine" and self.spec.messages.flag:
+                        flag = self.spec.messages.flag
+                        blocks.append(Block(microbatch, COMBINE_FLAG, messages, flag))
                     arrived = np.bincount(messages[1], messages[2], self.n_ranks)
                     of_receivers = arrived[receivers.start : receivers.stop]
                     copy = f"{phase}-copy", microbatch
@@ -336,12 +344,12 @@ class DecodeStep(Step):
         return self.groups[microbatch % self.spec.deployment.domains]
 
     def _flag_blocks(self, plan: LayerPlan) -> list[Block]:
-        """Return the flags of the fused operators: one of every rank to every rank that waits."""
+        """Return the flags that every rank sends to every rank that waits: all but of combine."""
         stages = self.stages_of(plan)
         waiting = {(stage.waits, stage.microbatch): stage.group for stage in stages if stage.waits}
         blocks = []
         for stage in stages:
-            if not stage.sends.endswith(("-flag", "-ready")):
+            if not stage.sends.endswith(("-flag", "-ready")) or stage.sends == COMBINE_FLAG:
                 continue
             src = self.groups[stage.group]
             dst = self.groups[waiting[stage.sends, stage.microbatch]]
@@ -383,8 +391,10 @@ class DecodeStep(Step):
         if kind == f"{REDUCE}-copy":  # as many partial sums as ranks share heads
             read = plan.tokens * tp * spec.model.hidden_size * _STATE_BYTES
             return round(read / spec.machine.memory_bytes_per_s * PS_PER_S)
+        if kind == "dispatch-flag" and spec.messages.flag:
+            return spec.machine.communication.completion
         if kind in (GATHER, REDUCE, *PHASES):
-            return spec.machine.launch
+            return spec.machine.launch.communication
         if kind in ("prologue", "attention", "output"):
             cores = self.cores["attention"]
             tokens = plan.tokens * tp  # of all ranks that share the heads
@@ -407,18 +417,19 @@ class DecodeStep(Step):
     def message_cost_ps(self, stage: Stage) -> int:
         """Return what each message of a stage costs an engine of the topology, in picoseconds.
 
-        ``message_cost`` is what it costs a core when all cores of the die send. As many messages
-        a second go out until the stream has fewer cores than are of use, and in proportion fewer
-        with fewer cores.
+        ``message_cost`` and ``flag_cost`` are what they cost a core when all cores of the die send,
+        as far as they leave the package. As many a second go out until the stream has fewer cores
+        than are of use, and in proportion fewer with fewer cores.
         """
-        if not stage.sends or stage.sends in (GATHER, REDUCE):
+        if not stage.sends or stage.sends in (GATHER, REDUCE, COMBINE_FLAG):
             return 0
         communication = self.spec.machine.communication
+        cost = communication.message_cost if stage.sends in PHASES else communication.flag_cost
         all_cores = self.times.all_cores.vector_cores
         cores = (self.cores["expert"] or self.times.all_cores).vector_cores
         useful = communication.useful_cores
         slower = min(all_cores, useful) / min(cores, useful)
-        return int(communication.message_cost * communication.engines / all_cores * slower)
+        return int(cost * communication.engines / all_cores * slower)
 
     def message_bytes(self, plan: LayerPlan, phase: str) -> int:
         """Return the size of one message of a phase."""

@@ -124,7 +124,7 @@ class DisaggregatedStep(DecodeStep):
     def duration_ps(self, plan: LayerPlan, stage: Stage) -> int:
         """Return the time of a stage that does not depend on routing, in picoseconds."""
         if stage.kind == START:
-            return self.spec.machine.launch
+            return self.spec.machine.launch.communication
         if stage.group == len(self.groups) - 1:
             return 0
         return super().duration_ps(plan, stage)

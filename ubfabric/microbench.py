@@ -224,9 +224,10 @@ def sdma_bandwidth_bytes_per_s(
 class FusedOperator:
     """One dispatch or combine of all ranks, as AIV-direct does it.
 
-    Each rank writes its messages, message by message, to where they go; when all have left, a
-    flag to every rank. A rank that has all flags and all data copies what came to where the next
-    operator wants it.
+    Each rank writes its messages, message by message, to where they go; when all have left, the
+    flags: of dispatch one to every rank, with the count, of combine one a result. A rank that has
+    all flags and all data copies what came to where the next operator wants it (arXiv 2506.12708,
+    section 4.2.1).
 
     Attributes
     ----------
@@ -241,8 +242,13 @@ class FusedOperator:
         Routed experts, spread evenly over the ranks.
     message_bytes : int
         Bytes of one token on the wire.
-    message_cost_ps : int
-        What a core spends on a message or flag beside the hardware's issue cost.
+    launch_ps : int
+        What the operator costs before its first message.
+    completion_ps : int
+        Between its last message and its first flag.
+    message_cost_ps, flag_cost_ps : int
+        What a core spends on a message, or on a flag, that leaves the package, beside the
+        hardware's issue cost.
     flag_bytes : int
         Bytes of a flag.
     copy_bytes : int
@@ -257,7 +263,10 @@ class FusedOperator:
     top_k: int
     experts: int
     message_bytes: int
+    launch_ps: int
+    completion_ps: int
     message_cost_ps: int
+    flag_cost_ps: int
     flag_bytes: int
     copy_bytes: int
     copy_bytes_per_s: float
@@ -303,22 +312,24 @@ def fused_operator_ps(
     # each rank begins with its successor, or all would begin with rank 0
     order = np.lexsort(((dst - src) % n, src))
     src, dst = src[order], dst[order]
-    all_src, all_dst = (part.ravel() for part in np.indices((n, n)))
-    order = np.lexsort(((all_dst - all_src) % n, all_src))
-    all_src, all_dst = all_src[order], all_dst[order]
-    size = np.repeat(
-        np.array([operator.message_bytes, operator.flag_bytes], np.int32), [len(src), n * n]
-    )
+    messages = counts[src, dst]
+    flag_src, flag_dst, flags = src, dst, messages
+    if operator.phase == "dispatch":  # one to every rank, with the count
+        flag_src, flag_dst = (part.ravel() for part in np.indices((n, n)))
+        order = np.lexsort(((flag_dst - flag_src) % n, flag_src))
+        flag_src, flag_dst, flags = flag_src[order], flag_dst[order], np.ones(n * n, np.int64)
+    both = [len(src), len(flags)]
+    size = np.repeat(np.array([operator.message_bytes, operator.flag_bytes], np.int32), both)
     total = len(size)
-    phases = np.repeat(np.array([operator.phase, "flag"], object), [len(src), n * n])
+    phases = np.repeat(np.array([operator.phase, "flag"], object), both)
     flows = pa.table(
         {
             "phase": pa.array(phases, pa.string()),
             "layer": np.zeros(total, np.int16),
             "microbatch": np.zeros(total, np.int8),
-            "src": np.concatenate([src, all_src]).astype(np.int32),
-            "dst": np.concatenate([dst, all_dst]).astype(np.int32),
-            "messages": np.concatenate([counts[src, dst], np.ones(n * n)]).astype(np.int32),
+            "src": np.concatenate([src, flag_src]).astype(np.int32),
+            "dst": np.concatenate([dst, flag_dst]).astype(np.int32),
+            "messages": np.concatenate([messages, flags]).astype(np.int32),
             "message_bytes": size,
             "network": pa.array(["ub"] * total, pa.string()),
             "service_level": np.zeros(total, np.int8),
@@ -328,12 +339,20 @@ def fused_operator_ps(
     ).cast(FLOW_SCHEMA)
     arrived = counts.sum(axis=0)
     copy_ps = arrived * operator.copy_bytes / operator.copy_bytes_per_s * 1e12
-    cost = {"message_cost_ps": operator.message_cost_ps}
     tasks = []
     for rank in range(n):
         parts: list[dict[str, Any]] = [
-            {"sends": operator.phase, **cost},
-            {"sends": "flag", "waits": "flag", **cost},
+            {
+                "duration_ps": operator.launch_ps,
+                "sends": operator.phase,
+                "message_cost_ps": operator.message_cost_ps,
+            },
+            {
+                "duration_ps": operator.completion_ps,
+                "sends": "flag",
+                "waits": "flag",
+                "message_cost_ps": operator.flag_cost_ps,
+            },
             {"waits": operator.phase},
             {"duration_ps": round(copy_ps[rank])},
         ]

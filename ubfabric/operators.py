@@ -3,8 +3,8 @@
 The work of an operator (operations, bytes, vector work, kernels) follows from the shape of the
 model, the tokens it works on and its precision; its time is
 
-    kernels x launch + max(operations / (rate x share of the cube cores x efficiency),
-                           bytes / (HBM bandwidth x efficiency)) + vector work / vector cores
+    launches + max(operations / (rate x share of the cube cores x efficiency),
+                   bytes / (HBM bandwidth x efficiency)) + vector work / vector cores
 
 Weights and KV cache are read once from memory; activations are taken to stay in the cache of the
 die. A table of measured times replaces this operator by operator (:class:`MeasuredTimes`).
@@ -223,13 +223,25 @@ class EfficiencySpec(Spec):
 class CommunicationSpec(Spec):
     """What a message of a fused operator costs a vector core.
 
-    ``message_cost`` is that of each while all vector cores of the die send; more than
-    ``useful_cores`` of them send no faster than so many, which need not be a whole number.
+    ``message_cost`` is that of each that leaves the package, ``flag_cost`` that of a flag from rank
+    to rank, while all vector cores of the die send, ``completion`` how long dispatch waits between
+    them, until its last write is complete; more than ``useful_cores`` of them send no
+    faster than so many, which need not be a whole number.
     """
 
     engines: PositiveCount
     message_cost: Picoseconds
+    completion: Picoseconds
+    flag_cost: Picoseconds
     useful_cores: Annotated[Fraction, Field(gt=0)]
+
+
+class LaunchSpec(Spec):
+    """What a kernel costs its stream beside its work: with products, without, with messages."""
+
+    cube: Picoseconds
+    vector: Picoseconds
+    communication: Picoseconds
 
 
 class MachineSpec(Spec):
@@ -238,7 +250,7 @@ class MachineSpec(Spec):
     name: str
     die: DieSpec
     efficiency: EfficiencySpec
-    launch: Picoseconds
+    launch: LaunchSpec
     host_gap: Picoseconds
     communication: CommunicationSpec
 
@@ -279,10 +291,23 @@ class StreamsSpec(Spec):
         return self
 
 
+class CountsSpec(Spec):
+    """Kernels of an operator: those with products, and those of vector cores alone."""
+
+    cube: Annotated[Count, Field(ge=0)] = 0
+    vector: Annotated[Count, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> CountsSpec:
+        if not self.cube + self.vector:
+            raise ValueError("found no kernel, allowed 1 or more of cube and vector together")
+        return self
+
+
 class KernelsSpec(Spec):
     """An operator with its number of kernels."""
 
-    kernels: PositiveCount
+    kernels: CountsSpec
 
 
 class WeightsSpec(KernelsSpec):
@@ -556,7 +581,8 @@ class OperatorTimes:
         """Return what starting the kernels of an operator costs; 0 where times are measured."""
         if self.measured is not None and name in self.measured:
             return 0
-        return int(getattr(self.operators, name).kernels) * self.machine.launch
+        kernels, launch = getattr(self.operators, name).kernels, self.machine.launch
+        return int(kernels.cube * launch.cube + kernels.vector * launch.vector)
 
     def roofline_ps(self, work: Work, cores: CoresSpec | None = None) -> np.ndarray:
         """Return the time of some work, in picoseconds, without launches; cores as in time_ps."""

@@ -263,12 +263,14 @@ class PrefillStep(Step):
         if kind == "pack":
             return self._packing_ps(plan)
         if kind == "dispatch" and self.is_staged:
-            return machine.launch + self._packing_ps(plan)
+            return machine.launch.communication + self._packing_ps(plan)
         if kind in (GATHER, SCATTER, *PHASES):
-            return machine.launch
+            return machine.launch.communication
         kernels = self._kernels(kind, plan.tokens, stage.microbatch)
         time = sum(float(self.times.roofline_ps(work)) for work in kernels)
-        return round(time / machine.efficiency.prefill) + len(kernels) * machine.launch
+        launch = machine.launch
+        launches = sum(launch.cube if work.ops else launch.vector for work in kernels)
+        return round(time / machine.efficiency.prefill) + launches
 
     @property
     def _copies(self) -> int:

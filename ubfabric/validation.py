@@ -81,6 +81,7 @@ class PhaseSpec(Spec):
     """Sizes of one phase."""
 
     message: Bytes
+    completion: Picoseconds
     copy_size: Annotated[Bytes, Field(alias="copy")]
 
 
@@ -91,7 +92,10 @@ class FusedSpec(Spec):
     top_k: _Positive
     experts: _Positive
     cores: Annotated[_Positive, Field(le=64)]
+    launch: Picoseconds
     message_cost: Picoseconds
+    #: Of dispatch; what a flag of combine costs is part of its message's cost.
+    flag_cost: Picoseconds
     flag: Bytes
     memory_bandwidth: BytesPerSecond
     dispatch: PhaseSpec
@@ -176,7 +180,10 @@ def fused_operator(fused: FusedSpec, row: FusedRow) -> FusedOperator:
         top_k=fused.top_k,
         experts=fused.experts,
         message_bytes=phase.message,
+        launch_ps=fused.launch,
         message_cost_ps=fused.message_cost,
+        completion_ps=phase.completion,
+        flag_cost_ps=fused.flag_cost if row.phase == "dispatch" else 0,
         flag_bytes=fused.flag,
         copy_bytes=phase.copy_size,
         copy_bytes_per_s=fused.memory_bandwidth,

@@ -11,7 +11,7 @@ SPEC = load_workload("deepseek-r1-decode-ep320").spec
 #: Weights come at 1.6 TB/s x 0.841; INT8 and BF16 products at 0.8 of their peaks.
 MEMORY, INT8, BF16 = 1.6e12 * 0.841, 752e12 * 0.8, 376e12 * 0.8
 #: Vector cores of a die, in kernels of few rows.
-VECTOR = 7.0e9 * 48
+VECTOR = 7.3e9 * 48
 HALF = CoresSpec(cube_cores=12, vector_cores=24)
 
 
@@ -29,10 +29,10 @@ def test_attention_is_bound_by_memory_with_few_queries_and_by_compute_with_many(
     ops_a_token = 2 * 128 * 4096 * (576 + 512)
     cache = 4096 * 576 * 2
     one = us("attention", 1, kv_tokens=4096, requests=8)
-    assert one == pytest.approx(2 + 8 * cache / MEMORY * 1e6)
+    assert one == pytest.approx(5 + 8 * cache / MEMORY * 1e6)
     many = us("attention", 96, kv_tokens=4096, requests=48)
-    assert many == pytest.approx(2 + 96 * ops_a_token / (376e12 * 0.654) * 1e6)
-    assert us("attention", 96, HALF, kv_tokens=4096, requests=48) == pytest.approx(2 * many - 2)
+    assert many == pytest.approx(5 + 96 * ops_a_token / (376e12 * 0.654) * 1e6)
+    assert us("attention", 96, HALF, kv_tokens=4096, requests=48) == pytest.approx(2 * many - 5)
 
 
 def test_prologue_reads_its_weights_and_handles_its_tokens():
@@ -41,27 +41,27 @@ def test_prologue_reads_its_weights_and_handles_its_tokens():
     read = (int8 + 2 * bf16) / MEMORY
     a_token = 2 * (7168 + 1536 + 576 + 128 * 192 + 128 * 576)
     vector = a_token / VECTOR
-    assert us("prologue", 8) == pytest.approx(2 + (read + 8 * vector) * 1e6)
+    assert us("prologue", 8) == pytest.approx(5 + (read + 8 * vector) * 1e6)
     # at 120 tokens it takes what xDeepServe measured: 8.7 % of 93 ms in 62 layers
     assert us("prologue", 120) == pytest.approx(0.087 * 93e3 / 62, rel=0.02)
     compute = 4096 * 2 * (int8 / INT8 + bf16 / BF16)
-    assert us("prologue", 4096) == pytest.approx(2 + (compute + 4096 * vector) * 1e6)
+    assert us("prologue", 4096) == pytest.approx(5 + (compute + 4096 * vector) * 1e6)
 
 
 def test_output_projection_adds_the_values_of_the_latent():
     read = (128 * 128 * 7168 + 2 * 128 * 512 * 128) / MEMORY
     quantised = 48 * 128 * 128 * 3 / VECTOR
-    assert us("output", 48) == pytest.approx(3 * 2 + (read + quantised) * 1e6)
+    assert us("output", 48) == pytest.approx(12 + (read + quantised) * 1e6)
 
 
 def test_gate_head_projection_and_ffn_are_products_of_their_own_weights():
-    for name, parameters, size, kernels, vector in (
-        ("gate", 7168 * 256, 2, 2, 7168 * 8),
-        ("head", 7168 * 129280, 2, 2, 7168 * 8),
-        ("projection", 2 * 7168 * 7168, 2, 2, 2 * 7168 * 4),
-        ("ffn", 3 * 7168 * 18432, 1, 4, 7168 * 7 + 18432 * 5),
+    for name, parameters, size, launches, vector in (
+        ("gate", 7168 * 256, 2, 5 + 2, 7168 * 8),
+        ("head", 7168 * 129280, 2, 5 + 2, 7168 * 8),
+        ("projection", 2 * 7168 * 7168, 2, 5 + 2, 2 * 7168 * 4),
+        ("ffn", 3 * 7168 * 18432, 1, 2 * 5 + 2 * 2, 7168 * 7 + 18432 * 5),
     ):
-        expected = 2 * kernels + (parameters * size / MEMORY + vector / VECTOR) * 1e6
+        expected = launches + (parameters * size / MEMORY + vector / VECTOR) * 1e6
         assert us(name, 1) == pytest.approx(expected), name
 
 
@@ -80,7 +80,7 @@ def test_expert_replicas_are_timed_one_by_one_without_launches():
     gated = 2048 * 5 / (VECTOR / 2)  # two products in BF16, one result in INT8
     expected = [0, read + gated, 200 * (token + gated), 480 * (token + gated)]
     assert got / 1e12 == pytest.approx(expected)
-    assert times().launches_ps("expert") == 6_000_000
+    assert times().launches_ps("expert") == 12_000_000
 
 
 def test_grouped_query_attention_divides_its_cache_among_dies():
@@ -91,10 +91,10 @@ def test_grouped_query_attention_divides_its_cache_among_dies():
     cache = 16 * 4096 * 2 * 8 * 128 * 2
     for of, share in ((one, 1), (two, 2)):
         got = us("attention", 1, of=of, kv_tokens=4096, requests=16)
-        assert got == pytest.approx(2 + cache / share / MEMORY * 1e6)
+        assert got == pytest.approx(5 + cache / share / MEMORY * 1e6)
         got = us("output", 1, of=of)
         quantised = 64 * 128 * 3 / VECTOR
-        assert got == pytest.approx(6 + (64 * 128 * 7168 / MEMORY + quantised) / share * 1e6)
+        assert got == pytest.approx(12 + (64 * 128 * 7168 / MEMORY + quantised) / share * 1e6)
     assert us("prologue", 1, of=one) > 2 + 7168 * (64 + 16) * 128 / MEMORY * 1e6
     assert model.attention.parameters(7168) == 7168 * 128 * (64 + 16 + 64)
 
@@ -196,4 +196,4 @@ def test_measured_times_have_their_launches_in_them(tmp_path):
     operators = SPEC.operators.model_copy(update={"table": "t.csv"})
     of = times(operators=operators, folder=tmp_path)
     assert of.time_ps("expert", np.array([0, 1, 5])).tolist() == [0, 50e6, 70e6]
-    assert of.launches_ps("expert") == 0 and of.launches_ps("gate") == 4_000_000
+    assert of.launches_ps("expert") == 0 and of.launches_ps("gate") == 7_000_000

@@ -358,6 +358,18 @@ def test_dies_of_one_package_use_their_own_link():
     ]
 
 
+@pytest.mark.parametrize(("to", "is_far"), [(0, False), (1, False), (2, True)])
+def test_a_message_costs_its_software_only_if_it_leaves_the_package(to, is_far):
+    graph, cost = build_topology("one-node"), 3 * US
+    rows = [flow(0, to, message_bytes=4_096, start_ps=-1)]
+
+    def finish_ps(message_cost_ps):
+        tasks = [task(0, 0, sends="dispatch", message_cost_ps=message_cost_ps)]
+        return run(graph, make_trace(rows, tasks, n_ranks=3)).flows["finish_ps"][0]
+
+    assert finish_ps(cost) - finish_ps(0) == (cost if is_far else 0)
+
+
 def test_egress_limits_the_ports_and_not_the_link_of_the_package():
     """Ten packets at the pace of the egress over a switch, at that of the link in a package."""
     finish = {}

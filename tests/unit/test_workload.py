@@ -201,8 +201,8 @@ def test_bad_base_is_refused(tmp_path, text, message):
         ("model__kept_groups", 9, "kept_groups: found 9, allowed 1 to 8"),
         ("model__dense_layers", 61, "dense_layers: found 61, allowed below 61"),
         ("simulate_moe_layers", 59, "simulate_moe_layers: found 59, allowed 1 to 58"),
-        ("machine__launch", 15, "machine.launch: found 15, which has no unit"),
-        ("machine__launch", "-1 us", "found '-1 us', which is negative"),
+        ("machine__launch__cube", 15, "machine.launch.cube: found 15, which has no unit"),
+        ("machine__launch__cube", "-1 us", "found '-1 us', which is negative"),
         (
             "operators__streams",
             {

@@ -1,6 +1,6 @@
 """CloudMatrix384 beside what was measured on it; the tolerances are those the project sets.
 
-Seven parameters are fitted on seven rows (analysis/fit_fabric.py): those rows must come out within
+Eight parameters are fitted on eight rows (analysis/fit_fabric.py): those rows must come out within
 3 %. Nothing was chosen for the others: 10 %, which is what two careful measurements of one
 machine differ by at best (arXiv 2506.12708, 2607.26444 and 2607.06202 differ by more). Rates of
 SDMA have tolerances of their own, each with its reason.
@@ -30,7 +30,7 @@ def by_blocks(table):
 
 @pytest.mark.validation
 @pytest.mark.parametrize(
-    ("role", "n_rows", "tolerance"), [("fitted", 7, 0.03), ("predicted", 15, 0.10)]
+    ("role", "n_rows", "tolerance"), [("fitted", 8, 0.03), ("predicted", 22, 0.10)]
 )
 def test_rows_come_out_within_their_tolerance(table, role, n_rows, tolerance):
     rows = table[(table["role"] == role) & ((role == "fitted") | ~by_blocks(table))]

@@ -478,8 +478,8 @@ UbEndpointProcess::Feed(uint32_t endpointIndex, uint32_t groupIndex, int64_t now
         {
             return;
         }
-        engine.nextReadyPs =
-            std::max(nowPs, engine.streamPs) + group.issueCostPs + m_jobs[engine.nextJob].messagePs;
+        engine.nextReadyPs = std::max(nowPs, engine.streamPs) +
+                             CostPs(group, engine.nextJob, engine.nextFlow);
         group.hungry &= group.hungry - 1;
     }
 }
@@ -520,6 +520,20 @@ UbEndpointProcess::NextMessage(Group& group, uint32_t& flow, uint32_t& jobIndex)
     return true;
 }
 
+int64_t
+UbEndpointProcess::CostPs(const Group& group, uint32_t job, uint32_t reference) const
+{
+    const int64_t messagePs = m_jobs[job].messagePs;
+    if (messagePs == 0)
+    {
+        return group.issueCostPs;
+    }
+    const UbFlowRecord& flow = Flow(reference);
+    const bool isNear =
+        flow.src == flow.dst || FindDirect(flow.src, flow.dst, flow.network) != nullptr;
+    return group.issueCostPs + (isNear ? 0 : messagePs);
+}
+
 bool
 UbEndpointProcess::TakeMessage(uint32_t endpointIndex, uint32_t engineIndex, int64_t nowPs)
 {
@@ -532,7 +546,7 @@ UbEndpointProcess::TakeMessage(uint32_t endpointIndex, uint32_t engineIndex, int
         return false;
     }
     const int64_t freePs = m_engines[endpoint.firstEngine + engineIndex].freePs;
-    const int64_t costPs = group.issueCostPs + m_jobs[job].messagePs;
+    const int64_t costPs = CostPs(group, job, flow);
     Start(endpointIndex,
           engineIndex,
           flow,
@@ -576,7 +590,7 @@ UbEndpointProcess::Prepare(uint32_t endpointIndex, uint32_t engineIndex)
     if (NextMessage(group, engine.nextFlow, engine.nextJob))
     {
         engine.nextReadyPs = std::max(engine.streamPs, Flow(engine.nextFlow).startPs) +
-                             group.issueCostPs + m_jobs[engine.nextJob].messagePs;
+                             CostPs(group, engine.nextJob, engine.nextFlow);
     }
     else
     {

@@ -270,7 +270,7 @@ class UbEndpointProcess : public UbTransportHost
      * @param [in] reference A flow.
      * @return Its record.
      */
-    UbFlowRecord& Flow(uint32_t reference)
+    UbFlowRecord& Flow(uint32_t reference) const
     {
         return m_chunks[reference >> FLOW_BITS].flows[reference & (MAX_FLOWS - 1)];
     }
@@ -527,6 +527,15 @@ class UbEndpointProcess : public UbTransportHost
      * @param [in] nowPs The time.
      */
     void Feed(uint32_t endpoint, uint32_t group, int64_t nowPs);
+
+    /**
+     * @param [in] group The engines.
+     * @param [in] job A job.
+     * @param [in] reference A flow of it.
+     * @return What a message costs an engine before it is streamed. A message that does not leave
+     * the package costs nothing beside the hardware's own.
+     */
+    int64_t CostPs(const Group& group, uint32_t job, uint32_t reference) const;
 
     /**
      * Take the next message of a group's jobs.
