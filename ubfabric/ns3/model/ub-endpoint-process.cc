@@ -478,8 +478,8 @@ UbEndpointProcess::Feed(uint32_t endpointIndex, uint32_t groupIndex, int64_t now
         {
             return;
         }
-        engine.nextReadyPs = std::max(nowPs, engine.streamPs) +
-                             CostPs(group, engine.nextJob, engine.nextFlow);
+        engine.nextReadyPs =
+            std::max(nowPs, engine.streamPs) + CostPs(group, engine.nextJob, engine.nextFlow);
         group.hungry &= group.hungry - 1;
     }
 }
