@@ -72,6 +72,8 @@ class PrefillStep(Step):
             raise SpecError(f"{workload.label}: kind: found 'decode', allowed: prefill")
         self.spec, self.attention = workload.spec, attention
         self.is_staged = self.spec.serving.attention == "staged"
+        #: Whether the exchanges of staged attention go beside the products.
+        self.is_beside = self.is_staged and self.spec.serving.exchanges == "sdma"
         #: Ranks that share a microbatch's prompts and its heads.
         self.sharing = self.n_ranks if self.is_staged else 1
         self.heads = attention.heads // self.sharing
@@ -145,8 +147,10 @@ class PrefillStep(Step):
                 last[:0] = [self._stage("finalize", mb) for mb in range(self.microbatches)]
             return last
         if self.is_staged:
-            # Heads of both microbatches first, so that the other's hide each all-to-all.
-            groups = [["down", GATHER, "heads", SCATTER], ["output", "ffn"]]
+            groups = [["down", GATHER, "heads", SCATTER, "output", "ffn"]]
+            if self.is_beside:
+                # Heads of both microbatches first, so that the other's hide each all-to-all.
+                groups = [groups[0][:4], groups[0][4:]]
             moe = [["gate", "dispatch", "dispatch-copy"], ["expert", "combine", "combine-copy"]]
         else:
             groups = [["down", "heads", "output", "ffn"]]
@@ -175,8 +179,9 @@ class PrefillStep(Step):
             return Stage(kind, microbatch, "", CACHED, FIRST_TRANSFER_STREAM + microbatch)
         moves = kind in (GATHER, SCATTER, *PHASES)
         phase = kind if moves else ""
-        is_light = kind.endswith("-copy") or (kind == "down" and self.is_staged)
-        stream = FIRST_TRANSFER_STREAM + microbatch if moves or is_light else COMPUTE_STREAM
+        beside = kind in PHASES or kind.endswith("-copy")
+        beside |= self.is_beside and kind in ("down", GATHER, SCATTER)
+        stream = FIRST_TRANSFER_STREAM + microbatch if beside else COMPUTE_STREAM
         return Stage(kind, microbatch, phase, phase, stream)
 
     def chunk(self, position: int) -> TraceChunk:
@@ -226,8 +231,9 @@ class PrefillStep(Step):
                 GATHER: plan.tokens * a_query + held * a_latent,
                 SCATTER: plan.tokens * self.heads * attention.v_head_dim * BF16,
             }
+            operation = "sdma-write" if self.is_beside else "write"
             blocks += [
-                Block(microbatch, phase, pairs, size, self.messages.operation)
+                Block(microbatch, phase, pairs, size, operation)
                 for phase, size in sizes.items()
             ]
         return blocks
