@@ -14,12 +14,12 @@ A die has one stream of products and attention, and one of transfers for each mi
 microbatches one computes while the other's tokens go to the experts or come back. With staged
 attention packing and copying go with these transfers, on vector cores beside the products. The
 all-gather and the all-to-all of attention do not, with ``serving.exchanges`` ``cores``: the paper's
-pipeline (figure 18b) has a lane of cores for attention and products, one of vector cores for packing
-and copying, one of SDMA for dispatch and combine, and none for these two. Cores move them and compute
-nothing meanwhile, with one microbatch as with two; and a microbatch runs from its down-projections to
-its dispatch before the other begins. With ``exchanges`` ``sdma`` they go by SDMA beside the products,
-and so do the down-projections, 3 % of the products; heads of both microbatches then come first, so
-that those of one hide the exchanges of the other.
+pipeline (figure 18b) has a lane of cores for attention and products, one of vector cores for
+packing and copying, one of SDMA for dispatch and combine, and none for these two. Cores move them
+and compute nothing meanwhile, with one microbatch as with two; and a microbatch runs from its
+down-projections to its dispatch before the other begins. With ``exchanges`` ``sdma`` they go by
+SDMA beside the products, and so do the down-projections, 3 % of the products; heads of both
+microbatches then come first, so that those of one hide the exchanges of the other.
 
 With data-parallel attention the stream of products also does what goes with the transfers
 otherwise, as in the CANN recipes: it packs, arranges what came by expert, and before the next layer
