@@ -1,16 +1,14 @@
 """The serving pool around one step: what prefill, decode and caches move beside it.
 
 A specification of kind ``pool`` holds a step of decode or prefill, and what the rest of the pool
-sends through the same fabric while it runs (arXiv 2506.12708, sections on disaggregation and on
-elastic memory service):
+sends through the same fabric while it runs (arXiv 2506.12708, sections 4.3.3 and 4.4):
 
 ``kv-transfer``
     The KV cache of a request, from a prefill die to the decode die that goes on with it. Every
     prefill rank has the latents of all tokens once they were gathered, so one rank can serve a
     request alone: with ``g = decode ranks / prefill ranks`` decode rank ``d`` is served by
-    rank ``d // g`` of the instance. (The notes on the paper give the same groups with
-    ``r = prefill TP / decode TP`` and ``g = decode DP / r``; the values that they put in, r = 1/10
-    and g = 3,200, are doubtful. With TP 32 and DP 320 the formula gives g = 10.)
+    rank ``d // g`` of the instance. (Section 4.3.3 has ratio = prefill TP / decode TP, group size
+    = decode DP / ratio. With prefill TP 32, decode TP 1 and DP 320 that is g = 10 as well.)
 ``cache-read``, ``cache-write``
     Blocks of 128 to 512 tokens of the context cache, between prefill dies and the memory of CPUs.
     A hash of the block says which CPU of which server holds it (:func:`block_home`). Each tensor of

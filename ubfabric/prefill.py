@@ -1,7 +1,7 @@
 """One batch of prefill of a mixture-of-experts model as a trace.
 
-Attention is ``staged``, the hybrid parallelism of CloudMatrix-Infer (arXiv 2506.12708, prefill
-section): all ranks of an instance fill a batch of prompts together. Each has an equal share of the
+Attention is ``staged``, the hybrid parallelism of CloudMatrix-Infer (arXiv 2506.12708, section
+4.3.1): all ranks of an instance fill a batch of prompts together. Each has an equal share of the
 packed tokens for the down-projections; an all-gather of the latents gives every rank all tokens, of
 which it does its share of the heads; an all-to-all brings the heads of its own tokens back for the
 output projection. Or it is ``data`` parallel: each rank has prompts of its own and all heads; every
@@ -11,16 +11,24 @@ Then gate, dispatch, experts and combine as in decode, in bulk: one transfer to 
 where ``messages.operation`` says so.
 
 A die has one stream of products and attention, and one of transfers for each microbatch. With two
-microbatches one computes while the other's data move. With staged attention packing, copying and
-the down-projections, 3 % of the products, go with the transfers, on vector cores beside the
-products; with data-parallel attention the stream of products does all that too, as in the CANN
-recipes: it packs, arranges what came by expert, and before the next layer sums what came back
-(``finalize``).
+microbatches one computes while the other's tokens go to the experts or come back. With staged
+attention packing and copying go with these transfers, on vector cores beside the products. The
+all-gather and the all-to-all of attention do not, with ``serving.exchanges`` ``cores``: the paper's
+pipeline (figure 18b) has a lane of cores for attention and products, one of vector cores for
+packing and copying, one of SDMA for dispatch and combine, and none for these two. Cores move them
+and compute nothing meanwhile, with one microbatch as with two; and a microbatch runs from its
+down-projections to its dispatch before the other begins. With ``exchanges`` ``sdma`` they go by
+SDMA beside the products, and so do the down-projections, 3 % of the products; heads of both
+microbatches then come first, so that those of one hide the exchanges of the other.
+
+With data-parallel attention the stream of products also does what goes with the transfers
+otherwise, as in the CANN recipes: it packs, arranges what came by expert, and before the next layer
+sums what came back (``finalize``).
 
 Of a prompt with a cached prefix (``serving.prompts[].reused``) the rest is computed; its queries
 attend over all, so keys and values are made from the cached latents too. These are there from the
 start, or come by flows of phase ``cached`` for which each rank waits before attention
-(:mod:`ubfabric.pool`). With staged attention every rank has all of them, or with
+(:mod:`ubfabric.pool`). With staged attention every rank has all of them (section 4.3.3), or with
 ``serving.cached_at`` ``share`` an equal share each, and the all-gather brings them to all.
 
 Not modelled: the MTP layer's pass over the prompt, chunks of prompts, and contention of the streams
@@ -72,6 +80,8 @@ class PrefillStep(Step):
             raise SpecError(f"{workload.label}: kind: found 'decode', allowed: prefill")
         self.spec, self.attention = workload.spec, attention
         self.is_staged = self.spec.serving.attention == "staged"
+        #: Whether exchanges of staged attention and down-projections go beside the products.
+        self.is_beside = self.is_staged and self.spec.serving.exchanges == "sdma"
         #: Ranks that share a microbatch's prompts and its heads.
         self.sharing = self.n_ranks if self.is_staged else 1
         self.heads = attention.heads // self.sharing
@@ -145,8 +155,10 @@ class PrefillStep(Step):
                 last[:0] = [self._stage("finalize", mb) for mb in range(self.microbatches)]
             return last
         if self.is_staged:
-            # Heads of both microbatches first, so that the other's hide each all-to-all.
-            groups = [["down", GATHER, "heads", SCATTER], ["output", "ffn"]]
+            groups = [["down", GATHER, "heads", SCATTER, "output", "ffn"]]
+            if self.is_beside:
+                # Heads of both microbatches first, so that the other's hide each all-to-all.
+                groups = [groups[0][:4], groups[0][4:]]
             moe = [["gate", "dispatch", "dispatch-copy"], ["expert", "combine", "combine-copy"]]
         else:
             groups = [["down", "heads", "output", "ffn"]]
@@ -175,8 +187,9 @@ class PrefillStep(Step):
             return Stage(kind, microbatch, "", CACHED, FIRST_TRANSFER_STREAM + microbatch)
         moves = kind in (GATHER, SCATTER, *PHASES)
         phase = kind if moves else ""
-        is_light = kind.endswith("-copy") or (kind == "down" and self.is_staged)
-        stream = FIRST_TRANSFER_STREAM + microbatch if moves or is_light else COMPUTE_STREAM
+        beside = kind in PHASES or kind.endswith("-copy")
+        beside |= self.is_beside and kind in ("down", GATHER, SCATTER)
+        stream = FIRST_TRANSFER_STREAM + microbatch if beside else COMPUTE_STREAM
         return Stage(kind, microbatch, phase, phase, stream)
 
     def chunk(self, position: int) -> TraceChunk:
@@ -211,7 +224,7 @@ class PrefillStep(Step):
         return Block(microbatch, phase, one_each, count * size, operation)
 
     def _head_blocks(self, plan: LayerPlan) -> list[Block]:
-        """Return the flows of the all-gather and the all-to-all of attention."""
+        """Return the flows of the all-gather and the all-to-all of attention; see ``exchanges``."""
         attention, n = self.attention, self.n_ranks
         src, dst = (part.ravel() for part in np.indices((n, n)))
         pairs = np.stack([src, dst, np.ones(len(src), np.int64)])[:, src != dst]
@@ -226,9 +239,9 @@ class PrefillStep(Step):
                 GATHER: plan.tokens * a_query + held * a_latent,
                 SCATTER: plan.tokens * self.heads * attention.v_head_dim * BF16,
             }
+            operation = "sdma-write" if self.is_beside else "write"
             blocks += [
-                Block(microbatch, phase, pairs, size, self.messages.operation)
-                for phase, size in sizes.items()
+                Block(microbatch, phase, pairs, size, operation) for phase, size in sizes.items()
             ]
         return blocks
 

@@ -141,6 +141,9 @@ class PrefillServingSpec(Spec):
 
     prompts: Annotated[list[PromptsSpec], Field(min_length=1)]
     attention: Literal["staged", "data"]
+    #: Who moves the all-gather and the all-to-all of staged attention: cores, which compute
+    #: nothing meanwhile, or SDMA beside the products.
+    exchanges: Literal["cores", "sdma"] = "cores"
     cached_at: CachedAt = "every"
     microbatches: Annotated[Count, Field(ge=1, le=2)]
     step: Annotated[Count, Field(ge=0, le=100_000)] = 0

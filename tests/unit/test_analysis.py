@@ -12,12 +12,13 @@ import pandas as pd
 import pytest
 from synthetic_run import Synthetic, write_run
 
+import ubfabric as ub
 from ubfabric.workload import load_workload
 
 FOLDER = Path(__file__).parents[2] / "analysis"
 #: Scripts that simulate a topology; all others read a run folder.
 MACHINE_SCRIPTS = ["fit_fabric.py", "validate_fabric.py"]
-#: The script that simulates whole decode steps; it has no input to be wrong.
+#: The script that simulates whole steps; it has no input to be wrong.
 STEP_SCRIPTS = ["fit_step.py"]
 #: Scripts that simulate a workload.
 STUDIES = [
@@ -86,21 +87,52 @@ def test_every_script_is_in_the_readme():
         assert f"`{name}`" in readme
 
 
-def test_fit_of_a_step_finds_where_a_line_meets_the_row(script, monkeypatch):
-    def generate(workload, *, layers, seed, overrides):
-        assert list(overrides) == ["machine.efficiency.prefill"]
-        return overrides["machine.efficiency.prefill"]
+#: Workload, its microbatches, and the measured step: 16,384 tokens at 6,688 and 5,237 a second.
+FITS = {
+    "deepseek-r1-prefill-ep32": (2, 2449.761),
+    "cann-recipes-prefill-ep32": (1, 3128.509),
+}
+
+
+@pytest.mark.parametrize("chosen", [[], ["cann-recipes-prefill-ep32"]])
+def test_fit_of_a_step_finds_where_a_line_meets_the_row_of_each_system(script, monkeypatch, chosen):
+    generate = ub.generate_trace
+
+    class Traced:
+        def __init__(self, workload, *, layers, seed, overrides):
+            self.value = overrides["machine.efficiency.prefill"]
+            self.step = FITS[workload][1]
+            self.metadata = generate(workload, layers=1, overrides=overrides).metadata
+            assert self.metadata["microbatches"] == FITS[workload][0]
 
     class Tokens:
-        def __init__(self, value):
-            self.summary = {"step_ms": 2549.761 - 500 * value}
+        def __init__(self, trace):
+            self.summary = {"step_ms": trace.step + 100 - 500 * trace.value}
 
-    monkeypatch.setattr("ubfabric.generate_trace", generate)
-    monkeypatch.setattr("ubfabric.replay", lambda fabric, value, run, **options: value)
+    monkeypatch.setattr("ubfabric.generate_trace", Traced)
+    monkeypatch.setattr("ubfabric.replay", lambda fabric, trace, run, **options: trace)
     monkeypatch.setattr("ubfabric.rebuild_tokens", Tokens)
-    code, out, err = script("fit_step.py")
+    arguments = [part for name in chosen for part in ("--workload", name)]
+    code, out, err = script("fit_step.py", *arguments)
     assert (code, err) == (0, "")
-    assert "efficiency.prefill 0.200: step 2449.8 ms\npaper: step 2449.8 ms" in out
+    for name in chosen or FITS:
+        step = f"{FITS[name][1]:.1f} ms"
+        assert f"{name}: efficiency.prefill 0.200: step {step}\n" in out
+        assert f"{name}: measured step {step}\n" in out
+    assert len({line.split(":")[0] for line in out.splitlines()}) == len(chosen or FITS)
+
+
+def test_the_shipped_efficiencies_are_those_of_the_fitted_rows():
+    """Each value names its row as its source, and the row names the value."""
+    for name, (microbatches, _) in FITS.items():
+        workload = load_workload(name)
+        value = workload.raw["machine"]["efficiency"]["prefill"]
+        assert value["strength"] == "fitted" and "fit_step.py" in value["source"]
+        (row,) = (
+            row for row in workload.raw["reference"]["rows"] if "fitted" in str(row.get("note"))
+        )
+        assert row["microbatches"] == microbatches
+        assert f"{row['tokens_per_s_per_npu']:,}" in value["source"]
 
 
 @pytest.mark.parametrize("name", MACHINE_SCRIPTS)
