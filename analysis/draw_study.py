@@ -66,7 +66,8 @@ def without_sign(value: float) -> float:
 def draw(table: pd.DataFrame, title: str, what: str, path: str) -> None:
     """Draw the change of a step's time, and latencies of dispatch and combine."""
     at = np.arange(len(table))[::-1]
-    size = (12, 1.5 + 0.45 * len(table))
+    lines = 1 + table["label"].str.count(", ").max()
+    size = (12, 1.8 + max(0.45, 0.16 * lines) * len(table))
     figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
     left.barh(at, table["tpot_ms"], color="C0")
     texts = []
@@ -83,7 +84,7 @@ def draw(table: pd.DataFrame, title: str, what: str, path: str) -> None:
         right.plot(tail, at + offset, "|", color="black", markersize=9)
     right.plot([], [], "|", color="black", label="99th percentile")
     right.set(xlabel="latency seen by a rank (us)", title="Dispatch and combine")
-    right.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside lower right", ncols=3)  # within, it would hide marks
     for axes in (left, right):
         # With separators, more labels than these run into one another.
         axes.xaxis.set_major_locator(MaxNLocator(6))

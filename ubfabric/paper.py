@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 
 from ubfabric.quantities import STRENGTHS, Count
 from ubfabric.specs import Spec, load_yaml, validate_spec
-from ubfabric.validation import FusedRow, FusedSpec, simulate_fused
+from ubfabric.validation import FUSED_SOURCE, FusedRow, FusedSpec, simulate_fused
 
 #: Figures whose rows have an interval, and the columns of a sweep that hold it.
 _INTERVALS = {
@@ -225,6 +225,6 @@ def _record(
         "error_unit": "points" if is_change else "%",
         "role": row.role,
         "strength": row.strength,
-        "source": row.source if isinstance(row, PaperRow) else "arXiv 2506.12708, section 5",
+        "source": row.source if isinstance(row, PaperRow) else FUSED_SOURCE,
         "note": row.note if isinstance(row, PaperRow) else "",
     }

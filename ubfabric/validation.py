@@ -39,6 +39,9 @@ Role = Literal["fitted", "predicted", "disputed"]
 Strength = Annotated[str, Field(pattern="|".join(STRENGTHS))]
 _Positive = Annotated[Count, Field(ge=1)]
 
+#: Where the rows of fused operators are from.
+FUSED_SOURCE = "arXiv 2506.12708 v2, section 5.5.1, table 7"
+
 
 class MemoryRow(Spec):
     """Latency or bandwidth of remote memory; ``peer`` package is the other die of an NPU."""
@@ -253,7 +256,7 @@ def _rows(graph: nx.Graph, measured: MeasuredSpec) -> Iterator[Mapping[str, Any]
             fused.value / 1e6,
             simulated,
             fused,
-            "arXiv 2506.12708, section 5",
+            FUSED_SOURCE,
         )
 
 

@@ -237,6 +237,17 @@ def test_labels_of_a_study_are_within_its_axes_and_picture(drawn, tpot_ms):
     assert all(one.x1 + 5 < other.x0 for one, other in itertools.pairwise(boxes))
 
 
+def test_long_labels_of_a_study_are_apart_and_its_legend_hides_no_mark(drawn):
+    table = study([50.0] * 6, 20.0).assign(label="ranks 768, experts 1, shared 76, redundant 436")
+    figure = drawn("draw_study.py", table, "s", "TPOT")
+    left, right = figure.axes
+    boxes = sorted(
+        (label.get_window_extent() for label in left.get_yticklabels()), key=lambda b: b.y0
+    )
+    assert all(one.y1 < other.y0 for one, other in itertools.pairwise(boxes))
+    assert figure.legends[0].get_window_extent().y1 < right.bbox.y0
+
+
 def test_axes_of_a_study_separate_thousands_and_keep_digits(drawn):
     left, right = drawn("draw_study.py", study([0.9, 0.8], 20_000.0), "s", "TPOT").axes
     assert "20,000" in said(ticks(right.xaxis))
