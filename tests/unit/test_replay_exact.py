@@ -364,7 +364,10 @@ def test_a_message_costs_its_software_only_if_it_leaves_the_package(to, is_far):
     rows = [flow(0, to, message_bytes=4_096, start_ps=-1)]
 
     def finish_ps(message_cost_ps):
-        tasks = [task(0, 0, sends="dispatch", message_cost_ps=message_cost_ps)]
+        tasks = [
+            task(0, 0, sends="dispatch", message_cost_ps=message_cost_ps),
+            task(1, to, stream=1, waits="dispatch"),
+        ]
         return run(graph, make_trace(rows, tasks, n_ranks=3)).flows["finish_ps"][0]
 
     assert finish_ps(cost) - finish_ps(0) == (cost if is_far else 0)
