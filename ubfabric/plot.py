@@ -431,6 +431,7 @@ def plot_links(result: RunResult, path: PathLike, *, dpi: int = 150) -> Path:
             # A little room left of zero, where marks may stand.
             most = max(float(group.max()) for group in groups) or 1.0
             axes.set_xlim(-0.03 * most, 1.05 * most)
+            axes.locator_params(axis="x", nbins=4)  # or numbers of neighbours meet
             axes.grid(visible=False, axis="y")
             axes.set_yticks(
                 positions, [f"{level}: {used[level]:,} of {counts[level]:,}" for level in levels]
