@@ -69,8 +69,8 @@ def test_second_microbatch_gains_what_was_measured(workload, low, high, tmp_path
 def test_exchanges_beside_the_products_gain_more_than_in_the_paper(tmp_path):
     """Why exchanges keep the cores: hidden by a second microbatch they would gain more.
 
-    38 %, and 50 % with the efficiency of 0.614 with which the row of two microbatches would come out
-    then; the paper has up to 31 %.
+    38 %, and 50 % with the efficiency of 0.614 with which the row of two microbatches would come
+    out then; the paper has up to 31 %.
     """
     two, one = (
         tokens(tmp_path / str(n), STAGED, microbatches=n, exchanges="sdma").summary for n in (2, 1)
