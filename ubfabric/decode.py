@@ -259,8 +259,8 @@ class DecodeStep(Step):
                     size = self.message_bytes(plan, phase)
                     blocks.append(Block(microbatch, phase, messages, size))
                     if phase == "combine" and self.spec.messages.flag:
-                        flag = self.spec.messages.flag
-                        blocks.append(Block(microbatch, COMBINE_FLAG, messages, flag))
+                        size = self.message_bytes(plan, COMBINE_FLAG)
+                        blocks.append(Block(microbatch, COMBINE_FLAG, messages, size))
                     arrived = np.bincount(messages[1], messages[2], self.n_ranks)
                     of_receivers = arrived[receivers.start : receivers.stop]
                     copy = f"{phase}-copy", microbatch
@@ -391,7 +391,7 @@ class DecodeStep(Step):
         if kind == f"{REDUCE}-copy":  # as many partial sums as ranks share heads
             read = plan.tokens * tp * spec.model.hidden_size * _STATE_BYTES
             return round(read / spec.machine.memory_bytes_per_s * PS_PER_S)
-        if kind == "dispatch-flag" and spec.messages.flag:
+        if kind == "dispatch-flag":
             return spec.machine.communication.completion
         if kind in (GATHER, REDUCE, *PHASES):
             return spec.machine.launch.communication

@@ -306,7 +306,7 @@ class PoolTraffic:
         assert spec.kv_transfer is not None
         group = -(-len(machine.decode) // spec.prefill.ranks)
         whole = spec.requests.prompt_tokens * spec.token_layer_bytes
-        messages = spec.model.layers if spec.kv_transfer.message == "layer" else 1
+        messages = spec.kv_transfer.messages(spec.model.layers)
         rng = self._rng(_FOR_CHOICE, KV_TRANSFER)
         for number, time_ps in enumerate(self._times_ps(KV_TRANSFER)):
             to = int(rng.integers(len(machine.decode)))

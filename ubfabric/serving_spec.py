@@ -198,8 +198,7 @@ class ServingSystem:
 
     def kv_messages(self, tokens: int) -> tuple[int, int]:
         """Return the messages in which the KV cache of a request moves, and the bytes of each."""
-        is_whole = self.spec.kv_transfer.message == "whole"
-        messages = 1 if is_whole else self.decode_spec.model.layers
+        messages = self.spec.kv_transfer.messages(self.decode_spec.model.layers)
         return messages, tokens * self.kv_bytes_per_token // messages
 
     @property

@@ -506,6 +506,10 @@ class KvTransferSpec(TransferSpec):
     #: ``layer``: a message a layer, ``whole``: one message.
     message: Literal["layer", "whole"] = "layer"
 
+    def messages(self, layers: int) -> int:
+        """Return the messages in which the cache of so many layers moves."""
+        return layers if self.message == "layer" else 1
+
 
 class CacheReadSpec(TransferSpec):
     """Reads of cached blocks."""
@@ -636,8 +640,9 @@ class PoolSpec(Spec):
                 f"of cache.block_tokens = {self.cache.block_tokens}"
             )
         if self.kv_transfer is not None:
-            layers = self.model.layers if self.kv_transfer.message == "whole" else 1
-            size = self.requests.prompt_tokens * self.token_layer_bytes * layers
+            layers = self.model.layers
+            whole = self.requests.prompt_tokens * self.token_layer_bytes * layers
+            size = whole // self.kv_transfer.messages(layers)
             if size >= 2**31:
                 raise ValueError(
                     f"requests.prompt_tokens: found {self.requests.prompt_tokens}, with "
