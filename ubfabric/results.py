@@ -283,8 +283,9 @@ class RunWriter:
             missing.append(folder)
             folder = folder.parent
         for parent in reversed(missing):
-            parent.mkdir()
-            self._made_parents.append(parent)
+            with contextlib.suppress(FileExistsError):  # another writer made it meanwhile
+                parent.mkdir()
+                self._made_parents.append(parent)
 
     def _open(self, table: str) -> pq.ParquetWriter:
         assert self._partial is not None

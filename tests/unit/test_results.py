@@ -426,3 +426,17 @@ def test_schemas_name_every_time_with_its_unit():
     assert {name for name in names if name.split("_")[0] in times} == {
         name for name in names if name.endswith("_ps") and name.split("_")[0] in times
     }
+
+
+def test_a_folder_that_another_writer_makes_meanwhile_is_used(tmp_path, monkeypatch):
+    make = Path.mkdir
+
+    def late(folder):
+        make(folder)  # by the other writer, before ours
+        make(folder)
+
+    with monkeypatch.context() as at_once:
+        at_once.setattr(Path, "mkdir", late)
+        writer = RunWriter(tmp_path / "runs" / "one")
+    writer.abort()
+    assert list((tmp_path / "runs").iterdir()) == []  # the folder is the other's
