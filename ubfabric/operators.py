@@ -34,14 +34,15 @@ from ubfabric.specs import Spec
 
 PositiveCount = Annotated[Count, Field(ge=1)]
 PositiveFraction = Annotated[Fraction, Field(gt=0, le=1)]
-Precision = Literal["int8", "bf16"]
+Precision = Literal["int8", "bf16", "fp32"]
 #: Bytes of one number.
-ELEMENT_BYTES = {"int8": 1, "bf16": 2}
-_LOGIT_BYTES = 4
+ELEMENT_BYTES = {"int8": 1, "bf16": 2, "fp32": 4}
 #: The same by name.
-BF16, INT8 = ELEMENT_BYTES["bf16"], ELEMENT_BYTES["int8"]
+FP32, BF16, INT8 = ELEMENT_BYTES["fp32"], ELEMENT_BYTES["bf16"], ELEMENT_BYTES["int8"]
 #: Bytes of an element that is read in BF16 and written in INT8.
 QUANTISED = BF16 + INT8
+#: Bytes of one that is read in BF16 and written in FP32.
+CAST = BF16 + FP32
 _PS_PER_S = 10**12
 
 
@@ -199,6 +200,7 @@ class DieSpec(Spec):
     hbm_bandwidth: Annotated[BytesPerSecond, Field(gt=0)]
     int8_rate: Annotated[OpsPerSecond, Field(gt=0)]
     bf16_rate: Annotated[OpsPerSecond, Field(gt=0)]
+    fp32_rate: Annotated[OpsPerSecond, Field(gt=0)]
     cube_cores: PositiveCount
     vector_cores: PositiveCount
 
@@ -214,6 +216,7 @@ class EfficiencySpec(Spec):
     memory: PositiveFraction
     int8_gemm: PositiveFraction
     bf16_gemm: PositiveFraction
+    fp32_gemm: PositiveFraction
     attention: PositiveFraction
     attention_spread: Annotated[Fraction, Field(ge=0, lt=1)] = 0.0
     prefill: PositiveFraction
@@ -619,7 +622,7 @@ class OperatorTimes:
             return Work({}, 0.0, vector_bytes=tokens * hidden * QUANTISED)
         if name == "sampling":
             passes = operators.sampling.passes
-            return Work({}, tokens * model.vocabulary * _LOGIT_BYTES * passes)
+            return Work({}, tokens * model.vocabulary * FP32 * passes)
         parameters = {
             "gate": hidden * model.routed_experts,
             "expert": model.expert_parameters,
@@ -629,7 +632,7 @@ class OperatorTimes:
         }[name]
         normed = hidden * 4 * BF16  # state and residual, their sum and what follows
         vector = {
-            "gate": normed,
+            "gate": normed + hidden * (CAST if operators.gate.precision == "fp32" else 0),
             "expert": self.gated_bytes(model.expert_ffn_size),
             "ffn": hidden * (2 * BF16 + QUANTISED) + self.gated_bytes(model.dense_ffn_size),
             "projection": 2 * hidden * 2 * BF16,

@@ -232,7 +232,7 @@ def test_memory_is_that_of_what_a_die_does():
     projections = 7168 * (1536 + 576) + 1536 * 128 * 192 + 128 * 128 * 7168  # INT8
     a_layer = projections + 2 * 128 * 512 * 256  # the absorbed part in BF16
     rest = 3 * 3 * 7168 * 18432 + 2 * 2 * 7168 * 7168 + 2 * 2 * 7168 * 129280
-    assert attends["weights"] == 62 * a_layer + 59 * 2 * 7168 * 256 + rest
+    assert attends["weights"] == 62 * a_layer + 59 * 4 * 7168 * 256 + rest
     assert attends["KV cache"] == 96 * 3072 * 576 * 2 * 62
     assert attends["message buffers"] == 288 * 192 * 14_336
     # one expert of each MoE layer and the MTP layer, in INT8
