@@ -4,9 +4,12 @@ One parameter, ``machine.efficiency.prefill``, is fitted on one row of each of t
 (``analysis/fit_step.py``); the other rows are predictions.
 """
 
+import numpy as np
 import pytest
 
 import ubfabric as ub
+from ubfabric.prefill import PrefillStep
+from ubfabric.workload import load_workload
 
 STAGED, RECIPES = "deepseek-r1-prefill-ep32", "cann-recipes-prefill-ep32"
 
@@ -41,14 +44,40 @@ def test_second_microbatch_with_data_parallel_attention_is_within_a_twentieth(tm
 
 @pytest.mark.validation
 @pytest.mark.slow
-def test_default_balance_is_too_fast(tmp_path):
-    """A miss, on record: +11 %.
+def test_default_balance_is_within_a_twentieth(tmp_path):
+    """Predicted from how unequally experts of DeepSeek-R1 were loaded elsewhere: +1.5 %.
 
-    How unequally experts are loaded is another simulator's constant (the most loaded rank has 1.26
-    times the mean). Products of experts are a smaller part of the step than they were with
-    ``serving.exchanges: sdma``, where the same imbalance gave the paper's row within a percent.
+    With eight layers drawn by seeds 2 to 4: -3.6, 0.0 and -0.9 % of a model a percent faster; with
+    all 58: +0.3 %.
     """
-    assert 7 <= difference(tmp_path, "deepseek-r1-prefill-ep32-default") <= 16
+    assert abs(difference(tmp_path, "deepseek-r1-prefill-ep32-default")) <= 5
+
+
+@pytest.mark.validation
+def test_default_balance_is_that_of_its_source():
+    """DeepSeek-R1 at EP32: 2.56 times the mean on the most loaded rank, averaged over layers.
+
+    NVIDIA/TensorRT-LLM, examples/ep_load_balancer/README.md: 256 experts in order on 32 ranks, none
+    replicated, some 4,096 tokens an iteration.
+    """
+    workload = load_workload(
+        "deepseek-r1-prefill-ep32-default",
+        {
+            "deployment.experts_per_rank": 9,
+            "deployment.redundant_experts": 0,
+            "serving.prompts": [{"tokens": 256, "count": 32}],  # two microbatches
+        },
+    )
+    step = PrefillStep(workload, 1, 58)
+    ratios = []
+    for plan in step.plans:
+        if plan.label == "moe":
+            counts = np.bincount(step.route(plan, 0).ravel(), minlength=256)
+            ratios.append(counts.reshape(32, 8).sum(axis=1).max() / counts.sum() * 32)
+    assert len(ratios) == 58
+    # three standard errors over the layers, each of which has a popularity of its own
+    assert np.mean(ratios) == pytest.approx(2.564, abs=3 * np.std(ratios) / 58**0.5)
+    assert np.std(ratios) / 58**0.5 < 0.1
 
 
 @pytest.mark.validation
