@@ -25,6 +25,10 @@ sends through the same fabric while it runs (arXiv 2506.12708, sections 4.3.3 an
     attention. With ``cache.step_reads`` ``whole`` those of all layers of a microbatch before its
     first attention; with ``layer`` those of each layer, in the order of layers, at most
     ``cache.ahead_layers`` ahead of the step.
+``stored``
+    New blocks of the batch before such a step, which follows at once: its reads begin when these
+    are stored. As many as the step will have itself, each sent by one die or, with
+    ``cache.step_writes`` ``every``, by every die that holds it.
 
 **Networks.** Dies have ports of ``ub`` and ``rdma``, one CPU of each server one of ``vpc``. What
 goes over ``vpc`` therefore goes die, CPU (ub), CPU of the other server (vpc), die (ub), and each
@@ -50,7 +54,7 @@ prefill that pushes, SSDs behind the memory, and a rank's cores being busy other
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,7 +69,7 @@ from ubfabric.placement import place_ranks
 from ubfabric.prefill import CACHED, PrefillStep
 from ubfabric.steps import PS_PER_S, Step
 from ubfabric.trace import FLOW_SCHEMA, READS, TASK_SCHEMA, TraceChunk
-from ubfabric.workload import PoolSpec, TransferSpec, Workload
+from ubfabric.workload import PoolSpec, Prompt, TransferSpec, Workload
 
 KV_TRANSFER, CACHE_READ, CACHE_WRITE = "kv-transfer", "cache-read", "cache-write"
 MODEL_LOAD = "model-load"
@@ -80,8 +84,8 @@ CACHED_STREAM, CACHED_FORWARD_STREAM = 9, 10
 #: First of the streams of transfers, three a kind: sending, waiting, sending on what arrived.
 FIRST_TRANSFER_STREAM = 11
 SEND, RECEIVE, FORWARD = 0, 1, 2
-#: Kind of the tasks that move the reads of the step.
-CACHED_MOVE = f"{CACHED}-move"
+#: Kind of the tasks that move the reads of the step, and phase of the stores before them.
+CACHED_MOVE, STORED = f"{CACHED}-move", "stored"
 #: Kinds of the tasks that only keep time.
 TICK, HOLD = "tick", "hold"
 #: Most transfers of a kind in one layer; a microbatch number tells them apart.
@@ -395,17 +399,45 @@ class PoolTraffic:
     def cached_blocks(self, microbatch: int) -> list[tuple[int, list[int]]]:
         """Return where each cached block of a microbatch lies, and for which ranks it is."""
         step = self.step
-        if not isinstance(step, PrefillStep) or not any(step.reused):
+        if not isinstance(step, PrefillStep):
             return []
+        every = step.spec.serving.every_rank_has_cached
+        return self._step_blocks(step, microbatch, every, lambda prompt: (0, prompt.reused))
+
+    def stored_blocks(self) -> list[tuple[int, list[int]]]:
+        """Return where each block that is stored before the step goes, and who sends it."""
+        step, writes = self.step, self.spec.cache.step_writes
+        if not isinstance(step, PrefillStep) or writes == "none":
+            return []
+        return [
+            block
+            for microbatch in range(step.microbatches)
+            for block in self._step_blocks(
+                step,
+                microbatch,
+                writes == "every",
+                lambda prompt: (prompt.reused, prompt.reused + prompt.computed),
+            )
+        ]
+
+    def _step_blocks(
+        self,
+        step: PrefillStep,
+        microbatch: int,
+        every: bool,
+        tokens: Callable[[Prompt], tuple[int, int]],
+    ) -> list[tuple[int, list[int]]]:
+        """Return home and ranks of the whole blocks of some tokens of each prompt."""
         homes = self.machine.homes(self._cache_network())
         size = self.spec.cache.block_tokens
         prompts = step.prompts[microbatch]
-        ranks, every = list(range(step.n_ranks)), step.spec.serving.every_rank_has_cached
+        ranks = list(range(step.n_ranks))
         blocks: list[tuple[int, list[int]]] = []
         for share in range(1 if step.is_staged else step.n_ranks):
-            for prompt, (_, reused) in enumerate(prompts):
-                serial = -2 - prompt - len(prompts) * share
-                keys = [(microbatch, serial, index) for index in range(reused // size)]
+            for number_of, prompt in enumerate(prompts):
+                serial = -2 - number_of - len(prompts) * share
+                begin, end = (token // size for token in tokens(prompt))
+                keys = [(microbatch, serial, index) for index in range(begin, end)]
                 if not keys:
                     continue
                 for home in block_home(self.seed, np.array(keys), len(homes)).tolist():
@@ -452,6 +484,8 @@ class _Builder:
         self.flows: list[list[tuple[Any, ...]]] = [[] for _ in range(traffic.n_chunks)]
         self.tasks: list[list[_Task]] = [[] for _ in range(traffic.n_chunks)]
         self.phases: set[str] = set()
+        #: Tasks that wait for what the step's reads wait for.
+        self._stored: list[tuple[int, int]] = []
         #: The task that waited for each block which was written.
         self._written: dict[tuple[int, int, int], tuple[int, int]] = {}
         self._fill()
@@ -460,6 +494,7 @@ class _Builder:
     def _fill(self) -> None:
         traffic = self.traffic
         layer_time, clock = traffic.spec.layer_time, traffic.machine.cpus[0]
+        self._store()
         coming = iter(traffic.transfers)
         one = next(coming, None)
         now = 0
@@ -651,7 +686,7 @@ class _Builder:
         self._cached_flows(chunk, phase, microbatch, over_vpc, ("vpc", "write"))
         for cpu in sorted({cpu for cpu, _ in over_vpc}):
             task = _Task(cpu, CACHED_STREAM, CACHED_MOVE, microbatch, sends=phase)
-            task.after_step = after_step
+            task.needs, task.after_step = self._stored, after_step
             self._add(chunk, task)
         forwards: dict[int, list[tuple[int, int]]] = {}
         for gateway in sorted({gateway for _, gateway in over_vpc}):
@@ -659,11 +694,47 @@ class _Builder:
             forwards[gateway] = [self._add(chunk, task)]
         self._cached_flows(chunk, CACHED, microbatch, last, ("ub", spec.cache_read.operation))
         for rank in sorted({die if reads else cpu for cpu, die in last}):
-            needs = forwards.get(machine.gateway(rank) if is_vpc else rank, [])
-            stream = CACHED_STREAM if reads or not needs else CACHED_FORWARD_STREAM
+            came = forwards.get(machine.gateway(rank) if is_vpc else rank, [])
+            stream = CACHED_STREAM if reads or not came else CACHED_FORWARD_STREAM
+            needs = came or self._stored
             task = _Task(rank, stream, CACHED_MOVE, microbatch, sends=CACHED, needs=needs)
-            task.after_step = None if needs else after_step
+            task.after_step = None if came else after_step
             self._add(chunk, task)
+
+    def _store(self) -> None:
+        """Add what is stored before the step: over vpc to a server's CPUs, and from there once."""
+        traffic, machine = self.traffic, self.traffic.machine
+        blocks = traffic.stored_blocks()
+        if not blocks:
+            return
+        write = traffic.spec.cache_write
+        assert write is not None
+        is_vpc = write.network == "vpc"
+        messages = traffic.spec.block_messages
+        first: dict[tuple[int, int], int] = defaultdict(int)
+        second: dict[tuple[int, int], int] = defaultdict(int)
+        for number, (home, dies) in enumerate(blocks):
+            for die in dies:
+                near = machine.memories(die) if is_vpc else [home]
+                first[die, near[number % len(near)]] += messages
+            for gateway in {machine.gateway(die) for die in dies} - {home} if is_vpc else ():
+                second[gateway, home] += messages
+        parts = [(f"{STORED}-{UP}" if is_vpc else STORED, first, ("ub", write.operation))]
+        if second:
+            parts.append((f"{STORED}-{VPC}", second, ("vpc", "write")))
+        came: dict[int, list[tuple[int, int]]] = defaultdict(list)  # by server's first CPU
+        for phase, pairs, how in parts:
+            for (src, dst), count in sorted(pairs.items()):
+                self._flow(0, phase, 0, (src, dst, count), traffic.spec.piece_bytes, how)
+            for rank in sorted({src for src, _ in pairs}):
+                needs = list(came[rank])
+                stream = CACHED_FORWARD_STREAM if needs else CACHED_STREAM
+                self._add(0, _Task(rank, stream, CACHED_MOVE, sends=phase, needs=needs))
+            for rank in sorted({dst for _, dst in pairs}):
+                task = _Task(rank, CACHED_FORWARD_STREAM, CACHED_MOVE, waits=phase)
+                place = self._add(0, task)
+                came[machine.gateway(rank)].append(place)
+                self._stored.append(place)
 
     def _cached_flows(
         self,

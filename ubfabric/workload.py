@@ -483,6 +483,9 @@ class CacheSpec(Spec):
     warm: bool
     #: Whether a prefill step's own reads come layer by layer, or all before the first layer.
     step_reads: Literal["layer", "whole"]
+    #: What the batch before a prefill step has still to store when the step begins, as many new
+    #: blocks as the step will have: none, each stored by one die, or by every die that holds it.
+    step_writes: Literal["none", "one", "every"]
     #: Layers that reads by layer may run ahead of the step.
     ahead_layers: Annotated[Count, Field(ge=0, le=16)]
 
@@ -656,6 +659,8 @@ class PoolSpec(Spec):
                     f"step.serving.prompts: found {bad[0]} reused tokens, allowed a multiple of "
                     f"cache.block_tokens = {self.cache.block_tokens}"
                 )
+            if self.cache.step_writes != "none":
+                self._check_step_writes(step)
             if step.serving.reused_tokens and self.cache_read is None:
                 raise ValueError(
                     "cache_read: found none, and prompts of the step reuse tokens; allowed a "
@@ -669,6 +674,18 @@ class PoolSpec(Spec):
         if self.model_load is not None and not self.model_load.message:
             raise ValueError("model_load.message: found 0 B, allowed 1 B or more")
         return self
+
+    def _check_step_writes(self, step: PrefillSpec) -> None:
+        found = f"cache.step_writes: found {self.cache.step_writes!r}"
+        if self.cache_write is None:
+            raise ValueError(f"{found} and no cache_write, allowed 'none' or both")
+        if not step.serving.reused_tokens:
+            raise ValueError(
+                f"{found} and no reused tokens in the step, whose reads wait for what is stored; "
+                "allowed 'none'"
+            )
+        if self.cache.step_writes == "every" and not self.every_rank_reads_blocks:
+            raise ValueError(f"{found}, and each block is on one die only; allowed 'none', 'one'")
 
 
 @dataclass(frozen=True)

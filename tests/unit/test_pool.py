@@ -33,6 +33,13 @@ PREFILL = {
 }
 
 
+#: The same, and the batch before has still to store what it computed, each die its own copy.
+STORING = {key: value for key, value in PREFILL.items() if key != "cache_write"}
+STORING |= {"cache.step_writes": "every", "cache_read": {"network": "ub"}}
+STORING["cache_write"] = {"network": "ub", "operation": "sdma-write"}
+STORING["cache_read"]["operation"] = "sdma-read"
+
+
 def pool(source=SAMPLE, layers=1, **changes):
     changes = {key.replace("__", "."): value for key, value in changes.items()}
     workload = load_workload(source, changes)
@@ -169,6 +176,10 @@ def test_a_part_begins_when_the_one_before_has_arrived():
         PREFILL | {"cache_read.network": "vpc", "cache.step_reads": "whole"},
         PREFILL | {"cache.step_reads": "layer", "cache.ahead_layers": 0},
         PREFILL | {"cache_read.operation": "write"},
+        STORING,
+        STORING | {"cache.step_writes": "one", "cache.step_reads": "layer"},
+        STORING | {"cache_read.network": "vpc", "cache_write.network": "vpc"},
+        STORING | {"cache_read.operation": "write", "cache_write.operation": "write"},
         {"cache_read.network": "vpc", "cache_read.operation": "write"},
     ],
 )
@@ -262,6 +273,63 @@ def test_a_prefill_step_reads_all_layers_at_first():
     assert moved == [8 * 8 * 256 * 61 * TOKEN_LAYER_BYTES, *[0] * (len(moved) - 1)]
 
 
+def of_step(changes):
+    return pool(**{key.replace(".", "__"): value for key, value in changes.items()})
+
+
+@pytest.mark.parametrize(("writes", "copies"), [("one", 1), ("every", 8)])
+def test_reads_of_a_prefill_step_wait_for_what_the_batch_before_stores(writes, copies):
+    traffic = of_step(STORING | {"cache.step_writes": writes})
+    first = next(traffic.chunks())
+    flows, tasks = first.flows.to_pandas(), first.tasks.to_pandas()
+    stored = flows[flows["phase"] == "stored"]
+    # 256 of 512 tokens of each of eight prompts are new, in two blocks
+    moved = (stored["messages"] * stored["message_bytes"]).sum()
+    assert moved == copies * 8 * 256 * 61 * TOKEN_LAYER_BYTES
+    by_die = stored.groupby("src")["messages"].sum()
+    assert set(by_die.index) == set(range(8)) and by_die.nunique() == 1
+    waits = set(tasks[tasks["waits"] == "stored"]["task"])
+    assert len(waits) == stored["dst"].nunique()
+    reads = tasks[tasks["sends"] == "cached"]
+    assert len(reads) == 8 * 2  # of both microbatches
+    assert all(set(needs) == waits for needs in reads["depends_on"])
+    # each block goes where it will be read from
+    expected = {home for home, _ in traffic.stored_blocks()}
+    assert set(stored["dst"]) == expected
+    assert not set(expected) - set(traffic.machine.cpus)
+
+
+def test_stores_take_their_time_before_the_reads(tmp_path):
+    ends = []
+    for writes in ("none", "every"):
+        trace = ub.generate_trace(
+            SAMPLE, layers=1, overrides=STORING | {"cache.step_writes": writes}
+        )
+        run = ub.replay(ub.build_topology("two-nodes"), trace, tmp_path / writes, progress=False)
+        flows = run.flows()
+        cached = flows[flows["phase"] == "cached"]
+        if writes == "every":
+            stored = flows[flows["phase"] == "stored"]
+            assert stored["finish_ps"].max() <= cached["start_ps"].min()
+            assert set(ub.rebuild_tokens(run).pool["kind"]) >= {"stored", "cached"}
+        ends.append(ub.rebuild_tokens(run).summary["step_ms"])
+    assert ends[1] > ends[0]
+
+
+def test_over_vpc_a_new_block_leaves_a_server_once():
+    vpc = {"cache_read.network": "vpc", "cache_write.network": "vpc"}
+    traffic = of_step(STORING | vpc)
+    flows = flows_of(traffic)
+    up, over = (flows[flows["phase"] == f"stored-{part}"] for part in ("up", "vpc"))
+    size = 8 * 256 * 61 * TOKEN_LAYER_BYTES
+    assert (up["messages"] * up["message_bytes"]).sum() == 8 * size
+    machine = traffic.machine
+    assert all(row.dst in machine.memories(row.src) for row in up.itertuples())
+    assert set(over["src"]) == {machine.gateway(0)}
+    assert machine.gateway(0) not in set(over["dst"])
+    assert (over["messages"] * over["message_bytes"]).sum() <= size
+
+
 @pytest.mark.parametrize("step", [PREFILL, {"kv_transfer": None, "model_load": None}])
 def test_over_vpc_a_server_gets_a_block_once_and_its_dies_read_it_there(step):
     """Of an instance whose every die wants it: from a step of its own, and beside one of decode."""
@@ -321,6 +389,20 @@ def test_reads_of_a_prefill_step_run_ahead_as_far_as_allowed():
             "found 32768, with kv_transfer.message whole messages of 2302672896 B, allowed below",
         ),
         (PREFILL | {"cache_read": None}, "cache_read: found none, and prompts of the step reuse"),
+        (PREFILL | {"cache.step_writes": "one"}, "step_writes: found 'one' and no cache_write"),
+        (
+            STORING | {"step.serving.prompts": [{"tokens": 512, "count": 8}]},
+            "step_writes: found 'every' and no reused tokens in the step",
+        ),
+        (
+            STORING
+            | {
+                "step.serving.attention": "data",
+                "step.serving.prompts": [{"tokens": 512, "count": 16, "reused": 256}],
+            },
+            "step_writes: found 'every', and each block is on one die only; allowed 'none', 'one'",
+        ),
+        ({"cache.step_writes": "all"}, "cache.step_writes: found 'all'"),
         (
             {"step": {"base": "prefill-ep8-sample",
                       "serving": {"prompts": [{"tokens": 512, "count": 8, "reused": 100}]}}},
