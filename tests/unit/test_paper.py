@@ -103,24 +103,35 @@ def test_the_shipped_rows_are_the_papers_and_each_point_is_one_of_its_own():
     assert fitted == {"prefill-perfect", "prefill-data-one"}  # and no row of decode
     few = sweep_of(SHIPPED, [row for row in SHIPPED.rows if row.name.startswith("plane")], 1, 1)
     points = dict(zip(few[0], plan_sweep(few[1]), strict=True))
-    assert set(points) == {*("cache-90", "cache-90-vpc", "cache-90-layer", "cache-90-layer-vpc")}
+    ub = {"cache-90-next", "cache-90-every", "cache-90-layer"}
+    assert set(points) == ub | {f"{name}-vpc" for name in ub}
     traces = {name: point.simulation.trace() for name, point in points.items()}
-    assert traces["cache-90-vpc"].metadata["reused_tokens"] == 64 * 3584
-    assert "cached-vpc" in traces["cache-90-vpc"].metadata["pool"]["phases"]
-    assert "cached-vpc" not in traces["cache-90"].metadata["pool"]["phases"]
+    for name, trace in traces.items():
+        assert trace.metadata["reused_tokens"] == 64 * 3584
+        phases = set(trace.metadata["pool"]["phases"])
+        assert ("cached-vpc" in phases) == name.endswith("-vpc")
+        assert bool({"stored", "stored-vpc"} & phases) == ("layer" not in name)
 
 
 def test_points_of_the_context_cache_reuse_whole_blocks_on_the_servers_of_the_paper():
-    shares, blocks = {}, {}
+    shares, blocks, writes = {}, {}, {}
     for name, point in SHIPPED.points.items():
         if name.startswith("cache-"):
             spec = load_workload(point.workload).spec
             assert spec.servers.count == 32  # section 5.1
-            assert [spec.kv_transfer, spec.cache_write, spec.model_load] == [None] * 3
+            assert [spec.kv_transfer, spec.model_load] == [None] * 2
+            assert (spec.cache_write is None) == (spec.cache.step_writes == "none")
+            writes[name] = spec.cache.step_writes
             (prompts,) = spec.step.serving.prompts
             assert prompts.count * prompts.tokens == 16 * spec.step.tokens_per_npu
             shares.setdefault(name.split("-")[1], set()).add(prompts.reused / prompts.tokens)
             blocks[name] = spec.cache.block_tokens
+    # a batch waits for the stores of the one before where batches follow each other
+    assert {name for name, how in writes.items() if how == "one"} == {
+        *(f"cache-{n}-next" for n in (12, 50, 90)),
+        "cache-90-next-vpc",
+    }
+    assert all(("every" in name) == (how == "every") for name, how in writes.items())
     # of 90 %, 3,686 of 4,096 tokens, what is in whole blocks
     assert shares == {"12": {0.125}, "50": {0.5}, "90": {0.875}}
     assert all(3686 // size * size == 3584 for size in blocks.values())
@@ -131,7 +142,7 @@ def test_points_of_the_context_cache_reuse_whole_blocks_on_the_servers_of_the_pa
 def test_gains_are_from_where_the_source_takes_them():
     """1.42x is from 12.5 to 50 % reused, all else of the cache over prefill without it."""
     rows = {row.name: row for row in SHIPPED.rows}
-    assert (rows["cache-50"].point, rows["cache-50"].base) == ("cache-50", "cache-12")
+    assert (rows["cache-50"].point, rows["cache-50"].base) == ("cache-50-next", "cache-12-next")
     names = ["cache-90", *(f"ttft-{n}{size}" for n in (50, 90) for size in ("", "-128", "-512"))]
     assert {rows[name].base for name in names} == {"prefill"}
     recipes = load_workload(SHIPPED.points["prefill-data"].workload).spec.reference.rows
