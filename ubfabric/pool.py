@@ -401,7 +401,7 @@ class PoolTraffic:
         step = self.step
         if not isinstance(step, PrefillStep):
             return []
-        every = step.spec.serving.every_rank_has_cached
+        every = self.spec.every_rank_reads_blocks
         return self._step_blocks(step, microbatch, every, lambda prompt: (0, prompt.reused))
 
     def stored_blocks(self) -> list[tuple[int, list[int]]]:

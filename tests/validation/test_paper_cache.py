@@ -40,7 +40,7 @@ BOUNDS = {
 def test_gains_of_the_context_cache_are_within_stated_bounds_of_the_papers(tmp_path):
     rows = [row for row in PAPER.rows if row.name in BOUNDS]
     names, sweep = sweep_of(PAPER, rows, layers=2, seed=1)
-    results = ub.run_sweep(sweep, tmp_path / "runs", workers=1, progress=False)
+    results = ub.run_sweep(sweep, tmp_path / "runs", workers=2, progress=False)
     table = compare_rows(rows, dict(zip(names, results.to_dict("records"), strict=True)))
     simulated = table.set_index("name")["simulated"]
     assert set(simulated.index) == set(BOUNDS)
