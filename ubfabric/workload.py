@@ -652,6 +652,8 @@ class PoolSpec(Spec):
                     f"kv_transfer.message {self.kv_transfer.message} messages of {size} B, allowed "
                     "below 2**31 B"
                 )
+        if self.cache.step_writes != "none":
+            self._check_step_writes()
         if isinstance(step, PrefillSpec):
             bad = [p.reused for p in step.serving.prompts if p.reused % self.cache.block_tokens]
             if bad:
@@ -659,8 +661,6 @@ class PoolSpec(Spec):
                     f"step.serving.prompts: found {bad[0]} reused tokens, allowed a multiple of "
                     f"cache.block_tokens = {self.cache.block_tokens}"
                 )
-            if self.cache.step_writes != "none":
-                self._check_step_writes(step)
             if step.serving.reused_tokens and self.cache_read is None:
                 raise ValueError(
                     "cache_read: found none, and prompts of the step reuse tokens; allowed a "
@@ -675,11 +675,13 @@ class PoolSpec(Spec):
             raise ValueError("model_load.message: found 0 B, allowed 1 B or more")
         return self
 
-    def _check_step_writes(self, step: PrefillSpec) -> None:
+    def _check_step_writes(self) -> None:
         found = f"cache.step_writes: found {self.cache.step_writes!r}"
+        if not isinstance(self.step, PrefillSpec):
+            raise ValueError(f"{found} and a step of decode, which stores nothing; allowed 'none'")
         if self.cache_write is None:
             raise ValueError(f"{found} and no cache_write, allowed 'none' or both")
-        if not step.serving.reused_tokens:
+        if not self.step.serving.reused_tokens:
             raise ValueError(
                 f"{found} and no reused tokens in the step, whose reads wait for what is stored; "
                 "allowed 'none'"

@@ -403,6 +403,7 @@ def test_reads_of_a_prefill_step_run_ahead_as_far_as_allowed():
             "step_writes: found 'every', and each block is on one die only; allowed 'none', 'one'",
         ),
         ({"cache.step_writes": "all"}, "cache.step_writes: found 'all'"),
+        ({"cache.step_writes": "one"}, "step_writes: found 'one' and a step of decode"),
         (
             {"step": {"base": "prefill-ep8-sample",
                       "serving": {"prompts": [{"tokens": 512, "count": 8, "reused": 100}]}}},
