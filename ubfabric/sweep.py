@@ -859,7 +859,9 @@ def _outcomes(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield point and outcome in the order in which they become known.
 
-    The longest are begun first, so that no worker has one to do when the others are done.
+    The longest are begun first, so that no worker has one to do when the others are done; those
+    that seem equally long by their hash, since in the order of a grid one worker would get all
+    points of one value and the other all of another, which may take longer.
 
     The scheduler gives up a task whose worker died several times, and with it the tasks that
     were only waiting there. So whatever was given up is begun again, alone.
@@ -886,7 +888,7 @@ def _outcomes(
             future.release()
         return result
 
-    by_length = sorted(by_point, key=lambda name: -by_point[name][0].length)
+    by_length = sorted(by_point, key=lambda name: (-by_point[name][0].length, name))
     futures = {submit(name, "any"): name for name in by_length}
     given_up = []
     for future in as_completed(list(futures)):
