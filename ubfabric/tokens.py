@@ -448,7 +448,8 @@ def _flow_latency(
         layer = int(flows["layer"].iloc[0])
         if pool:
             is_pool = flows["phase"].isin(pool["phases"])
-            beside.append(flows[is_pool])
+            if is_pool.any():
+                beside.append(flows[is_pool])
             flows = flows[~is_pool]
             if flows.empty:
                 continue

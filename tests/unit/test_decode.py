@@ -227,7 +227,7 @@ def busiest_ps(changes):
     _, flows, tasks = tables(generate_trace(REFERENCE, layers=[3], overrides=EVEN | changes))[3]
     tasks, flows = tasks[tasks.microbatch == 0], flows[flows.microbatch == 0]
     leaves = flows.src // 2 != flows.dst // 2  # the package of two dies
-    sent = flows[leaves].groupby(["src", "phase"]).messages.sum()
+    sent = flows[leaves].groupby(["src", "phase"], observed=True).messages.sum()
     keys = list(zip(tasks["rank"], tasks.sends, strict=True))
     messages = np.array([sent.get(key, 0) for key in keys])
     busy = tasks.duration_ps + tasks.message_cost_ps * messages / 16
