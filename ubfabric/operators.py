@@ -632,13 +632,17 @@ class OperatorTimes:
         }[name]
         normed = hidden * 4 * BF16  # state and residual, their sum and what follows
         vector = {
-            "gate": normed + hidden * (CAST if operators.gate.precision == "fp32" else 0),
+            "gate": normed + self.cast_bytes(),
             "expert": self.gated_bytes(model.expert_ffn_size),
             "ffn": hidden * (2 * BF16 + QUANTISED) + self.gated_bytes(model.dense_ffn_size),
             "projection": 2 * hidden * 2 * BF16,
             "head": normed,
         }[name]
         return _gemm(tokens, [(parameters, getattr(operators, name).precision)], vector * tokens)
+
+    def cast_bytes(self) -> int:
+        """Return what the cast of a token's state for the router moves, 0 if there is none."""
+        return self.model.hidden_size * CAST if self.operators.gate.precision == "fp32" else 0
 
     def gated_bytes(self, ffn_size: int) -> int:
         """Return what the activation of a token moves: products in BF16, and INT8 out."""

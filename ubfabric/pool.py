@@ -724,8 +724,7 @@ class _Builder:
             parts.append((f"{STORED}-{VPC}", second, ("vpc", "write")))
         came: dict[int, list[tuple[int, int]]] = defaultdict(list)  # by server's first CPU
         for phase, pairs, how in parts:
-            for (src, dst), count in sorted(pairs.items()):
-                self._flow(0, phase, 0, (src, dst, count), traffic.spec.piece_bytes, how)
+            self._cached_flows(0, phase, 0, pairs, how)
             for rank in sorted({src for src, _ in pairs}):
                 needs = list(came[rank])
                 stream = CACHED_FORWARD_STREAM if needs else CACHED_STREAM
@@ -744,9 +743,9 @@ class _Builder:
         pairs: Mapping[tuple[int, int], int],
         how: tuple[str, str],
     ) -> None:
-        """Add the flows of cached latents from CPUs to whom they are for."""
-        for (cpu, to), count in sorted(pairs.items()):
-            ends = (to, cpu, count) if how[1] in READS else (cpu, to, count)
+        """Add the flows of blocks from who holds them to whom they are for."""
+        for (holder, to), count in sorted(pairs.items()):
+            ends = (to, holder, count) if how[1] in READS else (holder, to, count)
             self._flow(chunk, phase, microbatch, ends, self.traffic.spec.piece_bytes, how)
 
     def _keep_cached(self, chunk: int, microbatch: int) -> None:

@@ -43,7 +43,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ubfabric.errors import SpecError
-from ubfabric.operators import BF16, CAST, ELEMENT_BYTES, INT8, QUANTISED, MlaSpec, Precision, Work
+from ubfabric.operators import BF16, ELEMENT_BYTES, INT8, QUANTISED, MlaSpec, Precision, Work
 from ubfabric.placement import ExpertPlacement
 from ubfabric.steps import (
     ALL_MICROBATCHES,
@@ -336,10 +336,8 @@ class PrefillStep(Step):
             return [quantised, _product(tokens, out, hidden, operators.output.precision)]
         if kind == "gate":
             router = _product(tokens, hidden, model.routed_experts, operators.gate.precision)
-            kernels = [Work({}, tokens * hidden * 4 * BF16), router]
-            if operators.gate.precision == "fp32":
-                kernels.insert(1, Work({}, tokens * hidden * CAST))
-            return kernels
+            normed, cast = Work({}, tokens * hidden * 4 * BF16), self.times.cast_bytes()
+            return [normed, Work({}, tokens * cast), router] if cast else [normed, router]
         wide = (model.ffn_matrices - 1) * model.dense_ffn_size
         gated = Work({}, tokens * self.times.gated_bytes(model.dense_ffn_size))
         precision = operators.ffn.precision

@@ -31,13 +31,11 @@ PREFILL = {
     "cache_write": None,
     "model_load": None,
 }
-
-
-#: The same, and the batch before has still to store what it computed, each die its own copy.
-STORING = {key: value for key, value in PREFILL.items() if key != "cache_write"}
-STORING |= {"cache.step_writes": "every", "cache_read": {"network": "ub"}}
-STORING["cache_write"] = {"network": "ub", "operation": "sdma-write"}
-STORING["cache_read"]["operation"] = "sdma-read"
+#: The same, and every die has still to store what the batch before computed.
+STORING = PREFILL | {
+    "cache.step_writes": "every",
+    "cache_write": {"network": "ub", "operation": "sdma-write"},
+}
 
 
 def pool(source=SAMPLE, layers=1, **changes):
@@ -46,6 +44,10 @@ def pool(source=SAMPLE, layers=1, **changes):
     step = DecodeStep if workload.spec.is_decode else PrefillStep
     within = Workload(workload.spec.step, workload.raw["step"], workload.label, workload.folder)
     return PoolTraffic(workload, step(within, workload.spec.seed, layers))
+
+
+def pool_with(changes):
+    return pool(**{key.replace(".", "__"): value for key, value in changes.items()})
 
 
 def flows_of(traffic):
@@ -225,9 +227,9 @@ def test_weights_come_at_the_rate_of_a_warm_load():
 
 @pytest.mark.parametrize(("cached_at", "copies"), [("every", 8), ("share", 1)])
 def test_a_prefill_step_waits_for_the_latents_of_each_layer(cached_at, copies):
-    changes = {key.replace(".", "__"): value for key, value in PREFILL.items()}
-    changes |= {"step__serving__cached_at": cached_at, "prefill__cached_at": cached_at}
-    traffic = pool(cache__step_reads="layer", **changes)
+    changes = PREFILL | {"cache.step_reads": "layer"}
+    changes |= {"step.serving.cached_at": cached_at, "prefill.cached_at": cached_at}
+    traffic = pool_with(changes)
     assert traffic.machine.prefill[0] == list(range(8))
     for chunk in traffic.chunks():
         flows, tasks = chunk.flows.to_pandas(), chunk.tasks.to_pandas()
@@ -255,7 +257,7 @@ def test_other_instances_read_blocks_as_the_steps_attention_needs_them(attention
     changes = PREFILL | {"requests.rate": 2500, "cache.warm": True, "prefill.instances": 2}
     changes |= {"step.serving.attention": attention}
     changes["step.serving.prompts"] = [{"tokens": 512, "count": 16, "reused": 256}]
-    traffic = pool(**{key.replace(".", "__"): value for key, value in changes.items()})
+    traffic = pool_with(changes)
     reads = [one for one in traffic.transfers if one.kind == "cache-read"]
     assert reads
     for one in reads:
@@ -265,7 +267,7 @@ def test_other_instances_read_blocks_as_the_steps_attention_needs_them(attention
 
 
 def test_a_prefill_step_reads_all_layers_at_first():
-    traffic = pool(**{key.replace(".", "__"): value for key, value in PREFILL.items()})
+    traffic = pool_with(PREFILL)
     moved = []
     for chunk in traffic.chunks():
         cached = chunk.flows.to_pandas().query("phase == 'cached'")
@@ -273,13 +275,9 @@ def test_a_prefill_step_reads_all_layers_at_first():
     assert moved == [8 * 8 * 256 * 61 * TOKEN_LAYER_BYTES, *[0] * (len(moved) - 1)]
 
 
-def of_step(changes):
-    return pool(**{key.replace(".", "__"): value for key, value in changes.items()})
-
-
 @pytest.mark.parametrize(("writes", "copies"), [("one", 1), ("every", 8)])
 def test_reads_of_a_prefill_step_wait_for_what_the_batch_before_stores(writes, copies):
-    traffic = of_step(STORING | {"cache.step_writes": writes})
+    traffic = pool_with(STORING | {"cache.step_writes": writes})
     first = next(traffic.chunks())
     flows, tasks = first.flows.to_pandas(), first.tasks.to_pandas()
     stored = flows[flows["phase"] == "stored"]
@@ -318,7 +316,7 @@ def test_stores_take_their_time_before_the_reads(tmp_path):
 
 def test_over_vpc_a_new_block_leaves_a_server_once():
     vpc = {"cache_read.network": "vpc", "cache_write.network": "vpc"}
-    traffic = of_step(STORING | vpc)
+    traffic = pool_with(STORING | vpc)
     flows = flows_of(traffic)
     up, over = (flows[flows["phase"] == f"stored-{part}"] for part in ("up", "vpc"))
     size = 8 * 256 * 61 * TOKEN_LAYER_BYTES
@@ -334,7 +332,7 @@ def test_over_vpc_a_new_block_leaves_a_server_once():
 def test_over_vpc_a_server_gets_a_block_once_and_its_dies_read_it_there(step):
     """Of an instance whose every die wants it: from a step of its own, and beside one of decode."""
     changes = step | {"cache_read.network": "vpc", "requests.rate": 2500, "cache.warm": True}
-    traffic = pool(**{key.replace(".", "__"): value for key, value in changes.items()})
+    traffic = pool_with(changes)
     flows = flows_of(traffic)
     over = flows[flows["network"] == "vpc"]
     over = over[over["phase"].str.startswith("cache")]
@@ -354,8 +352,8 @@ def test_over_vpc_a_server_gets_a_block_once_and_its_dies_read_it_there(step):
 
 
 def test_reads_of_a_prefill_step_run_ahead_as_far_as_allowed():
-    changes = {key.replace(".", "__"): value for key, value in PREFILL.items()}
-    traffic = pool(cache__step_reads="layer", cache__ahead_layers=1, **changes)
+    changes = PREFILL | {"cache.step_reads": "layer", "cache.ahead_layers": 1}
+    traffic = pool_with(changes)
     frames = [chunk.tasks.to_pandas() for chunk in traffic.chunks()]
     for position, part in enumerate(frames):
         moves = part[part["kind"] == "cached-move"]
@@ -514,7 +512,7 @@ def test_kv_over_ub_meets_the_step_and_kv_over_rdma_does_not(runs):
 
 def test_a_block_is_read_after_it_was_written_and_from_there(runs):
     load = {"requests.rate": 2500, "requests.prompt_tokens": 1024, "cache.prefixes": 2}
-    blocks = pool(**{key.replace(".", "__"): value for key, value in load.items()}).blocks()
+    blocks = pool_with(load).blocks()
     flows = runs["rdma"].flows()
     written = blocks[(blocks["kind"] == "cache-write") & (blocks["serial"] == 0)]
     read = blocks[blocks["kind"] == "cache-read"]
