@@ -307,33 +307,42 @@ class PrefillStep(Step):
         qk = attention.qk_nope_head_dim + attention.qk_rope_head_dim
         if kind == "down":
             down = rank + attention.cache_elements
-            latents = Work({}, tokens * (rank * QUANTISED + attention.cache_elements * 2 * BF16))
-            return [norm, _product(tokens, hidden, down, operators.prologue.precision), latents]
+            queries = Work({}, tokens * rank * QUANTISED)
+            return [norm, _product(tokens, hidden, down, operators.prologue.precision), queries]
         if kind == "heads":
-            every = tokens * self.sharing
-            with_cache = every + self.reused[microbatch]
+            every, reused = tokens * self.sharing, self.reused[microbatch]
+            with_cache = every + reused
             # Pairs of a query and a key before it; cached tokens have keys and no queries.
             pairs = sum(
-                computed * reused + computed * (computed + 1) // 2
-                for computed, reused in self.prompts[microbatch]
+                computed * before + computed * (computed + 1) // 2
+                for computed, before in self.prompts[microbatch]
             )
             queries = _product(every, rank, self.heads * qk, operators.prologue.precision)
             keys = self.heads * (attention.qk_nope_head_dim + attention.v_head_dim)
             # The weights that decode absorbs, so in their precision.
             precision = operators.prologue.absorbed
             values = _product(with_cache, attention.kv_lora_rank, keys, precision)
-            rotated = Work({}, every * self.heads * attention.qk_rope_head_dim * 2 * BF16)
+            rotary = attention.qk_rope_head_dim
+            rotated = Work({}, every * self.heads * rotary * 2 * BF16)
+            # Each rank that has all latents norms, rotates and stores all that are new, and copies
+            # the cached ones from their blocks; a rotated key is the same for all heads, but
+            # attention wants one for each (CANN recipes, vLLM-Ascend).
+            cached = Work({}, (3 * every + 2 * reused) * attention.cache_elements * BF16)
+            repeated = Work({}, with_cache * (1 + self.heads) * rotary * BF16)
             ops = 2 * self.heads * pairs * (qk + attention.v_head_dim)
             read = (every + with_cache) * self.heads * (qk + attention.v_head_dim) * BF16
             fused = Work({operators.attention.precision: ops}, read, "attention")
-            kernels = [queries, values, rotated, fused]
+            kernels = [queries, cached, values, rotated, repeated, fused]
             if precision == "int8":
                 kernels.insert(0, Work({}, with_cache * attention.kv_lora_rank * QUANTISED))
             return kernels
         if kind == "output":
             out = attention.heads * attention.v_head_dim
             quantised = Work({}, tokens * out * QUANTISED)
-            return [quantised, _product(tokens, out, hidden, operators.output.precision)]
+            kernels = [quantised, _product(tokens, out, hidden, operators.output.precision)]
+            if self.sharing > 1:  # what came by rank is put in the order of tokens
+                kernels.insert(0, Work({}, tokens * out * 2 * BF16))
+            return kernels
         if kind == "gate":
             router = _product(tokens, hidden, model.routed_experts, operators.gate.precision)
             normed, cast = Work({}, tokens * hidden * 4 * BF16), self.times.cast_bytes()

@@ -260,6 +260,7 @@ class VpcSpec(Spec):
     """The VPC plane: the first CPU of every server attached to one ideal switch."""
 
     cpu_link: LinkSpec
+    host_bandwidth: Rate
     switch: IdealSwitchSpec
 
 
@@ -631,6 +632,9 @@ def _other_links(spec: TopologySpec) -> Edges:
                 yield f"die-{server}-{die}", "rdma-switch", attributes
     if spec.vpc is not None:
         attributes = _link_attributes(spec.vpc.cpu_link, "vpc", "vpc")
+        # the network stack of the CPUs works on every packet that the card sends or receives
+        carried = min(spec.vpc.cpu_link.bandwidth, spec.vpc.host_bandwidth)
+        attributes["bandwidth_bytes_per_s"] = carried
         for server in range(spec.servers):
             yield f"cpu-{server}-0", "vpc-switch", attributes
 

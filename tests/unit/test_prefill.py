@@ -189,23 +189,28 @@ def test_heads_work_on_all_tokens_and_a_share_of_the_heads():
     time = 2 * tokens * 1536 * 4 * 192 / INT8
     time += 2 * tokens * 512 * 4 * 256 / (BF16 * 0.8)  # keys and values, in BF16
     time += tokens * 4 * 64 * 4 / MEMORY  # rotated queries
+    time += tokens * 3 * 576 * 2 / MEMORY  # latents read, stored and given on
+    time += tokens * (1 + 4) * 64 * 2 / MEMORY  # the rotated key, once a head
     pairs = prompts * 4096 * 4097 / 2
     time += 2 * 4 * pairs * (192 + 128) / (BF16 * 0.654)
-    assert us(step(), "heads") == pytest.approx(time * 1e6 / LEFT + 3 * 5 + 2, rel=1e-3)
+    assert us(step(), "heads") == pytest.approx(time * 1e6 / LEFT + 3 * 5 + 3 * 2, rel=1e-3)
 
 
 def test_attention_by_data_has_all_heads_of_its_own_prompts():
     staged, data = step(), step(serving__attention="data")
     assert staged.tokens == data.tokens == 4096
-    # the same products in all, each bound by computing
-    assert us(staged, "heads") == pytest.approx(us(data, "heads"), rel=0.01)
+    # the same products in all, each bound by computing; latents are stored, and rotated keys read,
+    # on one rank, not on each
+    once = 31 * 4096 * (3 * 576 + 64) * 2 / MEMORY
+    less = us(staged, "heads") - us(data, "heads")
+    assert less == pytest.approx(once * 1e6 / LEFT, rel=0.01)
     latents = {
         name: us(step(operators__prologue__absorbed="int8", serving__attention=name), "heads")
         for name in ("staged", "data")
     }
     # in INT8 latents are converted on one rank, not on each, and with few heads the keys and
     # values are bound by their results
-    less = 31 * 4096 * 512 * 3 / MEMORY
+    less = once + 31 * 4096 * 512 * 3 / MEMORY
     less += 32 * 4096 * (2560 / MEMORY - 2 * 512 * 1024 / INT8)
     assert latents["staged"] - latents["data"] == pytest.approx(less * 1e6 / LEFT, rel=0.01)
     _, flows, tasks = moe(data)
@@ -227,8 +232,11 @@ def test_longer_prompts_cost_attention_more_and_products_the_same():
 
 def test_output_and_expert_times_follow_from_tokens():
     prefill = step()
-    time = 4096 * 128 * 128 * 3 / MEMORY + 2 * 4096 * 128 * 128 * 7168 / INT8
-    assert us(prefill, "output") == pytest.approx(time * 1e6 / LEFT + 5 + 2, rel=1e-3)
+    time = 4096 * 128 * 128 * (4 + 3) / MEMORY + 2 * 4096 * 128 * 128 * 7168 / INT8
+    assert us(prefill, "output") == pytest.approx(time * 1e6 / LEFT + 5 + 2 * 2, rel=1e-3)
+    # data-parallel attention has the results of its own heads, in order
+    alone = us(prefill, "output") - us(step(serving__attention="data"), "output")
+    assert alone == pytest.approx(4096 * 128 * 128 * 4 / MEMORY * 1e6 / LEFT + 2, rel=1e-3)
     _, _, tasks = moe(step(SMALL))
     experts = tasks[tasks.kind == "expert"].groupby("microbatch").duration_ps.sum() / 1e6
     read = 33 * 8 * 3 * 7168 * 2048 / MEMORY  # 52 tokens a replica: bound by reading weights
@@ -359,7 +367,10 @@ def test_a_cached_prefix_is_attended_to_and_not_computed():
     assert kernels[-1].ops == {"bf16": 2 * 4 * pairs * (192 + 128)}
     # keys and values of all tokens, queries of the computed ones
     assert kernels[0].ops == {"int8": 2 * 32 * 2048 * 1536 * 4 * 192}
-    assert kernels[1].ops == {"bf16": 2 * 32 * 4096 * 512 * 4 * 256}
+    assert kernels[2].ops == {"bf16": 2 * 32 * 4096 * 512 * 4 * 256}
+    # new latents are read, stored and given on, cached ones copied from their blocks
+    assert kernels[1].read_bytes == 32 * (2048 * 3 + 2048 * 2) * 576 * 2
+    assert kernels[4].read_bytes == 32 * 4096 * (1 + 4) * 64 * 2
     assert us(reused, "down") == pytest.approx(us(whole, "down") / 2, rel=0.1)
 
 
