@@ -2,8 +2,8 @@
 
 python analysis/fit_fabric.py [TOPOLOGY] [--measured FILE]
 
-Eight parameters, one row each, found one after the other since none moves an earlier row, but 5 and
-6, and 7 and 8, which are found in turns:
+Ten parameters, one row each but for the seventh, found one after the other since none moves an
+earlier row, but 5 and 6, and 7 to 10, which are found in turns:
 
 1. forward latency of the UB switches      read latency, other server less same server
 2. latency between port and core or memory of a die      read latency, same server
@@ -11,10 +11,14 @@ Eight parameters, one row each, found one after the other since none moves an ea
 4. share of the link rate that memory takes writes at    write bandwidth, same server
 5. cost of a message of a fused operator   dispatch at EP8
 6. cost of a flag of dispatch              dispatch at EP256
-7. start of a transfer by SDMA             read of a CPU, other server, 128 KiB blocks
+7. start of a transfer by SDMA             read of a CPU, other server, 16 and 128 KiB blocks
 8. rate of an SDMA engine                  write to a die, other server, 2 MiB blocks
+9. rate at which it reads a CPU            read of a CPU, other server, 2 MiB blocks
+10. rate at which it writes to a CPU       write to a CPU, other server, 2 MiB blocks
 
-The last two are left out where nothing is measured of SDMA.
+What a transfer costs beside its bytes is not the same for all sizes, so that the seventh leaves one
+of its rows as much too fast as the other too slow. The last four are left out where nothing is
+measured of SDMA.
 
 Prints the values for the topology's YAML and for measured.yaml; changes no file.
 """
@@ -43,6 +47,13 @@ from ubfabric.validation import (
 
 MEASURED = Path(__file__).with_name("measured.yaml")
 Row = TypeVar("Row", MemoryRow, SdmaRow, FusedRow)
+#: Parameters of SDMA with operation, peer and blocks of the rows that they are fitted on.
+SDMA = {
+    "sdma_start_ps": ("read", "cpu", 16 << 10, 128 << 10),
+    "sdma_bytes_per_s": ("write", "die", 2 << 20),
+    "sdma_read_bytes_per_s": ("read", "cpu", 2 << 20),
+    "sdma_write_bytes_per_s": ("write", "cpu", 2 << 20),
+}
 LATENCIES = ("receive_latency_ps", "memory_read_latency_ps", "acknowledge_latency_ps")
 
 
@@ -86,13 +97,12 @@ def main() -> None:
     cpu = fitted_row(measured.memory, **read, peer="cpu", far=False)
     write = fitted_row(measured.memory, what="bandwidth", operation="write", peer="die", far=False)
     few, many = (fitted_row(measured.fused.rows, phase="dispatch", ranks=n) for n in (8, 256))
-    by_block = {
-        "sdma_start_ps": {"operation": "read", "peer": "cpu", "far": True, "block": 128 << 10},
-        "sdma_bytes_per_s": {"operation": "write", "peer": "die", "far": True, "block": 2 << 20},
-    }
     sdma = {
-        name: fitted_row(measured.sdma, **block)
-        for name, block in by_block.items()
+        name: [
+            fitted_row(measured.sdma, operation=operation, peer=peer, far=True, block=block)
+            for block in blocks
+        ]
+        for name, (operation, peer, *blocks) in SDMA.items()
         if measured.sdma
     }
 
@@ -139,20 +149,26 @@ def main() -> None:
     print(f"cost of a flag of dispatch       {fused.flag_cost / 1e6:8.3f} us")
 
     found = dict.fromkeys(sdma, 0)
-    highest = {"sdma_start_ps": 200_000_000, "sdma_bytes_per_s": 40_000_000_000}
     for _ in range(3):
-        for name, block_row in sdma.items():
+        for name, rows in sdma.items():
+            kind = "die" if name in ("sdma_start_ps", "sdma_bytes_per_s") else "cpu"
 
-            def sdma_gb_per_s(value: int, name: str = name, row: SdmaRow = block_row) -> float:
-                set_all(graph, ("die",), (name,), value)
-                return simulate_sdma(graph, row)
+            def errors(
+                value: int, name: str = name, rows: list[SdmaRow] = rows, kind: str = kind
+            ) -> float:
+                set_all(graph, (kind,), (name,), value)
+                each = [simulate_sdma(graph, row) / (row.value / 1e9) - 1 for row in rows]
+                return max(each) + min(each)
 
-            step = highest[name] // 20_000
-            found[name] = solve(sdma_gb_per_s, block_row.value / 1e9, step, highest[name], step)
-            set_all(graph, ("die",), (name,), found[name])
+            highest = 200_000_000 if name == "sdma_start_ps" else 40_000_000_000
+            step = highest // 20_000
+            found[name] = solve(errors, 0, step, highest, step)
+            set_all(graph, (kind,), (name,), found[name])
     for name, title, unit in (
         ("sdma_start_ps", "start of a transfer by SDMA      ", "us"),
         ("sdma_bytes_per_s", "rate of an SDMA engine           ", "GB/s"),
+        ("sdma_read_bytes_per_s", "the same, reading a CPU          ", "GB/s"),
+        ("sdma_write_bytes_per_s", "the same, writing to a CPU       ", "GB/s"),
     ):
         if name in found:
             print(f"{title}{found[name] / (1e6 if unit == 'us' else 1e9):8.3f} {unit}")

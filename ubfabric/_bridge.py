@@ -308,6 +308,8 @@ _FABRIC_ARRAYS: dict[str, Any] = {
     "nodeSdmaEngines": (np.uint32, "node_sdma_engines"),
     "nodeSdmaStartPs": (np.int64, "node_sdma_start_ps"),
     "nodeSdmaBytesPerS": (np.uint64, "node_sdma_bytes_per_s"),
+    "nodeSdmaReadBytesPerS": (np.uint64, "node_sdma_read_bytes_per_s"),
+    "nodeSdmaWriteBytesPerS": (np.uint64, "node_sdma_write_bytes_per_s"),
     "nodeMemoryWritePpm": (np.uint32, "node_memory_write_ppm"),
     "nLinks": ctypes.c_uint32,
     "linkSrc": (np.uint32, "link_src"),

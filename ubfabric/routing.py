@@ -58,6 +58,9 @@ class FabricArrays:
     node_sdma_engines : uint32[n_nodes]
     node_sdma_start_ps : int64[n_nodes]
     node_sdma_bytes_per_s : uint64[n_nodes]
+    node_sdma_read_bytes_per_s, node_sdma_write_bytes_per_s : uint64[n_nodes]
+        Rates at which one SDMA engine of another endpoint reads its memory and writes to it; 0 for
+        no limit but the engine's own rate.
     link_src, link_dst, link_plane : uint32[n_links]
     link_rate_bytes_per_s : uint64[n_links]
         What forward error correction leaves of a UB link to or from a switch, rounded down;
@@ -111,6 +114,8 @@ class FabricArrays:
     node_sdma_engines: np.ndarray
     node_sdma_start_ps: np.ndarray
     node_sdma_bytes_per_s: np.ndarray
+    node_sdma_read_bytes_per_s: np.ndarray
+    node_sdma_write_bytes_per_s: np.ndarray
     link_src: np.ndarray
     link_dst: np.ndarray
     link_plane: np.ndarray
@@ -337,6 +342,8 @@ def _node_arrays(graph: nx.Graph) -> dict:
         "node_sdma_engines": optional_column("sdma_engines", np.uint32),
         "node_sdma_start_ps": optional_column("sdma_start_ps", np.int64),
         "node_sdma_bytes_per_s": optional_column("sdma_bytes_per_s", np.uint64),
+        "node_sdma_read_bytes_per_s": optional_column("sdma_read_bytes_per_s", np.uint64),
+        "node_sdma_write_bytes_per_s": optional_column("sdma_write_bytes_per_s", np.uint64),
     }
 
 

@@ -89,6 +89,12 @@ OPTIONAL_ENDPOINT_ATTRIBUTES: dict[str, tuple[type, str]] = {
     "sdma_engines": (int, "SDMA engines, beside the issue engines"),
     "sdma_start_ps": (int, "start-up cost of a transfer by SDMA, ps"),
     "sdma_bytes_per_s": (int, "rate of one SDMA engine, bytes/s"),
+    "sdma_read_bytes_per_s": (
+        int,
+        "rate at which one SDMA engine of another endpoint reads this one's memory, bytes/s; 0 for "
+        "that of the engine",
+    ),
+    "sdma_write_bytes_per_s": (int, "the same of writes"),
 }
 #: Attributes of edges: name to (type, meaning).
 EDGE_ATTRIBUTES: dict[str, tuple[type, str]] = {
@@ -171,6 +177,8 @@ class EndpointSpec(Spec):
     memory_write_share: Annotated[Fraction, Field(ge=1e-6, le=1)]
     overlaps_issue: Annotated[bool, BeforeValidator(unwrap)] = False
     sdma: SdmaSpec | None = None
+    sdma_read_bandwidth: Rate | None = None
+    sdma_write_bandwidth: Rate | None = None
     memory_read_latency: Duration
     acknowledge_latency: Duration
 
@@ -506,6 +514,8 @@ def _endpoint_attributes(spec: EndpointSpec, kind: str) -> dict[str, Any]:
         "sdma_engines": spec.sdma.engines if spec.sdma else 0,
         "sdma_start_ps": spec.sdma.start if spec.sdma else 0,
         "sdma_bytes_per_s": spec.sdma.bandwidth if spec.sdma else 0,
+        "sdma_read_bytes_per_s": spec.sdma_read_bandwidth or 0,
+        "sdma_write_bytes_per_s": spec.sdma_write_bandwidth or 0,
     }
 
 
@@ -829,6 +839,8 @@ def endpoint_defaults(attributes: Mapping[str, Any]) -> dict[str, int]:
         "sdma_engines": int(attributes.get("sdma_engines", 0)),
         "sdma_start_ps": int(attributes.get("sdma_start_ps", 0)),
         "sdma_bytes_per_s": int(attributes.get("sdma_bytes_per_s", 0)),
+        "sdma_read_bytes_per_s": int(attributes.get("sdma_read_bytes_per_s", 0)),
+        "sdma_write_bytes_per_s": int(attributes.get("sdma_write_bytes_per_s", 0)),
     }
 
 

@@ -103,7 +103,7 @@ def test_the_shipped_rows_are_the_papers_and_each_point_is_one_of_its_own():
     assert fitted == {"prefill-perfect", "prefill-data-one"}  # and no row of decode
     few = sweep_of(SHIPPED, [row for row in SHIPPED.rows if row.name.startswith("plane")], 1, 1)
     points = dict(zip(few[0], plan_sweep(few[1]), strict=True))
-    ub = {"cache-90-next", "cache-90-every", "cache-90-layer"}
+    ub = {"cache-90-one", "cache-90-every", "cache-90-layer"}
     assert set(points) == ub | {f"{name}-vpc" for name in ub}
     traces = {name: point.simulation.trace() for name, point in points.items()}
     for name, trace in traces.items():
@@ -128,8 +128,8 @@ def test_points_of_the_context_cache_reuse_whole_blocks_on_the_servers_of_the_pa
             blocks[name] = spec.cache.block_tokens
     # a batch waits for the stores of the one before where batches follow each other
     assert {name for name, how in writes.items() if how == "one"} == {
-        *(f"cache-{n}-next" for n in (12, 50, 90)),
-        "cache-90-next-vpc",
+        *(f"cache-{n}-one" for n in (12, 50, 90)),
+        "cache-90-one-vpc",
     }
     assert all(("every" in name) == (how == "every") for name, how in writes.items())
     # of 90 %, 3,686 of 4,096 tokens, what is in whole blocks
@@ -142,7 +142,7 @@ def test_points_of_the_context_cache_reuse_whole_blocks_on_the_servers_of_the_pa
 def test_gains_are_from_where_the_source_takes_them():
     """1.42x is from 12.5 to 50 % reused, all else of the cache over prefill without it."""
     rows = {row.name: row for row in SHIPPED.rows}
-    assert (rows["cache-50"].point, rows["cache-50"].base) == ("cache-50-next", "cache-12-next")
+    assert (rows["cache-50"].point, rows["cache-50"].base) == ("cache-50-every", "cache-12-every")
     names = ["cache-90", *(f"ttft-{n}{size}" for n in (50, 90) for size in ("", "-128", "-512"))]
     assert {rows[name].base for name in names} == {"prefill"}
     recipes = load_workload(SHIPPED.points["prefill-data"].workload).spec.reference.rows

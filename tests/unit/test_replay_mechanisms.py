@@ -141,6 +141,30 @@ def test_sdma_has_a_start_and_a_rate_of_its_own():
     assert finish["sdma-write"] == 3 * US + serialise_ps(1_000, 2 * GB) + way
 
 
+@pytest.mark.parametrize("operation", ["sdma-write", "sdma-read"])
+def test_sdma_goes_at_the_rate_of_the_memory_at_the_other_end(operation):
+    """Not that of its own endpoint, and cores do not."""
+
+    def finish_ps(operation=operation, **limits):
+        graph = star(2, sdma_engines=1, sdma_bytes_per_s=2 * GB, engine_bytes_per_s=2 * GB)
+        graph.nodes["die-1"].update(limits)
+        graph.nodes["die-0"].update(sdma_read_bytes_per_s=1, sdma_write_bytes_per_s=1)
+        graph.graph["transports"]["ub"]["work_request_bytes"] = 1_000
+        moved = flow(0, 1, messages=2, message_bytes=6_000, operation=operation)
+        return int(run(graph, make_trace([moved])).flows["finish_ps"][0])
+
+    mine, other = ("write", "read") if operation == "sdma-write" else ("read", "write")
+    free = finish_ps()
+    slow = finish_ps(**{f"sdma_{mine}_bytes_per_s": GB})
+    # of a read the last packet is only asked for
+    streamed = 12_000 if mine == "write" else 11_000
+    assert slow - free == serialise_ps(streamed, GB) - serialise_ps(streamed, 2 * GB)
+    assert finish_ps(**{f"sdma_{other}_bytes_per_s": GB}) == free
+    assert finish_ps(**{f"sdma_{mine}_bytes_per_s": 3 * GB}) == free
+    by_cores = operation.removeprefix("sdma-")
+    assert finish_ps(by_cores, **{f"sdma_{mine}_bytes_per_s": 1}) == finish_ps(by_cores)
+
+
 @pytest.mark.parametrize("message", [1, 300, 700, 1_000, 1_001, 2_500])
 @pytest.mark.parametrize(
     ("settings", "cuts"),

@@ -136,6 +136,8 @@ def test_node_arrays_carry_the_attributes(machine):
             ("node_sdma_engines", "sdma_engines"),
             ("node_sdma_start_ps", "sdma_start_ps"),
             ("node_sdma_bytes_per_s", "sdma_bytes_per_s"),
+            ("node_sdma_read_bytes_per_s", "sdma_read_bytes_per_s"),
+            ("node_sdma_write_bytes_per_s", "sdma_write_bytes_per_s"),
         ):
             carried[array] = data[attribute] if is_endpoint else 0
         assert {array: int(getattr(machine, array)[node]) for array in carried} == carried
@@ -144,6 +146,7 @@ def test_node_arrays_carry_the_attributes(machine):
 def test_optional_attributes_of_an_endpoint_are_carried_or_off():
     graph = hand_made(("e0", "s0"), ("e1", "s0"))
     given = {"overlaps_issue": 1, "sdma_engines": 2, "sdma_start_ps": 3, "sdma_bytes_per_s": 4}
+    given |= {"sdma_read_bytes_per_s": 5, "sdma_write_bytes_per_s": 6}
     graph.nodes["e1"].update(given)
     arrays = compile_fabric(graph)
     at = [arrays.node_names.index(name) for name in ("e0", "e1", "s0")]
@@ -169,6 +172,8 @@ def test_arrays_have_the_agreed_types_and_are_contiguous(machine):
         "node_sdma_engines": np.uint32,
         "node_sdma_start_ps": np.int64,
         "node_sdma_bytes_per_s": np.uint64,
+        "node_sdma_read_bytes_per_s": np.uint64,
+        "node_sdma_write_bytes_per_s": np.uint64,
         "link_src": np.uint32,
         "link_dst": np.uint32,
         "link_plane": np.uint32,

@@ -1,7 +1,7 @@
 """CloudMatrix384 beside what was measured on it; the tolerances are those the project sets.
 
-Eight parameters are fitted on eight rows (analysis/fit_fabric.py): those rows must come out within
-3 %. Nothing was chosen for the others: 10 %, which is what two careful measurements of one
+Ten parameters are fitted on eleven rows (analysis/fit_fabric.py): those rows must come out within
+5 %, since the start of a transfer by SDMA stands for two. Nothing was chosen for the others: 10 %, which is what two careful measurements of one
 machine differ by at best (arXiv 2506.12708, 2607.26444 and 2607.06202 differ by more). Rates of
 SDMA have tolerances of their own, each with its reason.
 """
@@ -30,7 +30,7 @@ def by_blocks(table):
 
 @pytest.mark.validation
 @pytest.mark.parametrize(
-    ("role", "n_rows", "tolerance"), [("fitted", 8, 0.03), ("predicted", 22, 0.10)]
+    ("role", "n_rows", "tolerance"), [("fitted", 11, 0.05), ("predicted", 22, 0.10)]
 )
 def test_rows_come_out_within_their_tolerance(table, role, n_rows, tolerance):
     rows = table[(table["role"] == role) & ((role == "fitted") | ~by_blocks(table))]
@@ -47,11 +47,9 @@ def test_rows_come_out_within_their_tolerance(table, role, n_rows, tolerance):
         # to 11 % fast, since what a die spends on them differs from peer to peer, and large ones
         # that dies read up to 11 % slow, as reads are faster than the writes that are fitted.
         ("die to die, other server: SDMA", 7, -0.12, 0.12),
-        # Memory of a CPU is slower than that of a die, here as fast.
-        ("die to cpu, other server: SDMA read", 3, -0.05, 0.20),
-        # The real machine writes no more than some 60 GB/s into memory of a CPU by SDMA, by cores
-        # 107 (arXiv 2506.12708, table 1); nothing in the model limits SDMA there.
-        ("die to cpu, other server: SDMA write", 4, -0.05, 0.80),
+        # Memory of a CPU has rates of its own.
+        ("die to cpu, other server: SDMA read", 1, -0.05, 0.05),
+        ("die to cpu, other server: SDMA write", 3, -0.10, 0.10),
         # The real machine fills 95 % of the link, which headers alone do not explain.
         ("die to die, other server: RDMA", 2, 0.0, 0.04),
     ],
@@ -68,7 +66,7 @@ def test_rates_between_servers_come_out_within_what_one_start_can_follow(
 @pytest.mark.validation
 def test_every_predicted_row_has_a_tolerance(table):
     predicted = table["role"] == "predicted"
-    assert (predicted & by_blocks(table)).sum() == 7 + 3 + 4 + 2
+    assert (predicted & by_blocks(table)).sum() == 7 + 1 + 3 + 2
 
 
 @pytest.mark.validation

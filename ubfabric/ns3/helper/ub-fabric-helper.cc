@@ -52,6 +52,8 @@ UbFabricHelper::AddEndpoint(const UbEndpointParameters& parameters)
     m_sdma.push_back(parameters.sdmaEngines);
     m_sdmaPs.push_back(parameters.sdmaStart.GetPicoSeconds());
     m_sdmaRate.push_back(parameters.sdmaRate.GetBitRate() / 8);
+    m_sdmaRead.push_back(parameters.sdmaReadRate.GetBitRate() / 8);
+    m_sdmaWrite.push_back(parameters.sdmaWriteRate.GetBitRate() / 8);
     return static_cast<uint32_t>(m_isEndpoint.size() - 1);
 }
 
@@ -246,6 +248,8 @@ UbFabricHelper::Build()
     arrays.nodeSdmaEngines = m_sdma.data();
     arrays.nodeSdmaStartPs = m_sdmaPs.data();
     arrays.nodeSdmaBytesPerS = m_sdmaRate.data();
+    arrays.nodeSdmaReadBytesPerS = m_sdmaRead.data();
+    arrays.nodeSdmaWriteBytesPerS = m_sdmaWrite.data();
     arrays.nLinks = nLinks;
     arrays.linkSrc = m_linkSrc.data();
     arrays.linkDst = m_linkDst.data();

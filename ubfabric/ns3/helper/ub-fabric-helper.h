@@ -35,6 +35,8 @@ struct UbEndpointParameters
     uint32_t sdmaEngines{0};             //!< SDMA engines, for flows marked UB_BY_SDMA
     Time sdmaStart{0};                   //!< start-up cost of a transfer by SDMA
     DataRate sdmaRate{0};                //!< rate of one SDMA engine
+    DataRate sdmaReadRate{0};            //!< rate at which another's SDMA engine reads it, 0: any
+    DataRate sdmaWriteRate{0};           //!< the same of writes
 };
 
 /**
@@ -129,6 +131,8 @@ class UbFabricHelper
     std::vector<uint32_t> m_sdma;       //!< by node
     std::vector<int64_t> m_sdmaPs;      //!< by node
     std::vector<uint64_t> m_sdmaRate;   //!< by node
+    std::vector<uint64_t> m_sdmaRead;   //!< by node: rate of another's engine
+    std::vector<uint64_t> m_sdmaWrite;  //!< by node: rate of another's engine
     std::vector<uint32_t> m_linkSrc;    //!< by link
     std::vector<uint32_t> m_linkDst;    //!< by link
     std::vector<uint32_t> m_linkPlane;  //!< by link

@@ -65,6 +65,14 @@ UbEndpointProcess::UbEndpointProcess(const UbFabricArrays& arrays,
             sdma.engineBytesPerS = arrays.nodeSdmaBytesPerS[node];
             sdma.idle = Bits(endpoint.nSdma) << endpoint.nCores;
         }
+        if (arrays.nodeSdmaReadBytesPerS != nullptr)
+        {
+            endpoint.sdmaReadBytesPerS = arrays.nodeSdmaReadBytesPerS[node];
+        }
+        if (arrays.nodeSdmaWriteBytesPerS != nullptr)
+        {
+            endpoint.sdmaWriteBytesPerS = arrays.nodeSdmaWriteBytesPerS[node];
+        }
         for (Group& group : endpoint.groups)
         {
             group.fullBytes = settings.payloadBytes;
@@ -572,10 +580,17 @@ UbEndpointProcess::Start(uint32_t endpointIndex,
     engine.leftBytes = flow.messageBytes;
     engine.isFirst = true;
     engine.streamPs = streamPs;
+    if (engineIndex >= endpoint.nCores)
+    {
+        const Endpoint& other = m_endpoints[flow.dst];
+        const uint64_t rate =
+            (flow.operation & UB_READ) != 0 ? other.sdmaReadBytesPerS : other.sdmaWriteBytesPerS;
+        engine.memoryBytesPerS = rate < group.engineBytesPerS ? rate : 0;
+    }
     const uint32_t piece = std::min(engine.leftBytes, PieceBytes(flow));
     // a description or a request for data leaves at once; data must be streamed first
     const bool isStreamed = !IsDescribed(flow) && (flow.operation & UB_READ) == 0;
-    Push(streamPs + (isStreamed ? StreamPs(group, piece) : 0),
+    Push(streamPs + (isStreamed ? StreamPs(group, engine, piece) : 0),
          EMIT,
          endpointIndex * MAX_ENGINES + engineIndex,
          0);
@@ -736,17 +751,17 @@ UbEndpointProcess::Emit(uint32_t endpointIndex, uint32_t engineIndex, int64_t no
         }
         else if (isRead)
         {
-            untilPs = StreamPs(group, piece); // takes the data in while it comes
+            untilPs = StreamPs(group, engine, piece); // takes the data in while it comes
         }
         else
         {
-            untilPs = StreamPs(group, std::min(engine.leftBytes, PieceBytes(flow)));
+            untilPs = StreamPs(group, engine, std::min(engine.leftBytes, PieceBytes(flow)));
         }
         Push(donePs + untilPs, EMIT, endpointIndex * MAX_ENGINES + engineIndex, 0);
         return;
     }
     JobStep(engine.job, endpointIndex, donePs);
-    engine.freePs = donePs + (isRead ? StreamPs(group, piece) : 0);
+    engine.freePs = donePs + (isRead ? StreamPs(group, engine, piece) : 0);
     group.hungry &= ~(uint64_t{1} << engineIndex);
     if (engine.nextFlow != UB_NONE)
     {

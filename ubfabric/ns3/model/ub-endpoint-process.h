@@ -432,15 +432,16 @@ class UbEndpointProcess : public UbTransportHost
     /// An engine of an endpoint.
     struct Engine
     {
-        uint32_t flow{UB_NONE};     //!< flow of the message at work, UB_NONE when idle
-        uint32_t leftBytes{0};      //!< bytes of the message still to go
-        uint32_t job{UB_NONE};      //!< job of the message
-        uint32_t nextFlow{UB_NONE}; //!< flow of the message being prepared, UB_NONE if none
-        uint32_t nextJob{UB_NONE};  //!< its job
-        bool isFirst{false};        //!< no piece of the message is out
-        int64_t freePs{0};          //!< when the last message was out
-        int64_t streamPs{0};        //!< begins to stream the message at work
-        int64_t nextReadyPs{0};     //!< the message being prepared is
+        uint32_t flow{UB_NONE};      //!< flow of the message at work, UB_NONE when idle
+        uint32_t leftBytes{0};       //!< bytes of the message still to go
+        uint32_t job{UB_NONE};       //!< job of the message
+        uint32_t nextFlow{UB_NONE};  //!< flow of the message being prepared, UB_NONE if none
+        uint32_t nextJob{UB_NONE};   //!< its job
+        bool isFirst{false};         //!< no piece of the message is out
+        int64_t freePs{0};           //!< when the last message was out
+        int64_t streamPs{0};         //!< begins to stream the message at work
+        int64_t nextReadyPs{0};      //!< the message being prepared is
+        uint64_t memoryBytesPerS{0}; //!< rate of the memory at the other end, 0: no limit
     };
 
     /// Engines of one kind of an endpoint.
@@ -466,6 +467,8 @@ class UbEndpointProcess : public UbTransportHost
         int64_t acknowledgeLatencyPs{0};    //!< packet in to response out
         uint64_t egressBytesPerS{0};        //!< rate into all ports
         uint64_t copyBytesPerS{0};          //!< rate to itself
+        uint64_t sdmaReadBytesPerS{0};      //!< rate at which another's SDMA engine reads it
+        uint64_t sdmaWriteBytesPerS{0};     //!< rate at which another's SDMA engine writes to it
         int64_t egressFreePs{0};            //!< when the egress can take the next packet
         uint64_t planes{0};                 //!< planes that reach it, a bit each
         uint64_t packets{0};                //!< packets sent, for the packet hash
@@ -574,11 +577,16 @@ class UbEndpointProcess : public UbTransportHost
 
     /**
      * @param [in] group A group of engines.
-     * @param [in] bytes Bytes.
-     * @return Time that one of them needs to stream them.
+     * @param [in] engine One of them.
+     * @param [in] bytes Bytes of its message.
+     * @return Time that it needs to stream them.
      */
-    static int64_t StreamPs(const Group& group, uint32_t bytes)
+    static int64_t StreamPs(const Group& group, const Engine& engine, uint32_t bytes)
     {
+        if (engine.memoryBytesPerS != 0)
+        {
+            return UbSerialisePs(bytes, engine.memoryBytesPerS);
+        }
         return bytes == group.fullBytes ? group.fullPs
                                         : UbSerialisePs(bytes, group.engineBytesPerS);
     }

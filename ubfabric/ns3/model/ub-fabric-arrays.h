@@ -45,6 +45,9 @@ struct UbFabricArrays
     const uint32_t* nodeSdmaEngines{nullptr};         //!< endpoint: SDMA engines
     const int64_t* nodeSdmaStartPs{nullptr};          //!< endpoint: start-up cost of a transfer
     const uint64_t* nodeSdmaBytesPerS{nullptr};       //!< endpoint: rate of one SDMA engine
+    const uint64_t* nodeSdmaReadBytesPerS{nullptr};   //!< endpoint: rate at which one SDMA engine
+                                                      //!< of another reads it, 0: no limit
+    const uint64_t* nodeSdmaWriteBytesPerS{nullptr};  //!< endpoint: the same of writes
 
     const uint32_t* nodeMemoryWritePpm{nullptr}; //!< endpoint: rate of writes over UB, in
                                                  //!< millionths of the link's; nullptr: no limit

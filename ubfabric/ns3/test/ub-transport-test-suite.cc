@@ -1238,6 +1238,7 @@ class UbSdmaTestCase : public UbTestCase
         NS_TEST_ASSERT_MSG_EQ(accounts[0].issuePs, ISSUE_PS + 200'000, "issue time of one packet");
         NS_TEST_ASSERT_MSG_EQ(accounts[1].issuePs, 3 * (start + 100'000), "summed over packets");
         CheckReads();
+        CheckMemories();
         CheckLaterOfBoth();
     }
 
@@ -1266,6 +1267,41 @@ class UbSdmaTestCase : public UbTestCase
                                   LinkPs(1904 + 64) + RECEIVE_PS,
                               "the last data are seen");
         NS_TEST_ASSERT_MSG_EQ(fabric->Leftover(), "", "left over");
+    }
+
+    /// An engine writes and reads at the rate of the memory at the other end, if that is lower.
+    void CheckMemories()
+    {
+        constexpr uint64_t GB = 1'000'000'000;
+        // rate of writes, of reads, operation, time of a packet of 1,000 B
+        const std::vector<std::tuple<uint64_t, uint64_t, uint8_t, int64_t>> cases = {
+            {GB, 0, UB_WRITE, 1'000'000},
+            {0, GB, UB_WRITE, 500'000},
+            {3 * GB, 0, UB_WRITE, 500'000},
+            {0, GB, UB_READ, 1'000'000},
+            {GB, 0, UB_READ, 500'000},
+        };
+        for (const auto& [writeRate, readRate, operation, packetPs] : cases)
+        {
+            UbStartSimulation();
+            UbTestChain chain;
+            chain.endpoint.sdmaEngines = 1;
+            chain.endpoint.sdmaRate = UbTestRate(2 * GB);
+            chain.endpoint.sdmaWriteRate = UbTestRate(writeRate);
+            chain.endpoint.sdmaReadRate = UbTestRate(readRate);
+            const auto fabric =
+                BuildChain("ns3::UbPosted[HeaderBytes=64|WorkRequestBytes=1000]", chain, true);
+            UbTestChunk chunk;
+            const uint32_t task = chunk.AddTask(chain.sources[0], 0, 0);
+            chunk.AddFlowOfTask(task, UB_NONE, chain.destinations[0], 1, 3000);
+            chunk.flows[0].operation = operation | UB_BY_SDMA;
+            fabric->AddChunk(chunk.Arrays());
+            Simulator::Run();
+            // the last request for data is out when the packets before it have been taken in
+            NS_TEST_ASSERT_MSG_EQ(chunk.tasks[0].issuedPs,
+                                  (operation == UB_READ ? 2 : 3) * packetPs,
+                                  "writes at " << writeRate << ", reads at " << readRate);
+        }
     }
 
     /// The egress holds a core's packet back until after the transfer by SDMA is out.
