@@ -68,7 +68,7 @@ def test_bisection_diameter_and_paths_of_cloudmatrix384(machine):
     assert machine["bisection"]["networks_bytes_per_s"] == {
         "ub": 7 * 24 * 16 * 28 * GB,
         "rdma": 384 * 25 * GB,
-        "vpc": 24 * 50 * GB,
+        "vpc": 24 * 40 * GB,
     }
     plane = machine["planes"]["ub6"]
     assert (plane["diameter_links"], plane["diameter_switches"]) == (4, 3)

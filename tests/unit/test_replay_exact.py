@@ -396,7 +396,7 @@ def test_egress_limits_the_ports_and_not_the_link_of_the_package():
         ("rdma", ["die-0-0", "die-1-3"], 25 * GB, 1_500 * NS, 82, 86),
         # not through the package
         ("rdma", ["die-0-0", "die-0-1"], 25 * GB, 1_500 * NS, 82, 86),
-        ("vpc", ["cpu-0-0", "cpu-1-0"], 50 * GB, 3 * US, 128, 128),
+        ("vpc", ["cpu-0-0", "cpu-1-0"], 40 * GB, 3 * US, 128, 128),
     ],
 )
 def test_other_networks_have_links_and_switches_of_their_own(

@@ -175,17 +175,19 @@ def test_a_transfer_takes_its_bytes_over_the_links_of_its_plane(remembered):
 
 
 def test_every_die_of_an_instance_reads_the_cache_by_its_sdma_engines(remembered):
-    die = ub.build_topology("two-nodes").nodes["die-0-0"]
+    nodes = ub.build_topology("two-nodes").nodes
+    die = nodes["die-0-0"]
     n_messages = 1024 // 128 * 61 * 2  # latents and rotated keys by layer
-    message_ps = 128 * 576 * 1e12 / die["sdma_bytes_per_s"]
+    message_ps = 128 * 576 * 1e12 / nodes["cpu-0-0"]["sdma_read_bytes_per_s"]
     bound_ps = n_messages * (die["sdma_start_ps"] + message_ps) / die["sdma_engines"]
     assert 1.0 < remembered[1].cache_read.transfer_ps(1024, 1) / bound_ps < 1.02
 
 
 def test_new_blocks_are_written_by_the_dies_in_turn(remembered):
-    die = ub.build_topology("two-nodes").nodes["die-0-0"]
+    nodes = ub.build_topology("two-nodes").nodes
+    die = nodes["die-0-0"]
     n_messages = 2 * 61 * 2  # each of eight dies has a block of both requests
-    message_ps = 128 * 576 * 1e12 / die["sdma_bytes_per_s"]
+    message_ps = 128 * 576 * 1e12 / nodes["cpu-0-0"]["sdma_write_bytes_per_s"]
     bound_ps = n_messages * (die["sdma_start_ps"] + message_ps) / die["sdma_engines"]
     assert 1.0 < remembered[1].cache_write.transfer_ps(1024, 2) / bound_ps < 1.1
 

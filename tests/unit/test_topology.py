@@ -114,9 +114,10 @@ def test_one_cpu_of_each_server_is_on_the_vpc_plane(machine):
 
 
 def test_the_vpc_link_goes_at_the_lower_of_its_rate_and_the_hosts(machine):
-    assert {rate for *_, rate in machine.edges("vpc-switch", "bandwidth_bytes_per_s")} == {40 * 10**9}
     fast = build_topology("two-nodes", {"vpc.host_bandwidth": "80 GB/s"})
-    assert {rate for *_, rate in fast.edges("vpc-switch", "bandwidth_bytes_per_s")} == {50 * 10**9}
+    for graph, rate in ((machine, 40), (fast, 50)):
+        rates = {at for *_, at in graph.edges("vpc-switch", "bandwidth_bytes_per_s")}
+        assert rates == {rate * 10**9}
 
 
 @pytest.mark.parametrize(

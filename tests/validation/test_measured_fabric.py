@@ -1,9 +1,10 @@
 """CloudMatrix384 beside what was measured on it; the tolerances are those the project sets.
 
 Ten parameters are fitted on eleven rows (analysis/fit_fabric.py): those rows must come out within
-5 %, since the start of a transfer by SDMA stands for two. Nothing was chosen for the others: 10 %, which is what two careful measurements of one
-machine differ by at best (arXiv 2506.12708, 2607.26444 and 2607.06202 differ by more). Rates of
-SDMA have tolerances of their own, each with its reason.
+5 %, since the start of a transfer by SDMA stands for two. Nothing was chosen for the others: 10 %,
+which is what two careful measurements of one machine differ by at best (arXiv 2506.12708,
+2607.26444 and 2607.06202 differ by more). Rates of SDMA have tolerances of their own, each with its
+reason.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Prefill with a context cache, held against arXiv 2506.12708, section 5.4.3.
 
-Nothing is fitted to these rows, but the size of a block was chosen knowing them: 256 tokens, the
-middle of the paper's 128 to 512. ``analysis/reproduce_paper.py`` prints all rows.
+Nothing is fitted to these rows, but two things were chosen knowing them: the size of a block, 256
+tokens, the middle of the paper's 128 to 512; and that every rank sends its new blocks, as a public
+connector of the cache has them do. ``analysis/reproduce_paper.py`` prints all rows.
 """
 
 from pathlib import Path
@@ -12,24 +13,23 @@ import ubfabric as ub
 from ubfabric.paper import compare_rows, load_paper, sweep_of
 
 PAPER = load_paper(Path(__file__).parents[2] / "analysis" / "paper.yaml")
-#: Allowed simulated change in percent, by row, some tenths of it about what it was: 37, 165, 43,
-#: 145, -33, -62, 92, 231, 35, 35 and 2.
+#: Allowed simulated change in percent, by row: that of the paper within 5 points where it is met.
 BOUNDS = {
-    # 42 and 128 % in the paper; the second is too much, on record
-    "cache-50": (32, 44),
-    "cache-90": (145, 185),
-    # the same with a copy of each rank's own
-    "cache-50-every": (37, 47),
-    "cache-90-every": (128, 163),
+    # 42 and 128 % in the paper
+    "cache-50": (37, 47),
+    "cache-90": (123, 133),
+    # where one rank sends each new block the first is too little and the second too much
+    "cache-50-one": (32, 40),
+    "cache-90-one": (138, 163),
     # -34 and -59 % in the paper
-    "ttft-50": (-36, -29),
-    "ttft-90": (-65, -57),
+    "ttft-50": (-39, -29),
+    "ttft-90": (-64, -54),
     # the paper's 128 % are between those of the smallest and of middle blocks
-    "cache-90-128": (80, 105),
-    "cache-90-512": (200, 260),
+    "cache-90-128": (77, 93),
+    "cache-90-512": (190, 226),
     # up to 52 % in the paper: reads before the step are as long as the planes make them
-    "plane-90": (25, 45),
-    "plane-90-every": (25, 45),
+    "plane-90": (35, 47),
+    "plane-90-one": (35, 47),
     # reads ahead of it are hidden on either
     "plane-90-layer": (0, 10),
 }
