@@ -47,9 +47,7 @@ class Distribution:
             raise ValueError(f"found a negative time of {values.min()} ps")
         bins = self._bins(values)
         size = int(bins.max()) + 1
-        if size > len(self._weights):
-            self._weights = np.pad(self._weights, (0, size - len(self._weights)))
-            self._tops = np.pad(self._tops, (0, size - len(self._tops)))
+        self._reach(size)
         self._weights[:size] += np.bincount(bins, weights, size).astype(np.int64)
         np.maximum.at(self._tops, bins, values)
         scale = values if weights is None else values * weights
@@ -67,13 +65,18 @@ class Distribution:
         bins: np.ndarray = (shift.astype(np.int64) << cls._BITS) + (values >> shift)
         return bins
 
+    def _reach(self, size: int) -> None:
+        """Have at least so many bins."""
+        more = size - len(self._weights)
+        if more > 0:
+            self._weights = np.pad(self._weights, (0, more))
+            self._tops = np.pad(self._tops, (0, more))
+
     def update(self, other: Distribution) -> None:
         """Add all values of another distribution."""
         if other.min is None or other.max is None:
             return
-        size = max(len(self._weights), len(other._weights))
-        self._weights = np.pad(self._weights, (0, size - len(self._weights)))
-        self._tops = np.pad(self._tops, (0, size - len(self._tops)))
+        self._reach(len(other._weights))
         self._weights[: len(other._weights)] += other._weights
         np.maximum(self._tops[: len(other._tops)], other._tops, out=self._tops[: len(other._tops)])
         self._sum += other._sum

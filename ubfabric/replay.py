@@ -841,8 +841,9 @@ class _Session:
         flows["network"] = network
         flows["operation"] = _codes(table["operation"], OPERATIONS)
         self._check_operations(chunk, flows)
-        packets = _packets(flows, self.cut)
-        if len(packets) and packets.max() > _MAX_PACKETS:
+        # no packet is empty, so that few bytes are few packets
+        many = len(flows) and int(flows["messages"].max()) * int(flows["message_bytes"].max())
+        if many > _MAX_PACKETS and (packets := _packets(flows, self.cut)).max() > _MAX_PACKETS:
             row = int(np.argmax(packets > _MAX_PACKETS))
             raise TraceError(
                 f"{chunk.flows_file}: row {chunk.first_flow_row + row + 1}: found "

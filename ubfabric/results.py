@@ -253,9 +253,10 @@ class RunWriter:
         self, path: str | os.PathLike[str], *, overwrite: bool = False, compress: bool = True
     ) -> None:
         self.path = check_run_target(path, overwrite=overwrite)
-        self._compression: dict[str, Any] = {"compression": "none"}
+        # What is read once and thrown away needs no statistics but those that find a layer.
+        self._encoding: dict[str, Any] = {"compression": "none", "write_statistics": ["layer"]}
         if compress:
-            self._compression = {"compression": "zstd", "compression_level": 1}
+            self._encoding = {"compression": "zstd", "compression_level": 1}
         self._label = os.fspath(path)
         self._overwrite = overwrite
         self._writers: dict[str, pq.ParquetWriter] = {}
@@ -303,7 +304,7 @@ class RunWriter:
             schema,
             use_dictionary=few,
             column_encoding=packed,
-            **self._compression,
+            **self._encoding,
         )
 
     def write_flows(self, layer: int, table: pa.Table) -> None:

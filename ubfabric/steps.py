@@ -13,7 +13,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -141,6 +140,7 @@ class Step(ABC):
             raise SpecError(f"{workload.label}: kind: found 'pool', allowed: decode, prefill")
         self.seed = seed
         self._stages: dict[LayerPlan, list[Stage]] = {}
+        self._columns: dict[tuple[Stage, ...], dict[str, pa.Array]] = {}
         model, deployment = spec.model, spec.deployment
         if seed < 0:
             raise SpecError(f"seed: found {seed}, allowed 0 or more")
@@ -412,27 +412,10 @@ class Step(ABC):
             counts.append(len(needed))
         ends = np.cumsum(np.repeat(counts, sizes))
         n_tasks = int(sizes.sum())
-
-        def repeat(values: list[Any], dtype: Any) -> np.ndarray:
-            return np.repeat(np.array(values, dtype), sizes)
-
-        def repeat_text(values: list[str]) -> pa.Array:
-            names = tuple(dict.fromkeys(values))
-            codes = repeat([names.index(value) for value in values], np.int32)
-            return pa.array(names, pa.string()).take(pa.array(codes))
-
-        ranks = [np.arange(group.start, group.stop, dtype=np.int32) for group in groups]
-        columns = {
+        columns = self._columns_of(tuple(stages)) | {
             "task": plan.first_task + np.arange(n_tasks, dtype=np.int64),
-            "rank": np.concatenate(ranks),
-            "stream": repeat([stage.stream for stage in stages], np.int8),
-            "kind": repeat_text([stage.kind for stage in stages]),
             "layer": np.full(n_tasks, plan.layer, np.int16),
-            "microbatch": repeat([stage.microbatch for stage in stages], np.int8),
             "duration_ps": np.concatenate(times),
-            "sends": repeat_text([stage.sends for stage in stages]),
-            "waits": repeat_text([stage.waits for stage in stages]),
-            "message_cost_ps": repeat([self.message_cost_ps(s) for s in stages], np.int64),
             "memory_ps": np.concatenate(in_memory),
             "depends_on": pa.ListArray.from_arrays(
                 pa.array(np.concatenate([[0], ends]), pa.int32()),
@@ -441,6 +424,28 @@ class Step(ABC):
         }
         arrays = [pa.array(columns[name]) for name in TASK_SCHEMA.names]
         return pa.Table.from_arrays(arrays, schema=TASK_SCHEMA)
+
+    def _columns_of(self, stages: tuple[Stage, ...]) -> dict[str, pa.Array]:
+        """Return the columns of a task table that stages decide, made once for layers alike."""
+        if stages not in self._columns:
+            groups = [self.groups[stage.group] for stage in stages]
+            sizes = [len(group) for group in groups]
+            ranks = [np.arange(group.start, group.stop, dtype=np.int32) for group in groups]
+            costs = [self.message_cost_ps(stage) for stage in stages]
+            columns = {
+                "rank": pa.array(np.concatenate(ranks)),
+                "message_cost_ps": pa.array(np.repeat(np.array(costs, np.int64), sizes)),
+            }
+            for name in ("stream", "microbatch"):
+                numbers = np.array([getattr(stage, name) for stage in stages], np.int8)
+                columns[name] = pa.array(np.repeat(numbers, sizes))
+            for name in ("kind", "sends", "waits"):
+                texts = [getattr(stage, name) for stage in stages]
+                names = tuple(dict.fromkeys(texts))
+                codes = np.repeat([names.index(text) for text in texts], sizes)
+                columns[name] = pa.array(names, pa.string()).take(pa.array(codes))
+            self._columns[stages] = columns
+        return self._columns[stages]
 
     def _first_tasks(self, position: int, stages: list[Stage]) -> list[int]:
         """Return the id of the first task of each stage."""
