@@ -585,7 +585,8 @@ UbEndpointProcess::Start(uint32_t endpointIndex,
         const Endpoint& other = m_endpoints[flow.dst];
         const uint64_t rate =
             (flow.operation & UB_READ) != 0 ? other.sdmaReadBytesPerS : other.sdmaWriteBytesPerS;
-        engine.memoryBytesPerS = rate < group.engineBytesPerS ? rate : 0;
+        const bool isSlower = group.engineBytesPerS == 0 || rate < group.engineBytesPerS;
+        engine.memoryBytesPerS = isSlower ? rate : 0;
     }
     const uint32_t piece = std::min(engine.leftBytes, PieceBytes(flow));
     // a description or a request for data leaves at once; data must be streamed first

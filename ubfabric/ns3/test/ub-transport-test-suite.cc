@@ -1273,20 +1273,21 @@ class UbSdmaTestCase : public UbTestCase
     void CheckMemories()
     {
         constexpr uint64_t GB = 1'000'000'000;
-        // rate of writes, of reads, operation, time of a packet of 1,000 B
-        const std::vector<std::tuple<uint64_t, uint64_t, uint8_t, int64_t>> cases = {
-            {GB, 0, UB_WRITE, 1'000'000},
-            {0, GB, UB_WRITE, 500'000},
-            {3 * GB, 0, UB_WRITE, 500'000},
-            {0, GB, UB_READ, 1'000'000},
-            {GB, 0, UB_READ, 500'000},
+        // rate of the engine, of writes, of reads, operation, time of a packet of 1,000 B
+        const std::vector<std::tuple<uint64_t, uint64_t, uint64_t, uint8_t, int64_t>> cases = {
+            {2 * GB, GB, 0, UB_WRITE, 1'000'000},
+            {2 * GB, 0, GB, UB_WRITE, 500'000},
+            {2 * GB, 3 * GB, 0, UB_WRITE, 500'000},
+            {2 * GB, 0, GB, UB_READ, 1'000'000},
+            {2 * GB, GB, 0, UB_READ, 500'000},
+            {0, GB, 0, UB_WRITE, 1'000'000},
         };
-        for (const auto& [writeRate, readRate, operation, packetPs] : cases)
+        for (const auto& [rate, writeRate, readRate, operation, packetPs] : cases)
         {
             UbStartSimulation();
             UbTestChain chain;
             chain.endpoint.sdmaEngines = 1;
-            chain.endpoint.sdmaRate = UbTestRate(2 * GB);
+            chain.endpoint.sdmaRate = UbTestRate(rate);
             chain.endpoint.sdmaWriteRate = UbTestRate(writeRate);
             chain.endpoint.sdmaReadRate = UbTestRate(readRate);
             const auto fabric =
