@@ -63,6 +63,7 @@ UbEndpointProcess::UbEndpointProcess(const UbFabricArrays& arrays,
                             "endpoint " << node << " has more than " << MAX_ENGINES << " engines");
             sdma.issueCostPs = arrays.nodeSdmaStartPs[node];
             sdma.engineBytesPerS = arrays.nodeSdmaBytesPerS[node];
+            sdma.heedsMemory = true;
             sdma.idle = Bits(endpoint.nSdma) << endpoint.nCores;
         }
         if (arrays.nodeSdmaReadBytesPerS != nullptr)
@@ -580,18 +581,10 @@ UbEndpointProcess::Start(uint32_t endpointIndex,
     engine.leftBytes = flow.messageBytes;
     engine.isFirst = true;
     engine.streamPs = streamPs;
-    if (engineIndex >= endpoint.nCores)
-    {
-        const Endpoint& other = m_endpoints[flow.dst];
-        const uint64_t rate =
-            (flow.operation & UB_READ) != 0 ? other.sdmaReadBytesPerS : other.sdmaWriteBytesPerS;
-        const bool isSlower = group.engineBytesPerS == 0 || rate < group.engineBytesPerS;
-        engine.memoryBytesPerS = isSlower ? rate : 0;
-    }
     const uint32_t piece = std::min(engine.leftBytes, PieceBytes(flow));
     // a description or a request for data leaves at once; data must be streamed first
     const bool isStreamed = !IsDescribed(flow) && (flow.operation & UB_READ) == 0;
-    Push(streamPs + (isStreamed ? StreamPs(group, engine, piece) : 0),
+    Push(streamPs + (isStreamed ? StreamPs(group, flow, piece) : 0),
          EMIT,
          endpointIndex * MAX_ENGINES + engineIndex,
          0);
@@ -752,17 +745,17 @@ UbEndpointProcess::Emit(uint32_t endpointIndex, uint32_t engineIndex, int64_t no
         }
         else if (isRead)
         {
-            untilPs = StreamPs(group, engine, piece); // takes the data in while it comes
+            untilPs = StreamPs(group, flow, piece); // takes the data in while it comes
         }
         else
         {
-            untilPs = StreamPs(group, engine, std::min(engine.leftBytes, PieceBytes(flow)));
+            untilPs = StreamPs(group, flow, std::min(engine.leftBytes, PieceBytes(flow)));
         }
         Push(donePs + untilPs, EMIT, endpointIndex * MAX_ENGINES + engineIndex, 0);
         return;
     }
     JobStep(engine.job, endpointIndex, donePs);
-    engine.freePs = donePs + (isRead ? StreamPs(group, engine, piece) : 0);
+    engine.freePs = donePs + (isRead ? StreamPs(group, flow, piece) : 0);
     group.hungry &= ~(uint64_t{1} << engineIndex);
     if (engine.nextFlow != UB_NONE)
     {

@@ -432,16 +432,15 @@ class UbEndpointProcess : public UbTransportHost
     /// An engine of an endpoint.
     struct Engine
     {
-        uint32_t flow{UB_NONE};      //!< flow of the message at work, UB_NONE when idle
-        uint32_t leftBytes{0};       //!< bytes of the message still to go
-        uint32_t job{UB_NONE};       //!< job of the message
-        uint32_t nextFlow{UB_NONE};  //!< flow of the message being prepared, UB_NONE if none
-        uint32_t nextJob{UB_NONE};   //!< its job
-        bool isFirst{false};         //!< no piece of the message is out
-        int64_t freePs{0};           //!< when the last message was out
-        int64_t streamPs{0};         //!< begins to stream the message at work
-        int64_t nextReadyPs{0};      //!< the message being prepared is
-        uint64_t memoryBytesPerS{0}; //!< rate of the memory at the other end, 0: no limit
+        uint32_t flow{UB_NONE};     //!< flow of the message at work, UB_NONE when idle
+        uint32_t leftBytes{0};      //!< bytes of the message still to go
+        uint32_t job{UB_NONE};      //!< job of the message
+        uint32_t nextFlow{UB_NONE}; //!< flow of the message being prepared, UB_NONE if none
+        uint32_t nextJob{UB_NONE};  //!< its job
+        bool isFirst{false};        //!< no piece of the message is out
+        int64_t freePs{0};          //!< when the last message was out
+        int64_t streamPs{0};        //!< begins to stream the message at work
+        int64_t nextReadyPs{0};     //!< the message being prepared is
     };
 
     /// Engines of one kind of an endpoint.
@@ -449,6 +448,7 @@ class UbEndpointProcess : public UbTransportHost
     {
         int64_t issueCostPs{0};      //!< cost of each message
         bool overlapsIssue{false};   //!< an engine prepares a message while it streams another
+        bool heedsMemory{false};     //!< the memory at the other end may be slower than an engine
         uint64_t engineBytesPerS{0}; //!< rate of an engine
         uint32_t fullBytes{0};       //!< a full packet
         int64_t fullPs{0};           //!< time to stream it
@@ -577,15 +577,21 @@ class UbEndpointProcess : public UbTransportHost
 
     /**
      * @param [in] group A group of engines.
-     * @param [in] engine One of them.
-     * @param [in] bytes Bytes of its message.
-     * @return Time that it needs to stream them.
+     * @param [in] flow What one of them is at.
+     * @param [in] bytes Bytes of it.
+     * @return Time that the engine needs to stream them.
      */
-    static int64_t StreamPs(const Group& group, const Engine& engine, uint32_t bytes)
+    int64_t StreamPs(const Group& group, const UbFlowRecord& flow, uint32_t bytes) const
     {
-        if (engine.memoryBytesPerS != 0)
+        if (group.heedsMemory)
         {
-            return UbSerialisePs(bytes, engine.memoryBytesPerS);
+            const Endpoint& other = m_endpoints[flow.dst];
+            const uint64_t rate = (flow.operation & UB_READ) != 0 ? other.sdmaReadBytesPerS
+                                                                  : other.sdmaWriteBytesPerS;
+            if (rate != 0 && (group.engineBytesPerS == 0 || rate < group.engineBytesPerS))
+            {
+                return UbSerialisePs(bytes, rate);
+            }
         }
         return bytes == group.fullBytes ? group.fullPs
                                         : UbSerialisePs(bytes, group.engineBytesPerS);
