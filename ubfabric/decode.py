@@ -288,7 +288,7 @@ class DecodeStep(Step):
         for microbatch in range(self.rounds):
             rng = self._rng(plan.layer, FOR_SPREAD, microbatch)
             factors = 1 + spread * rng.standard_normal(len(self.sources(microbatch)))
-            times = self.duration_ps(plan, Stage("attention", microbatch)) * factors.clip(min=0)
+            times = self.fixed_ps(plan, Stage("attention", microbatch)) * factors.clip(min=0)
             durations["attention", microbatch] = np.rint(times).astype(np.int64)
         return durations
 

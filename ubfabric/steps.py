@@ -140,7 +140,8 @@ class Step(ABC):
             raise SpecError(f"{workload.label}: kind: found 'pool', allowed: decode, prefill")
         self.seed = seed
         self._stages: dict[LayerPlan, list[Stage]] = {}
-        self._columns: dict[tuple[Stage, ...], dict[str, pa.Array]] = {}
+        self._columns: dict[tuple[tuple[Stage, ...], ...], dict[str, pa.Array]] = {}
+        self._fixed_ps: dict[tuple[Stage, int, int], int] = {}
         model, deployment = spec.model, spec.deployment
         if seed < 0:
             raise SpecError(f"seed: found {seed}, allowed 0 or more")
@@ -348,7 +349,7 @@ class Step(ABC):
                 rng = self._rng(layer, _FOR_ORDER, number)
                 turn = rng.integers(1 << 31, size=len(src), dtype=np.int64)
             order = np.argsort(src << 31 | turn, kind="stable")
-            flows.append(block.messages[:, order])
+            flows.append(block.messages.take(order, axis=1))
             sizes.append(np.broadcast_to(block.message_bytes, len(src))[order])
         counts = [block.shape[1] for block in flows]
         src, dst, n_messages = np.concatenate(flows, axis=1).astype(np.int32)
@@ -393,46 +394,61 @@ class Step(ABC):
             likewise; none where it is not given, and never more than the stage takes.
         """
         plan = self.plans[position]
-        stages = self.stages_of(plan)
-        groups = [self.groups[stage.group] for stage in stages]
-        sizes = np.array([len(group) for group in groups], np.int64)
-        first = self._first_tasks(position, stages)
+        columns = self._columns_of(position)
+        n_tasks = len(columns["rank"])
+        times, in_memory = np.empty(n_tasks, np.int64), np.zeros(n_tasks, np.int64)
         memory = memory or {}
-        times, in_memory, counts, depends_on = [], [], [], []
-        for index, (stage, group) in enumerate(zip(stages, groups, strict=True)):
-            key = stage.kind, stage.microbatch
-            time = durations.get(key)
-            if time is None:
-                time = self.duration_ps(plan, stage)
-            times.append(np.broadcast_to(np.asarray(time, np.int64), len(group)))
-            in_memory.append(np.minimum(times[-1], memory.get(key, 0)))
-            needed = self._needs(position, stages, first, index)
-            each = np.arange(len(group))[:, None]
-            depends_on.append((np.array(needed, np.int64)[None, :] + each).ravel())
-            counts.append(len(needed))
-        ends = np.cumsum(np.repeat(counts, sizes))
-        n_tasks = int(sizes.sum())
-        columns = self._columns_of(tuple(stages)) | {
+        row = 0
+        for stage in self.stages_of(plan):
+            key, end = (stage.kind, stage.microbatch), row + len(self.groups[stage.group])
+            times[row:end] = durations[key] if key in durations else self.fixed_ps(plan, stage)
+            if key in memory:
+                in_memory[row:end] = memory[key]
+            row = end
+        lists = columns["depends_on"]
+        needed = plan.first_task + lists.values.to_numpy()
+        columns = columns | {
             "task": plan.first_task + np.arange(n_tasks, dtype=np.int64),
             "layer": np.full(n_tasks, plan.layer, np.int16),
-            "duration_ps": np.concatenate(times),
-            "memory_ps": np.concatenate(in_memory),
-            "depends_on": pa.ListArray.from_arrays(
-                pa.array(np.concatenate([[0], ends]), pa.int32()),
-                pa.array(np.concatenate(depends_on)),
-            ),
+            "duration_ps": times,
+            "memory_ps": np.minimum(times, in_memory),
+            "depends_on": pa.ListArray.from_arrays(lists.offsets, pa.array(needed)),
         }
         arrays = [pa.array(columns[name]) for name in TASK_SCHEMA.names]
         return pa.Table.from_arrays(arrays, schema=TASK_SCHEMA)
 
-    def _columns_of(self, stages: tuple[Stage, ...]) -> dict[str, pa.Array]:
-        """Return the columns of a task table that stages decide, made once for layers alike."""
-        if stages not in self._columns:
+    def fixed_ps(self, plan: LayerPlan, stage: Stage) -> int:
+        """Return :meth:`duration_ps`, worked out once for layers of as many tokens."""
+        key = stage, plan.tokens, plan.head_tokens
+        if key not in self._fixed_ps:
+            self._fixed_ps[key] = self.duration_ps(plan, stage)
+        return self._fixed_ps[key]
+
+    def _columns_of(self, position: int) -> dict[str, pa.Array]:
+        """Return the columns of a task table that stages decide, made once for layers alike.
+
+        Tasks that others depend on are counted from the first of the layer.
+        """
+        stages = self.stages_of(self.plans[position])
+        earlier = self.stages_of(self.plans[position - 1]) if position else []
+        alike = tuple(stages), tuple(earlier)
+        if alike not in self._columns:
             groups = [self.groups[stage.group] for stage in stages]
             sizes = [len(group) for group in groups]
             ranks = [np.arange(group.start, group.stop, dtype=np.int32) for group in groups]
             costs = [self.message_cost_ps(stage) for stage in stages]
+            first = self._first_tasks(position, stages)
+            needed = [self._needs(position, stages, first, index) for index in range(len(stages))]
+            depends_on = [
+                (np.array(tasks, np.int64) - first[0] + np.arange(size)[:, None]).ravel()
+                for tasks, size in zip(needed, sizes, strict=True)
+            ]
+            ends = np.cumsum(np.repeat([len(tasks) for tasks in needed], sizes))
             columns = {
+                "depends_on": pa.ListArray.from_arrays(
+                    pa.array(np.concatenate([[0], ends]), pa.int32()),
+                    pa.array(np.concatenate(depends_on)),
+                ),
                 "rank": pa.array(np.concatenate(ranks)),
                 "message_cost_ps": pa.array(np.repeat(np.array(costs, np.int64), sizes)),
             }
@@ -444,8 +460,8 @@ class Step(ABC):
                 names = tuple(dict.fromkeys(texts))
                 codes = np.repeat([names.index(text) for text in texts], sizes)
                 columns[name] = pa.array(names, pa.string()).take(pa.array(codes))
-            self._columns[stages] = columns
-        return self._columns[stages]
+            self._columns[alike] = columns
+        return self._columns[alike]
 
     def _first_tasks(self, position: int, stages: list[Stage]) -> list[int]:
         """Return the id of the first task of each stage."""
