@@ -606,7 +606,10 @@ def route_tokens(
 def _smallest_ratios(
     ratios: np.ndarray, top_k: int, n_groups: int, kept_groups: int, group_score_experts: int
 ) -> np.ndarray:
-    """Return the experts with the smallest ratios in each row's kept groups, in order."""
+    """Return the experts with the smallest ratios in each row's kept groups, in order.
+
+    The ratios are overwritten.
+    """
     n_tokens, n_experts = ratios.shape
     group_size = n_experts // n_groups
     keys = _number_ratios(ratios, n_experts)
@@ -614,10 +617,9 @@ def _smallest_ratios(
     if kept_groups < n_groups:
         keys = keys.reshape(n_tokens, n_groups, group_size)
         n_best = min(group_score_experts, group_size)
-        best = keys
         if n_best < group_size:
-            best = np.partition(keys, n_best - 1, axis=2)[:, :, :n_best]
-        factors = best.view(np.float32)
+            keys.partition(n_best - 1, axis=2)  # a key has the expert's number, wherever it stands
+        factors = keys[:, :, :n_best].view(np.float32)
         products = factors[:, :, 0].copy()
         for place in range(1, n_best):  # np.prod takes ten times as long for a few each
             products *= factors[:, :, place]
@@ -625,8 +627,8 @@ def _smallest_ratios(
         limit = np.partition(numbered, kept_groups - 1, axis=1)[:, kept_groups - 1, None]
         keys = keys[numbered <= limit].reshape(n_tokens, kept_groups * group_size)
     if top_k < keys.shape[1]:
-        keys = np.partition(keys, top_k - 1, axis=1)[:, :top_k]
-    experts: np.ndarray = np.sort(keys, axis=1) & expert_mask
+        keys.partition(top_k - 1, axis=1)
+    experts: np.ndarray = np.sort(keys[:, :top_k], axis=1) & expert_mask
     return experts
 
 
