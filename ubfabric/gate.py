@@ -625,7 +625,8 @@ def _smallest_ratios(
             products *= factors[:, :, place]
         numbered = _number_ratios(products, n_groups)
         limit = np.partition(numbered, kept_groups - 1, axis=1)[:, kept_groups - 1, None]
-        keys = keys[numbered <= limit].reshape(n_tokens, kept_groups * group_size)
+        kept = np.flatnonzero(numbered <= limit)
+        keys = keys.reshape(-1, group_size).take(kept, axis=0).reshape(n_tokens, -1)
     if top_k < keys.shape[1]:
         keys.partition(top_k - 1, axis=1)
     experts: np.ndarray = np.sort(keys[:, :top_k], axis=1) & expert_mask

@@ -942,7 +942,8 @@ class _Reach:
         self, chunk: TraceChunk, src: np.ndarray, dst: np.ndarray, network: np.ndarray
     ) -> None:
         """Refuse a flow between ranks that its network does not connect."""
-        shared = self.planes[network, src] & self.planes[network, dst]
+        planes, first = self.planes.ravel(), network * np.int64(self.planes.shape[1])
+        shared = planes.take(first + src) & planes.take(first + dst)
         for row in np.flatnonzero((shared == 0) & (src != dst)):
             pair = (int(network[row]), int(src[row]), int(dst[row]))
             if pair not in self.direct:
@@ -974,7 +975,8 @@ def _codes(column: pa.ChunkedArray, names: tuple[str, ...]) -> np.ndarray:
 def _packets(flows: np.ndarray, cut: np.ndarray) -> np.ndarray:
     """Return the number of packets of each flow; ``cut`` has a row a network, see ``cuts``."""
     size = flows["message_bytes"].astype(np.int64)
-    written, read, packet = cut[flows["network"]].T
+    network = flows["network"]
+    written, read, packet = (column.take(network) for column in cut.T)
     piece = np.where(flows["operation"] & 1, read, written)
     piece = np.where(flows["src"] == flows["dst"], size, piece)  # a copy is not cut into pieces
     whole, rest = np.divmod(size, piece)
