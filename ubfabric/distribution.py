@@ -67,10 +67,11 @@ class Distribution:
 
     def _reach(self, size: int) -> None:
         """Have at least so many bins."""
-        more = size - len(self._weights)
-        if more > 0:
-            self._weights = np.pad(self._weights, (0, more))
-            self._tops = np.pad(self._tops, (0, more))
+        known = len(self._weights)
+        if size > known:
+            grown = np.zeros((2, size), np.int64)
+            grown[:, :known] = self._weights, self._tops
+            self._weights, self._tops = grown
 
     def update(self, other: Distribution) -> None:
         """Add all values of another distribution."""
