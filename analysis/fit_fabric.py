@@ -28,7 +28,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import networkx as nx
 
@@ -47,13 +47,57 @@ from ubfabric.validation import (
 
 MEASURED = Path(__file__).with_name("measured.yaml")
 Row = TypeVar("Row", MemoryRow, SdmaRow, FusedRow)
-#: Parameters of SDMA with operation, peer and blocks of the rows that they are fitted on.
-SDMA = {
-    "sdma_start_ps": ("read", "cpu", 16 << 10, 128 << 10),
-    "sdma_bytes_per_s": ("write", "die", 2 << 20),
-    "sdma_read_bytes_per_s": ("read", "cpu", 2 << 20),
-    "sdma_write_bytes_per_s": ("write", "cpu", 2 << 20),
-}
+
+
+class Fit(NamedTuple):
+    """A parameter of SDMA, and the rows that it is fitted on."""
+
+    name: str
+    kind: str  # of the nodes that have it
+    title: str
+    unit: str
+    highest: int  # in units
+    operation: str
+    peer: str
+    blocks: tuple[int, ...]
+
+
+UNITS = {"us": 1_000_000, "GB/s": 1_000_000_000}
+SDMA = [
+    Fit(
+        "sdma_start_ps",
+        "die",
+        "start of a transfer by SDMA",
+        "us",
+        200,
+        "read",
+        "cpu",
+        (16 << 10, 128 << 10),
+    ),
+    Fit(
+        "sdma_bytes_per_s", "die", "rate of an SDMA engine", "GB/s", 40, "write", "die", (2 << 20,)
+    ),
+    Fit(
+        "sdma_read_bytes_per_s",
+        "cpu",
+        "the same, reading a CPU",
+        "GB/s",
+        40,
+        "read",
+        "cpu",
+        (2 << 20,),
+    ),
+    Fit(
+        "sdma_write_bytes_per_s",
+        "cpu",
+        "the same, writing to a CPU",
+        "GB/s",
+        40,
+        "write",
+        "cpu",
+        (2 << 20,),
+    ),
+]
 LATENCIES = ("receive_latency_ps", "memory_read_latency_ps", "acknowledge_latency_ps")
 
 
@@ -97,14 +141,19 @@ def main() -> None:
     cpu = fitted_row(measured.memory, **read, peer="cpu", far=False)
     write = fitted_row(measured.memory, what="bandwidth", operation="write", peer="die", far=False)
     few, many = (fitted_row(measured.fused.rows, phase="dispatch", ranks=n) for n in (8, 256))
-    sdma = {
-        name: [
-            fitted_row(measured.sdma, operation=operation, peer=peer, far=True, block=block)
-            for block in blocks
-        ]
-        for name, (operation, peer, *blocks) in SDMA.items()
+    sdma = [
+        (
+            fit,
+            [
+                fitted_row(
+                    measured.sdma, operation=fit.operation, peer=fit.peer, far=True, block=block
+                )
+                for block in fit.blocks
+            ],
+        )
+        for fit in SDMA
         if measured.sdma
-    }
+    ]
 
     def crossing_us(value: int) -> float:
         set_all(graph, ("l1", "l2", "l3"), ("forward_latency_ps",), value)
@@ -148,30 +197,22 @@ def main() -> None:
     print(f"cost of a message of an operator {fused.message_cost / 1e6:8.3f} us")
     print(f"cost of a flag of dispatch       {fused.flag_cost / 1e6:8.3f} us")
 
-    found = dict.fromkeys(sdma, 0)
+    def errors(value: int, fit: Fit, rows: list[SdmaRow]) -> float:
+        """Return the largest error over and the largest under, added; 0 for a row that is met."""
+        set_all(graph, (fit.kind,), (fit.name,), value)
+        each = [simulate_sdma(graph, row) / (row.value / 1e9) - 1 for row in rows]
+        return max(each) + min(each)
+
+    found = {}
     for _ in range(3):
-        for name, rows in sdma.items():
-            kind = "die" if name in ("sdma_start_ps", "sdma_bytes_per_s") else "cpu"
-
-            def errors(
-                value: int, name: str = name, rows: list[SdmaRow] = rows, kind: str = kind
-            ) -> float:
-                set_all(graph, (kind,), (name,), value)
-                each = [simulate_sdma(graph, row) / (row.value / 1e9) - 1 for row in rows]
-                return max(each) + min(each)
-
-            highest = 200_000_000 if name == "sdma_start_ps" else 40_000_000_000
+        for fit, rows in sdma:
+            highest = fit.highest * UNITS[fit.unit]
             step = highest // 20_000
-            found[name] = solve(errors, 0, step, highest, step)
-            set_all(graph, (kind,), (name,), found[name])
-    for name, title, unit in (
-        ("sdma_start_ps", "start of a transfer by SDMA      ", "us"),
-        ("sdma_bytes_per_s", "rate of an SDMA engine           ", "GB/s"),
-        ("sdma_read_bytes_per_s", "the same, reading a CPU          ", "GB/s"),
-        ("sdma_write_bytes_per_s", "the same, writing to a CPU       ", "GB/s"),
-    ):
-        if name in found:
-            print(f"{title}{found[name] / (1e6 if unit == 'us' else 1e9):8.3f} {unit}")
+            value = solve(partial(errors, fit=fit, rows=rows), 0, step, highest, step)
+            set_all(graph, (fit.kind,), (fit.name,), value)
+            found[fit.name] = value
+    for fit, _ in sdma:
+        print(f"{fit.title:<33}{found[fit.name] / UNITS[fit.unit]:8.3f} {fit.unit}")
 
 
 if __name__ == "__main__":

@@ -334,8 +334,6 @@ class Step(ABC):
         in another group is the rank at the next place there.
         """
         messages = self.messages
-        phases = tuple(dict.fromkeys(block.phase for block in blocks))
-        operations = tuple(dict.fromkeys(block.operation for block in blocks))
         place, size = (np.zeros(self.n_ranks, np.int64) for _ in range(2))
         for group in self.groups:
             ranks = slice(group.start, group.stop)
@@ -354,13 +352,8 @@ class Step(ABC):
         counts = [block.shape[1] for block in flows]
         src, dst, n_messages = np.concatenate(flows, axis=1).astype(np.int32)
         total = len(src)
-
-        def codes(names: tuple[str, ...], of: list[str]) -> pa.DictionaryArray:
-            numbers = np.repeat([names.index(name) for name in of], counts).astype(np.int32)
-            return _dictionary(numbers, names)
-
         columns = {
-            "phase": codes(phases, [block.phase for block in blocks]),
+            "phase": _repeated([block.phase for block in blocks], counts),
             "layer": np.full(total, layer, np.int16),
             "microbatch": np.repeat(np.array([b.microbatch for b in blocks], np.int8), counts),
             "src": src,
@@ -370,7 +363,7 @@ class Step(ABC):
             "network": _dictionary(np.zeros(total, np.int32), (messages.network,)),
             "service_level": np.full(total, messages.service_level, np.int8),
             "start_ps": np.full(total, -1, np.int64),
-            "operation": codes(operations, [block.operation for block in blocks]),
+            "operation": _repeated([block.operation for block in blocks], counts),
         }
         arrays = [pa.array(columns[name]) for name in FLOW_SCHEMA.names]
         return pa.Table.from_arrays(arrays, schema=FLOW_SCHEMA)
@@ -457,9 +450,7 @@ class Step(ABC):
                 columns[name] = pa.array(np.repeat(numbers, sizes))
             for name in ("kind", "sends", "waits"):
                 texts = [getattr(stage, name) for stage in stages]
-                names = tuple(dict.fromkeys(texts))
-                codes = np.repeat([names.index(text) for text in texts], sizes)
-                columns[name] = pa.array(names, pa.string()).take(pa.array(codes))
+                columns[name] = _repeated(texts, sizes).dictionary_decode()
             self._columns[alike] = columns
         return self._columns[alike]
 
@@ -532,6 +523,12 @@ def count_messages(slots: np.ndarray, placement: ExpertPlacement, tokens: int) -
             cells = np.concatenate([cells, np.repeat(shared, tokens)])
         used, counts = np.unique(cells, return_counts=True)
     return np.stack([used // n_ranks, used % n_ranks, counts])
+
+
+def _repeated(texts: list[str], counts: list[int]) -> pa.DictionaryArray:
+    """Return each text so many times, one after the other."""
+    names = tuple(dict.fromkeys(texts))
+    return _dictionary(np.repeat([names.index(text) for text in texts], counts), names)
 
 
 def _dictionary(codes: np.ndarray, names: tuple[str, ...]) -> pa.DictionaryArray:

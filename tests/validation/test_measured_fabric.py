@@ -1,10 +1,10 @@
 """CloudMatrix384 beside what was measured on it; the tolerances are those the project sets.
 
 Ten parameters are fitted on eleven rows (analysis/fit_fabric.py): those rows must come out within
-5 %, since the start of a transfer by SDMA stands for two. Nothing was chosen for the others: 10 %,
-which is what two careful measurements of one machine differ by at best (arXiv 2506.12708,
-2607.26444 and 2607.06202 differ by more). Rates of SDMA have tolerances of their own, each with its
-reason.
+3 %, but the two that the start of a transfer by SDMA stands for, within 5 %. Nothing was chosen for
+the others: 10 %, which is what two careful measurements of one machine differ by at best (arXiv
+2506.12708, 2607.26444 and 2607.06202 differ by more). Rates of SDMA have tolerances of their own,
+each with its reason.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ def table():
     return compare(build_topology("cloudmatrix384"), load_measured(MEASURED))
 
 
+#: Rows that one parameter is fitted on, as much too fast in the one as too slow in the other.
+OF_THE_START = [f"die to cpu, other server: SDMA read, {size} KiB" for size in (16, 128)]
+
+
 def by_blocks(table):
     """Return which rows are rates of transfers in blocks of one size."""
     return table["source"].str.startswith("CANN HIXL")
@@ -31,10 +35,11 @@ def by_blocks(table):
 
 @pytest.mark.validation
 @pytest.mark.parametrize(
-    ("role", "n_rows", "tolerance"), [("fitted", 11, 0.05), ("predicted", 22, 0.10)]
+    ("role", "n_rows", "tolerance"), [("fitted", 9, 0.03), ("predicted", 22, 0.10)]
 )
 def test_rows_come_out_within_their_tolerance(table, role, n_rows, tolerance):
-    rows = table[(table["role"] == role) & ((role == "fitted") | ~by_blocks(table))]
+    apart = table["quantity"].isin(OF_THE_START) if role == "fitted" else by_blocks(table)
+    rows = table[(table["role"] == role) & ~apart]
     assert len(rows) == n_rows
     off = rows[rows["error"].abs() > tolerance]
     assert off.empty, off[["quantity", "measured", "simulated", "error"]].to_string()
@@ -62,6 +67,13 @@ def test_rates_between_servers_come_out_within_what_one_start_can_follow(
     assert len(rows) == n_rows
     off = rows[(rows["error"] < lowest) | (rows["error"] > highest)]
     assert off.empty, off[["quantity", "measured", "simulated", "error"]].to_string()
+
+
+@pytest.mark.validation
+def test_the_start_of_a_transfer_is_as_far_from_one_of_its_rows_as_from_the_other(table):
+    errors = table.set_index("quantity").loc[OF_THE_START, "error"]
+    assert errors.abs().max() <= 0.05
+    assert abs(errors.sum()) <= 0.003
 
 
 @pytest.mark.validation

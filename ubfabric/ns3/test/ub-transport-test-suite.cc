@@ -1242,23 +1242,38 @@ class UbSdmaTestCase : public UbTestCase
         CheckLaterOfBoth();
     }
 
+    /// What becomes of messages of one SDMA engine over a chain; nothing is left over.
+    UbTestChunk Transfer(UbTestChain& chain,
+                         const std::string& transport,
+                         uint32_t messages,
+                         uint32_t bytes,
+                         uint8_t operation)
+    {
+        UbStartSimulation();
+        chain.endpoint.sdmaEngines = 1;
+        const auto fabric = BuildChain(transport, chain, true);
+        UbTestChunk chunk;
+        const uint32_t task = chunk.AddTask(chain.sources[0], 0, 0);
+        chunk.AddFlowOfTask(task, UB_NONE, chain.destinations[0], messages, bytes);
+        chunk.flows[0].operation = operation | UB_BY_SDMA;
+        fabric->AddChunk(chunk.Arrays());
+        Simulator::Run();
+        NS_TEST_EXPECT_MSG_EQ(fabric->Leftover(), "", "left over");
+        return chunk;
+    }
+
     /// A read of several requests is paced by the engine, and so is the next one.
     void CheckReads()
     {
-        UbStartSimulation();
         constexpr int64_t start = 2'000'000;
         UbTestChain chain;
-        chain.endpoint.sdmaEngines = 1;
         chain.endpoint.sdmaStart = PicoSeconds(start);
         chain.endpoint.sdmaRate = UbTestRate(1'000'000'000);
-        const auto fabric =
-            BuildChain("ns3::UbPosted[HeaderBytes=64|WorkRequestBytes=4096]", chain, true);
-        UbTestChunk chunk;
-        const uint32_t task = chunk.AddTask(chain.sources[0], 0, 0);
-        chunk.AddFlowOfTask(task, UB_NONE, chain.destinations[0], 2, 6000);
-        chunk.flows[0].operation = UB_READ | UB_BY_SDMA;
-        fabric->AddChunk(chunk.Arrays());
-        Simulator::Run();
+        const UbTestChunk chunk = Transfer(chain,
+                                           "ns3::UbPosted[HeaderBytes=64|WorkRequestBytes=4096]",
+                                           2,
+                                           6000,
+                                           UB_READ);
         // engines of other endpoints overlap, those of SDMA do not: 6 us of data, then the start
         const int64_t last = start + 6'000'000 + start + 4'096'000;
         NS_TEST_ASSERT_MSG_EQ(chunk.tasks[0].issuedPs, last, "the last request is out");
@@ -1266,7 +1281,6 @@ class UbSdmaTestCase : public UbTestCase
                               last + chain.PathPs() + LinkPs(64) + MEMORY_PS + chain.PathPs() +
                                   LinkPs(1904 + 64) + RECEIVE_PS,
                               "the last data are seen");
-        NS_TEST_ASSERT_MSG_EQ(fabric->Leftover(), "", "left over");
     }
 
     /// An engine writes and reads at the rate of the memory at the other end, if that is lower.
@@ -1284,20 +1298,16 @@ class UbSdmaTestCase : public UbTestCase
         };
         for (const auto& [rate, writeRate, readRate, operation, packetPs] : cases)
         {
-            UbStartSimulation();
             UbTestChain chain;
-            chain.endpoint.sdmaEngines = 1;
             chain.endpoint.sdmaRate = UbTestRate(rate);
             chain.endpoint.sdmaWriteRate = UbTestRate(writeRate);
             chain.endpoint.sdmaReadRate = UbTestRate(readRate);
-            const auto fabric =
-                BuildChain("ns3::UbPosted[HeaderBytes=64|WorkRequestBytes=1000]", chain, true);
-            UbTestChunk chunk;
-            const uint32_t task = chunk.AddTask(chain.sources[0], 0, 0);
-            chunk.AddFlowOfTask(task, UB_NONE, chain.destinations[0], 1, 3000);
-            chunk.flows[0].operation = operation | UB_BY_SDMA;
-            fabric->AddChunk(chunk.Arrays());
-            Simulator::Run();
+            const UbTestChunk chunk =
+                Transfer(chain,
+                         "ns3::UbPosted[HeaderBytes=64|WorkRequestBytes=1000]",
+                         1,
+                         3000,
+                         operation);
             // the last request for data is out when the packets before it have been taken in
             NS_TEST_ASSERT_MSG_EQ(chunk.tasks[0].issuedPs,
                                   (operation == UB_READ ? 2 : 3) * packetPs,
