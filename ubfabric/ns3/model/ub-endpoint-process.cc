@@ -161,6 +161,11 @@ UbEndpointProcess::UbEndpointProcess(const UbFabricArrays& arrays,
         ++shift;
     }
     m_queue.SetWidth(shift);
+    m_looksAhead = m_engines.size() > FEW_ENGINES;
+    if (m_looksAhead)
+    {
+        m_queue.KeepReady((N_STEPS + 1) * EVENTS_APART);
+    }
     m_policy->Reset(arrays.nNodes, settings.seed);
 }
 
@@ -230,6 +235,10 @@ UbEndpointProcess::RunBefore(int64_t limitPs)
         }
         ++m_eventCount;
         m_lastPs = event.timePs;
+        if (m_looksAhead)
+        {
+            LookAhead();
+        }
         const uint32_t place = event.key & ((1U << KIND_SHIFT) - 1);
         switch (static_cast<EventKind>(event.key >> KIND_SHIFT))
         {
@@ -263,6 +272,30 @@ UbEndpointProcess::RunBefore(int64_t limitPs)
             return event.timePs;
         }
     }
+}
+
+void
+UbEndpointProcess::LookAhead()
+{
+    const auto each = [&](uint32_t step, const auto& visit) {
+        m_queue.LookAhead(m_seen[step],
+                          (N_STEPS - step) * EVENTS_APART,
+                          [&](const UbEventQueue::Event& event, uint64_t /* number */) {
+                              if (event.key >> KIND_SHIFT == EMIT)
+                              {
+                                  visit(event.key & ((1U << KIND_SHIFT) - 1));
+                              }
+                          });
+    };
+    const auto engineAt = [&](uint32_t place) -> const Engine& {
+        return m_engines[m_endpoints[place / MAX_ENGINES].firstEngine + place % MAX_ENGINES];
+    };
+    each(0, [&](uint32_t place) { UbPrefetch(&m_endpoints[place / MAX_ENGINES].firstEngine); });
+    each(1, [&](uint32_t place) {
+        UbPrefetch(&engineAt(place));
+        UbPrefetch(&m_endpoints[place / MAX_ENGINES].groups);
+    });
+    each(2, [&](uint32_t place) { PrefetchFlow(engineAt(place).flow); });
 }
 
 bool
@@ -517,6 +550,10 @@ UbEndpointProcess::NextMessage(Group& group, uint32_t& flow, uint32_t& jobIndex)
     if (--item.left > 0)
     {
         job.items[job.write++] = item;
+    }
+    if (job.read < job.items.size())
+    {
+        PrefetchFlow(job.items[job.read].flow); // most likely the next one that is asked for
     }
     if (job.read == job.items.size() && job.write == 0)
     {

@@ -405,9 +405,12 @@ class UbEndpointProcess : public UbTransportHost
     }
 
   private:
-    static constexpr uint32_t KIND_SHIFT = 29; //!< kind above, place below
-    static constexpr uint32_t FLOW_BITS = 26;  //!< number within the chunk
-    static constexpr uint32_t N_GROUPS = 2;    //!< vector cores, SDMA engines
+    static constexpr uint32_t KIND_SHIFT = 29;   //!< kind above, place below
+    static constexpr uint32_t FLOW_BITS = 26;    //!< number within the chunk
+    static constexpr uint32_t N_GROUPS = 2;      //!< vector cores, SDMA engines
+    static constexpr uint32_t N_STEPS = 3;       //!< steps of LookAhead
+    static constexpr uint32_t EVENTS_APART = 3;  //!< events from step to step
+    static constexpr size_t FEW_ENGINES = 1'000; //!< engines that a core's cache holds
 
     /// Messages of one flow that are still to be issued.
     struct Item
@@ -429,8 +432,8 @@ class UbEndpointProcess : public UbTransportHost
         std::vector<Item> items;   //!< flows with messages left
     };
 
-    /// An engine of an endpoint.
-    struct Engine
+    /// An engine of an endpoint. One cache line.
+    struct alignas(64) Engine
     {
         uint32_t flow{UB_NONE};     //!< flow of the message at work, UB_NONE when idle
         uint32_t leftBytes{0};      //!< bytes of the message still to go
@@ -522,6 +525,9 @@ class UbEndpointProcess : public UbTransportHost
     {
         return IsPosted(flow.network) && (flow.operation & UB_READ) == 0;
     }
+
+    /// Bring what engines will touch that are ready soon into the cache, step by step.
+    void LookAhead();
 
     /**
      * Give work to engines that have none.
@@ -749,22 +755,24 @@ class UbEndpointProcess : public UbTransportHost
     std::array<uint32_t, UB_NETWORKS> m_readBytes{};        //!< most bytes asked for at a time
     std::array<uint32_t, UB_NETWORKS> m_headerBytes{};      //!< headers of a packet
     std::array<uint32_t, UB_NETWORKS> m_fullWireBytes{};    //!< a full packet on the wire
-    uint32_t m_posted{0};                  //!< networks that are posted, a bit each
-    uint32_t m_described{0};               //!< networks of style DESCRIBE, likewise
-    std::vector<UbReaction> m_reactions;   //!< pool of reactions
-    std::vector<uint32_t> m_freeReactions; //!< unused reactions
-    std::vector<UbReaction> m_reacting;    //!< reactions of one instant
-    std::vector<Parked> m_parked;          //!< pool of packets without a way
-    std::vector<uint32_t> m_freeParked;    //!< unused ones
-    std::set<Timer> m_timers;              //!< timers by time
-    UbEndpointError m_error;               //!< first packet in trouble
-    bool m_hasFailed{false};               //!< a source gave up
-    int64_t m_lookaheadPs{UB_NEVER};       //!< smallest latency of an endpoint with traffic
-    int64_t m_lastPs{0};                   //!< time of the last event
-    uint64_t m_packetsSent{0};             //!< packets sent
-    uint64_t m_bytesSent{0};               //!< payload bytes sent
-    uint64_t m_bytesDelivered{0};          //!< payload bytes arrived
-    uint64_t m_eventCount{0};              //!< events processed
+    uint32_t m_posted{0};                   //!< networks that are posted, a bit each
+    uint32_t m_described{0};                //!< networks of style DESCRIBE, likewise
+    std::vector<UbReaction> m_reactions;    //!< pool of reactions
+    std::vector<uint32_t> m_freeReactions;  //!< unused reactions
+    std::vector<UbReaction> m_reacting;     //!< reactions of one instant
+    std::vector<Parked> m_parked;           //!< pool of packets without a way
+    std::vector<uint32_t> m_freeParked;     //!< unused ones
+    std::set<Timer> m_timers;               //!< timers by time
+    UbEndpointError m_error;                //!< first packet in trouble
+    bool m_hasFailed{false};                //!< a source gave up
+    int64_t m_lookaheadPs{UB_NEVER};        //!< smallest latency of an endpoint with traffic
+    int64_t m_lastPs{0};                    //!< time of the last event
+    uint64_t m_packetsSent{0};              //!< packets sent
+    uint64_t m_bytesSent{0};                //!< payload bytes sent
+    uint64_t m_bytesDelivered{0};           //!< payload bytes arrived
+    uint64_t m_eventCount{0};               //!< events processed
+    bool m_looksAhead{false};               //!< LookAhead is worth while
+    std::array<uint64_t, N_STEPS> m_seen{}; //!< by step: events that LookAhead took it for
 };
 
 } // namespace ns3

@@ -97,7 +97,19 @@ class UbEventQueue
             }
             Close();
         }
-        Link({timePs, key, payload});
+        if (m_nReady <= 1)
+        {
+            Link({timePs, key, payload});
+            return;
+        }
+        // where the bucket's events are is known when its head is in the cache
+        UbPrefetch(&m_heads[Slot(bucket)]);
+        m_coming.push_back({timePs, key, payload});
+        ++m_nClosed;
+        if (m_coming.size() == MOST_COMING)
+        {
+            LinkComing();
+        }
     }
 
     /**
@@ -163,16 +175,6 @@ class UbEventQueue
     }
 
     /**
-     * Look at an event that leaves soon, if it is at hand; a hint, for prefetching.
-     * @param [in] ahead 0 for the next event, 1 for the one after it, and so on.
-     * @return It, or nullptr.
-     */
-    const Event* Peek(uint32_t ahead) const
-    {
-        return m_head + ahead < m_open.size() ? &m_open[m_head + ahead] : nullptr;
-    }
-
-    /**
      * Look at each event that leaves soon, once.
      * @tparam Visit What to call with the event and its number since the start.
      * @param [in,out] seen How many have been looked at since the start, by this caller.
@@ -205,6 +207,7 @@ class UbEventQueue
     static constexpr int64_t NONE_OPEN = -1;        //!< no bucket is open
     static constexpr size_t FEW_OPEN = 64;          //!< so few that others fit in among them
     static constexpr size_t MOST_LATE = 64;         //!< events that may come for open buckets
+    static constexpr size_t MOST_COMING = 16;       //!< events that are linked together
     static constexpr int64_t MOST_AHEAD = 256;      //!< buckets that are opened in advance
 
     static constexpr uint32_t PIECE = 5;      //!< events of a piece
@@ -317,6 +320,34 @@ class UbEventQueue
     }
 
     /**
+     * @param [in] bucket A bucket.
+     * @return Its place in the ring.
+     */
+    static uint32_t Slot(int64_t bucket)
+    {
+        return static_cast<uint32_t>(bucket) & (N_BUCKETS - 1);
+    }
+
+    /// Put the events that came since the last time into their buckets.
+    void LinkComing()
+    {
+        for (const Event& event : m_coming)
+        {
+            const uint32_t head = m_heads[Slot(event.timePs >> m_shift)];
+            if (head != NIL)
+            {
+                UbPrefetch(&m_pieces[head >> COUNT_BITS]);
+            }
+        }
+        m_nClosed -= m_coming.size();
+        for (const Event& event : m_coming)
+        {
+            Link(event);
+        }
+        m_coming.clear();
+    }
+
+    /**
      * Put an event in the list of its bucket, or in the heap.
      * @param [in] event The event.
      */
@@ -329,7 +360,7 @@ class UbEventQueue
             m_far.push(event);
             return;
         }
-        const uint32_t slot = static_cast<uint32_t>(bucket) & (N_BUCKETS - 1);
+        const uint32_t slot = Slot(bucket);
         if (m_free == NIL)
         {
             m_free = static_cast<uint32_t>(m_pieces.size());
@@ -432,6 +463,7 @@ class UbEventQueue
      */
     bool OpenNext()
     {
+        LinkComing();
         const int64_t ring = NextInRing();
         const int64_t far = m_far.empty() ? -1 : m_far.top().timePs >> m_shift;
         const int64_t bucket = ring < 0 ? far : (far < 0 ? ring : std::min(ring, far));
@@ -446,7 +478,7 @@ class UbEventQueue
         const size_t before = m_open.size();
         if (bucket == ring)
         {
-            const uint32_t slot = static_cast<uint32_t>(bucket) & (N_BUCKETS - 1);
+            const uint32_t slot = Slot(bucket);
             const int64_t beginPs = bucket << m_shift;
             for (uint32_t head = m_heads[slot]; head != NIL;)
             {
@@ -494,12 +526,13 @@ class UbEventQueue
     size_t m_head{0};                       //!< next event of m_open
     size_t m_lateHead{0};                   //!< next event of m_late
     uint64_t m_size{0};                     //!< events held
-    uint64_t m_nClosed{0};                  //!< of which in lists and heap
+    uint64_t m_nClosed{0};                  //!< of which in lists, heap, or on their way there
     uint64_t m_nDropped{0};                 //!< events that have left m_open for good
     uint32_t m_free{NIL};                   //!< free pieces
     uint32_t m_warm{NIL};                   //!< piece of the next bucket, as in Piece::next
     std::vector<Event> m_open;              //!< events of the open buckets, sorted
     std::vector<Event> m_late;              //!< events of the open buckets that came since, sorted
+    std::vector<Event> m_coming;            //!< events of other buckets that came since
     std::pmr::vector<Piece> m_pieces;       //!< pool of pieces
     std::pmr::vector<uint32_t> m_heads;     //!< list of each bucket, as in Piece::next
     std::vector<uint64_t> m_bits;           //!< which buckets hold events

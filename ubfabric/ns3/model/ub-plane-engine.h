@@ -30,7 +30,7 @@ class UbPlaneEngine final : public UbPlane
           m_policy(static_cast<uint32_t>(m_routes.groups.size())),
           m_nGuessed(m_routes.groups.size(), 0)
     {
-        if (m_isLarge)
+        if (!m_isSmall)
         {
             m_queue.KeepReady((N_STEPS + 1) * EVENTS_APART);
         }
@@ -69,13 +69,9 @@ class UbPlaneEngine final : public UbPlane
         {
             ++m_eventCount;
             m_lastPs = event.timePs;
-            if (m_isLarge)
+            if (!m_isSmall)
             {
                 LookAhead();
-            }
-            else if (!m_isSmall)
-            {
-                PrefetchSoon();
             }
             const uint32_t link = event.key & ((1U << KIND_SHIFT) - 1);
             switch (static_cast<EventKind>(event.key >> KIND_SHIFT))
@@ -322,26 +318,6 @@ class UbPlaneEngine final : public UbPlane
         UbPrefetch(m_sourceQueues[lane].waiting.data() + m_sourceQueues[lane].first);
     }
 
-    /// Bring an event of the open bucket to the cache, as far as the event names it.
-    void PrefetchSoon() const
-    {
-        const UbEventQueue::Event* event = m_queue.Peek(EVENTS_AHEAD);
-        if (event == nullptr)
-        {
-            return;
-        }
-        const uint32_t kind = event->key >> KIND_SHIFT;
-        if (kind == HEAD)
-        {
-            UbPrefetch(&m_packets[event->payload]);
-            return;
-        }
-        const uint32_t link =
-            kind == MATCH ? event->payload : event->key & ((1U << KIND_SHIFT) - 1);
-        UbPrefetch(&m_links[link]);
-        UbPrefetch(&m_lanes[uint64_t{link} * NLanes<F>()]);
-    }
-
     /**
      * @param [in] packet A packet at a switch.
      * @return The way by which it goes on, negative if there is none.
@@ -483,19 +459,16 @@ class UbPlaneEngine final : public UbPlane
         m_nGuessed.assign(nGroups, 0);
     }
 
-    static constexpr uint32_t EVENTS_AHEAD = 3;     //!< how far PrefetchSoon looks
     static constexpr uint32_t N_STEPS = 4;          //!< steps of LookAhead
     static constexpr uint32_t EVENTS_APART = 4;     //!< events from step to step
     static constexpr uint32_t INJECTION_STEPS = 3;  //!< steps of PrefetchInjection
     static constexpr uint32_t INJECTIONS_APART = 3; //!< injections from step to step
     static constexpr uint32_t N_NOTES = 32;         //!< events between first and last step, or more
-    static constexpr size_t FEW_LINKS = 1'000;      //!< links of planes that fit into a cache
-    static constexpr size_t MANY_LINKS = 8'000;     //!< links of planes that fit into none
+    static constexpr size_t FEW_LINKS = 1'000;      //!< links of planes that a core's cache holds
 
     PlanePart m_policy;               //!< the policy
     std::vector<uint32_t> m_nGuessed; //!< by group: packets for which LookAhead has guessed
-    const bool m_isSmall{m_links.size() <= FEW_LINKS};  //!< the plane is in the cache anyway
-    const bool m_isLarge{m_links.size() >= MANY_LINKS}; //!< the plane is larger than caches
+    const bool m_isSmall{m_links.size() <= FEW_LINKS}; //!< the plane is in the cache anyway
     std::array<uint64_t, N_STEPS> m_seen{};  //!< by step: events that it has been taken for
     std::array<uint32_t, N_NOTES> m_notes{}; //!< what steps leave to those after them, by event
 };

@@ -22,6 +22,9 @@ constexpr uint32_t FIRST_MORE = 8;
 /// Events that a bucket should hold: few enough to sort in a moment.
 constexpr double EVENTS_PER_BUCKET = 48.0;
 
+/// How far ahead unused packets are fetched, which nobody has touched for long.
+constexpr uint8_t PACKETS_AHEAD = 3;
+
 /// What the arrays need for a link, all in all.
 constexpr size_t BYTES_PER_LINK = 512;
 
@@ -318,7 +321,7 @@ uint32_t
 UbPlane::Allocate()
 {
     ++m_packetsInside;
-    if (m_freePacket == UB_NONE)
+    if (m_freePackets.empty())
     {
         m_packets.emplace_back();
         if (m_settings.keepsAccount)
@@ -327,8 +330,12 @@ UbPlane::Allocate()
         }
         return static_cast<uint32_t>(m_packets.size() - 1);
     }
-    const uint32_t index = m_freePacket;
-    m_freePacket = m_packets[index].next;
+    const uint32_t index = m_freePackets.back();
+    m_freePackets.pop_back();
+    if (m_freePackets.size() >= PACKETS_AHEAD)
+    {
+        UbPrefetch(&m_packets[m_freePackets.end()[-std::ptrdiff_t{PACKETS_AHEAD}]]);
+    }
     return index;
 }
 
@@ -1534,7 +1541,7 @@ UbPlane::UseRoutes(int64_t nowPs)
         }
     }
     std::vector<bool> isFree(m_packets.size(), false);
-    for (uint32_t index = m_freePacket; index != UB_NONE; index = m_packets[index].next)
+    for (const uint32_t index : m_freePackets)
     {
         isFree[index] = true;
     }

@@ -835,8 +835,7 @@ class UbPlane
      */
     void Free(uint32_t index)
     {
-        m_packets[index].next = m_freePacket;
-        m_freePacket = index;
+        m_freePackets.push_back(index);
         --m_packetsInside;
     }
 
@@ -1629,10 +1628,10 @@ class UbPlane
     std::vector<size_t> m_accepted;                     //!< of which these have their match
     uint64_t m_packetsLost{0};                          //!< packets lost
     uint32_t m_inverseSpeedup{1U << 16};                //!< 2^16 over the speed-up of the crossbar
-    bool m_mayBreak{false};         //!< there are links with bit errors, now or later
-    bool m_sendsAhead{true};        //!< sources may send ahead of the plane's time
-    uint32_t m_freePacket{UB_NONE}; //!< free packets
-    uint64_t m_packetsInside{0};    //!< packets in the plane
+    bool m_mayBreak{false};              //!< there are links with bit errors, now or later
+    bool m_sendsAhead{true};             //!< sources may send ahead of the plane's time
+    std::vector<uint32_t> m_freePackets; //!< unused ones of the pool
+    uint64_t m_packetsInside{0};         //!< packets in the plane
 };
 
 } // namespace ns3
