@@ -538,11 +538,10 @@ def info(
     """
     from ubfabric.quantities import provenance
     from ubfabric.serving_spec import load_serving
-    from ubfabric.specs import load_yaml
     from ubfabric.topology import load_topology_spec
-    from ubfabric.workload import load_workload
+    from ubfabric.workload import load_workload, read_spec
 
-    is_serving = load_yaml(workload, "traffic")[1].get("kind") == "serving"
+    is_serving = read_spec(workload, workload)[1].get("kind") == "serving"
     raw = load_serving(workload).raw if is_serving else load_workload(workload).raw
     _print_sources(provenance(load_topology_spec(topology)[1]), f"topology {topology}")
     _print_sources(provenance(raw), f"workload {workload}")

@@ -7,7 +7,6 @@ to its number and source. Steps of both pools are specifications of their own
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from ubfabric.errors import SpecError
 from ubfabric.operators import ELEMENT_BYTES, PositiveCount
 from ubfabric.quantities import Bytes, Count, Fraction, Picoseconds
 from ubfabric.requests import ArrivalPolicy, parse_arrivals
-from ubfabric.specs import Spec, load_yaml, override, shipped, validate_spec
+from ubfabric.specs import Spec, override, validate_spec
 from ubfabric.sweep import SweepRunSpec
 from ubfabric.topology import SAVED_GRAPHS
 from ubfabric.workload import (
@@ -30,6 +29,7 @@ from ubfabric.workload import (
     Workload,
     WorkloadSpec,
     load_workload,
+    read_spec,
 )
 
 
@@ -308,14 +308,7 @@ def load_serving(
     >>> load_serving("deepseek-r1-serving").kv_bytes_per_token
     70272
     """
-    if isinstance(source, Mapping):
-        label, raw, folder = str(source.get("name", "serving specification")), dict(source), Path()
-    else:
-        label, raw = load_yaml(source, "traffic")
-        is_file = str(source).endswith((".yaml", ".yml"))
-        folder = Path(source).parent if is_file else Path(str(shipped("traffic")[str(source)]))
-        folder = folder if is_file else folder.parent
-    raw = copy.deepcopy(raw)
+    label, raw, folder = read_spec(source, "serving specification")
     for key, value in (overrides or {}).items():
         override(raw, key, value, label)
     if raw.get("kind") != "serving":

@@ -736,13 +736,10 @@ def load_workload(
     96
     """
     if isinstance(source, Workload):
-        label, raw, folder = source.label, source.raw, source.folder
-    elif isinstance(source, Mapping):
-        label, raw, folder = str(source.get("name", "traffic specification")), dict(source), Path()
+        label, raw, folder = source.label, copy.deepcopy(source.raw), source.folder
     else:
-        label, raw = load_yaml(source, "traffic")
-        folder = _folder_of(source)
-    raw = _resolve_parts(_resolve_base(copy.deepcopy(raw), label, folder), label, folder)
+        label, raw, folder = read_spec(source, "traffic specification")
+    raw = _resolve_parts(raw, label, folder)
     for key, value in (overrides or {}).items():
         override(raw, key, value, label)
     raw = _resolve_parts(raw, label, folder)  # an override may name another model or machine
@@ -764,6 +761,40 @@ def load_workload(
         # Checked by itself first, so that an error names the key of one kind and not of both.
         validate_spec(models[of_step], step, f"{label}: step")
     return Workload(validate_spec(models[kind], raw, label), raw, label, folder)
+
+
+def read_spec(
+    source: str | Path | Mapping[str, Any], unnamed: str
+) -> tuple[str, dict[str, Any], Path]:
+    """Read a specification of traffic or serving and lay it over its bases.
+
+    Parameters
+    ----------
+    source : str, pathlib.Path or mapping
+        A shipped name, a YAML file, or what one would hold.
+    unnamed : str
+        What to call a mapping without a name in messages.
+
+    Returns
+    -------
+    label : str
+        How messages call it.
+    raw : dict
+        What it says, not yet checked.
+    folder : pathlib.Path
+        Files that it names are beside this.
+
+    Raises
+    ------
+    SpecError
+        If a file or a base is missing, not YAML, or based on itself.
+    """
+    if isinstance(source, Mapping):
+        label, raw, folder = str(source.get("name", unnamed)), dict(source), Path()
+    else:
+        label, raw = load_yaml(source, "traffic")
+        folder = _folder_of(source)
+    return label, _resolve_base(copy.deepcopy(raw), label, folder), folder
 
 
 def _folder_of(source: str | Path) -> Path:

@@ -347,6 +347,28 @@ def test_shipped_systems_are_sound(name):
     assert system.kv_bytes_per_token == 61 * 576 * 2  # notes on the paper: 70,272 B in BF16
 
 
+def test_a_system_is_laid_over_its_base(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "base: deepseek-r1-serving\nname: mine\n"
+        "arrivals: {policy: file, file: requests.csv}\nobjectives: {tpot: 15 ms}\n"
+    )
+    mine, base = load_serving(path), load_serving("deepseek-r1-serving")
+    assert mine.raw["arrivals"] == {"policy": "file", "file": "requests.csv"}  # replaced whole
+    assert mine.raw["objectives"] == base.raw["objectives"] | {"tpot": "15 ms"}
+    assert mine.raw["decode"] == base.raw["decode"]
+    assert mine.spec.name == "mine"
+    assert mine.folder == tmp_path  # where requests.csv is looked for
+
+
+def test_a_missing_base_of_a_system_is_named(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: deepseek-r1-servin\nname: mine\n")
+    with pytest.raises(SpecError, match=r"mine\.yaml: base: .*deepseek-r1-servin") as caught:
+        load_serving(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_room_for_kv_is_what_weights_and_buffers_leave():
     system = load_serving("deepseek-r1-serving")
     parts = system.decode_spec.memory_bytes()
