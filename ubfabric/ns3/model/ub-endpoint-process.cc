@@ -161,11 +161,6 @@ UbEndpointProcess::UbEndpointProcess(const UbFabricArrays& arrays,
         ++shift;
     }
     m_queue.SetWidth(shift);
-    m_looksAhead = m_engines.size() > FEW_ENGINES;
-    if (m_looksAhead)
-    {
-        m_queue.KeepReady((N_STEPS + 1) * EVENTS_APART);
-    }
     m_policy->Reset(arrays.nNodes, settings.seed);
 }
 
@@ -205,6 +200,8 @@ int64_t
 UbEndpointProcess::RunBefore(int64_t limitPs)
 {
     UbEventQueue::Event event;
+    const bool isBusy = m_queue.Size() >= MANY_EVENTS;
+    m_queue.KeepReady(isBusy ? (N_STEPS + 1) * EVENTS_APART : 1);
     while (true)
     {
         const int64_t timerPs = m_timers.empty() ? UB_NEVER : std::get<0>(*m_timers.begin());
@@ -235,7 +232,7 @@ UbEndpointProcess::RunBefore(int64_t limitPs)
         }
         ++m_eventCount;
         m_lastPs = event.timePs;
-        if (m_looksAhead)
+        if (isBusy)
         {
             LookAhead();
         }

@@ -405,12 +405,13 @@ class UbEndpointProcess : public UbTransportHost
     }
 
   private:
-    static constexpr uint32_t KIND_SHIFT = 29;   //!< kind above, place below
-    static constexpr uint32_t FLOW_BITS = 26;    //!< number within the chunk
-    static constexpr uint32_t N_GROUPS = 2;      //!< vector cores, SDMA engines
-    static constexpr uint32_t N_STEPS = 3;       //!< steps of LookAhead
-    static constexpr uint32_t EVENTS_APART = 3;  //!< events from step to step
-    static constexpr size_t FEW_ENGINES = 1'000; //!< engines that a core's cache holds
+    static constexpr uint32_t KIND_SHIFT = 29;  //!< kind above, place below
+    static constexpr uint32_t FLOW_BITS = 26;   //!< number within the chunk
+    static constexpr uint32_t N_GROUPS = 2;     //!< vector cores, SDMA engines
+    static constexpr uint32_t N_STEPS = 3;      //!< steps of LookAhead
+    static constexpr uint32_t EVENTS_APART = 3; //!< events from step to step
+    static constexpr size_t MANY_EVENTS =
+        1'000; //!< events that touch more than a core's cache holds
 
     /// Messages of one flow that are still to be issued.
     struct Item
@@ -771,7 +772,6 @@ class UbEndpointProcess : public UbTransportHost
     uint64_t m_bytesSent{0};                //!< payload bytes sent
     uint64_t m_bytesDelivered{0};           //!< payload bytes arrived
     uint64_t m_eventCount{0};               //!< events processed
-    bool m_looksAhead{false};               //!< LookAhead is worth while
     std::array<uint64_t, N_STEPS> m_seen{}; //!< by step: events that LookAhead took it for
 };
 

@@ -30,10 +30,6 @@ class UbPlaneEngine final : public UbPlane
           m_policy(static_cast<uint32_t>(m_routes.groups.size())),
           m_nGuessed(m_routes.groups.size(), 0)
     {
-        if (!m_isSmall)
-        {
-            m_queue.KeepReady((N_STEPS + 1) * EVENTS_APART);
-        }
     }
 
     void Inject(const UbInjection& injection) override
@@ -65,11 +61,13 @@ class UbPlaneEngine final : public UbPlane
     void RunBefore(int64_t limitPs) override
     {
         UbEventQueue::Event event;
+        const bool isBusy = m_queue.Size() >= MANY_EVENTS;
+        m_queue.KeepReady(isBusy ? (N_STEPS + 1) * EVENTS_APART : 1);
         while (m_queue.PopBefore(limitPs, event))
         {
             ++m_eventCount;
             m_lastPs = event.timePs;
-            if (!m_isSmall)
+            if (isBusy)
             {
                 LookAhead();
             }
@@ -465,6 +463,7 @@ class UbPlaneEngine final : public UbPlane
     static constexpr uint32_t INJECTIONS_APART = 3; //!< injections from step to step
     static constexpr uint32_t N_NOTES = 32;         //!< events between first and last step, or more
     static constexpr size_t FEW_LINKS = 1'000;      //!< links of planes that a core's cache holds
+    static constexpr size_t MANY_EVENTS = 256;      //!< events that touch more than it holds
 
     PlanePart m_policy;               //!< the policy
     std::vector<uint32_t> m_nGuessed; //!< by group: packets for which LookAhead has guessed
