@@ -200,8 +200,7 @@ int64_t
 UbEndpointProcess::RunBefore(int64_t limitPs)
 {
     UbEventQueue::Event event;
-    const bool isBusy = m_queue.Size() >= MANY_EVENTS;
-    m_queue.KeepReady(isBusy ? (N_STEPS + 1) * EVENTS_APART : 1);
+    const bool isBusy = m_queue.KeepReadyIfMany(MANY_EVENTS, (N_STEPS + 1) * EVENTS_APART);
     while (true)
     {
         const int64_t timerPs = m_timers.empty() ? UB_NEVER : std::get<0>(*m_timers.begin());

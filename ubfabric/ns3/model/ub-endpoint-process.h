@@ -405,13 +405,12 @@ class UbEndpointProcess : public UbTransportHost
     }
 
   private:
-    static constexpr uint32_t KIND_SHIFT = 29;  //!< kind above, place below
-    static constexpr uint32_t FLOW_BITS = 26;   //!< number within the chunk
-    static constexpr uint32_t N_GROUPS = 2;     //!< vector cores, SDMA engines
-    static constexpr uint32_t N_STEPS = 3;      //!< steps of LookAhead
-    static constexpr uint32_t EVENTS_APART = 3; //!< events from step to step
-    static constexpr size_t MANY_EVENTS =
-        1'000; //!< events that touch more than a core's cache holds
+    static constexpr uint32_t KIND_SHIFT = 29;     //!< kind above, place below
+    static constexpr uint32_t FLOW_BITS = 26;      //!< number within the chunk
+    static constexpr uint32_t N_GROUPS = 2;        //!< vector cores, SDMA engines
+    static constexpr uint32_t N_STEPS = 3;         //!< steps of LookAhead
+    static constexpr uint32_t EVENTS_APART = 3;    //!< events from step to step
+    static constexpr uint64_t MANY_EVENTS = 1'000; //!< events that make looking ahead pay
 
     /// Messages of one flow that are still to be issued.
     struct Item
@@ -749,6 +748,7 @@ class UbEndpointProcess : public UbTransportHost
     std::vector<uint32_t> m_directStart;              //!< start of a node's direct links
     std::vector<Direct> m_direct;                     //!< direct links
     std::array<Chunk, MAX_CHUNKS> m_chunks;           //!< chunks by slot
+    std::array<uint64_t, N_STEPS> m_seen{};           //!< by step of LookAhead: events looked at
     bool m_checksRoutes{false};                       //!< routes change in the course of the run
     std::array<Ptr<UbTransport>, UB_NETWORKS> m_transports; //!< by network
     std::array<uint32_t, UB_NETWORKS> m_packetBytes{};      //!< most payload of a packet
@@ -756,23 +756,22 @@ class UbEndpointProcess : public UbTransportHost
     std::array<uint32_t, UB_NETWORKS> m_readBytes{};        //!< most bytes asked for at a time
     std::array<uint32_t, UB_NETWORKS> m_headerBytes{};      //!< headers of a packet
     std::array<uint32_t, UB_NETWORKS> m_fullWireBytes{};    //!< a full packet on the wire
-    uint32_t m_posted{0};                   //!< networks that are posted, a bit each
-    uint32_t m_described{0};                //!< networks of style DESCRIBE, likewise
-    std::vector<UbReaction> m_reactions;    //!< pool of reactions
-    std::vector<uint32_t> m_freeReactions;  //!< unused reactions
-    std::vector<UbReaction> m_reacting;     //!< reactions of one instant
-    std::vector<Parked> m_parked;           //!< pool of packets without a way
-    std::vector<uint32_t> m_freeParked;     //!< unused ones
-    std::set<Timer> m_timers;               //!< timers by time
-    UbEndpointError m_error;                //!< first packet in trouble
-    bool m_hasFailed{false};                //!< a source gave up
-    int64_t m_lookaheadPs{UB_NEVER};        //!< smallest latency of an endpoint with traffic
-    int64_t m_lastPs{0};                    //!< time of the last event
-    uint64_t m_packetsSent{0};              //!< packets sent
-    uint64_t m_bytesSent{0};                //!< payload bytes sent
-    uint64_t m_bytesDelivered{0};           //!< payload bytes arrived
-    uint64_t m_eventCount{0};               //!< events processed
-    std::array<uint64_t, N_STEPS> m_seen{}; //!< by step: events that LookAhead took it for
+    uint32_t m_posted{0};                  //!< networks that are posted, a bit each
+    uint32_t m_described{0};               //!< networks of style DESCRIBE, likewise
+    std::vector<UbReaction> m_reactions;   //!< pool of reactions
+    std::vector<uint32_t> m_freeReactions; //!< unused reactions
+    std::vector<UbReaction> m_reacting;    //!< reactions of one instant
+    std::vector<Parked> m_parked;          //!< pool of packets without a way
+    std::vector<uint32_t> m_freeParked;    //!< unused ones
+    std::set<Timer> m_timers;              //!< timers by time
+    UbEndpointError m_error;               //!< first packet in trouble
+    bool m_hasFailed{false};               //!< a source gave up
+    int64_t m_lookaheadPs{UB_NEVER};       //!< smallest latency of an endpoint with traffic
+    int64_t m_lastPs{0};                   //!< time of the last event
+    uint64_t m_packetsSent{0};             //!< packets sent
+    uint64_t m_bytesSent{0};               //!< payload bytes sent
+    uint64_t m_bytesDelivered{0};          //!< payload bytes arrived
+    uint64_t m_eventCount{0};              //!< events processed
 };
 
 } // namespace ns3

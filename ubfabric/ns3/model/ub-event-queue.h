@@ -73,6 +73,19 @@ class UbEventQueue
     }
 
     /**
+     * Have events sorted well before they leave while there are many: looking ahead pays when they
+     * touch more than a core's cache holds.
+     * @param [in] many How many that is.
+     * @param [in] n How many to sort then.
+     * @return Whether there are so many.
+     */
+    bool KeepReadyIfMany(uint64_t many, uint32_t n)
+    {
+        KeepReady(m_size >= many ? n : 1);
+        return m_size >= many;
+    }
+
+    /**
      * Add an event.
      * @param [in] timePs The time, not before the event that was popped last.
      * @param [in] key Kind and place.

@@ -61,8 +61,7 @@ class UbPlaneEngine final : public UbPlane
     void RunBefore(int64_t limitPs) override
     {
         UbEventQueue::Event event;
-        const bool isBusy = m_queue.Size() >= MANY_EVENTS;
-        m_queue.KeepReady(isBusy ? (N_STEPS + 1) * EVENTS_APART : 1);
+        const bool isBusy = m_queue.KeepReadyIfMany(MANY_EVENTS, (N_STEPS + 1) * EVENTS_APART);
         while (m_queue.PopBefore(limitPs, event))
         {
             ++m_eventCount;
@@ -463,7 +462,7 @@ class UbPlaneEngine final : public UbPlane
     static constexpr uint32_t INJECTIONS_APART = 3; //!< injections from step to step
     static constexpr uint32_t N_NOTES = 32;         //!< events between first and last step, or more
     static constexpr size_t FEW_LINKS = 1'000;      //!< links of planes that a core's cache holds
-    static constexpr size_t MANY_EVENTS = 256;      //!< events that touch more than it holds
+    static constexpr uint64_t MANY_EVENTS = 256;    //!< events that make looking ahead pay
 
     PlanePart m_policy;               //!< the policy
     std::vector<uint32_t> m_nGuessed; //!< by group: packets for which LookAhead has guessed

@@ -23,7 +23,7 @@ constexpr uint32_t FIRST_MORE = 8;
 constexpr double EVENTS_PER_BUCKET = 48.0;
 
 /// How far ahead unused packets are fetched, which nobody has touched for long.
-constexpr uint8_t PACKETS_AHEAD = 3;
+constexpr size_t PACKETS_AHEAD = 3;
 
 /// What the arrays need for a link, all in all.
 constexpr size_t BYTES_PER_LINK = 512;
@@ -334,7 +334,7 @@ UbPlane::Allocate()
     m_freePackets.pop_back();
     if (m_freePackets.size() >= PACKETS_AHEAD)
     {
-        UbPrefetch(&m_packets[m_freePackets.end()[-std::ptrdiff_t{PACKETS_AHEAD}]]);
+        UbPrefetch(&m_packets[m_freePackets[m_freePackets.size() - PACKETS_AHEAD]]);
     }
     return index;
 }

@@ -1390,6 +1390,7 @@ class UbPlane
     uint32_t m_nDead{0};                               //!< switches that are dead
     std::pmr::vector<Input> m_inputs{&m_memory};       //!< inputs of the switches
     std::pmr::vector<Packet> m_packets{&m_memory};     //!< pool of packets
+    std::vector<uint32_t> m_freePackets;               //!< unused ones, taken last in, first out
     std::pmr::vector<Sink> m_sinks{&m_memory};         //!< slow sinks
     std::pmr::vector<uint32_t> m_reverse{&m_memory};   //!< the other direction of each link's cable
     std::pmr::vector<int64_t> m_noCreditPs{&m_memory}; //!< by link: time waiting for credit
@@ -1628,10 +1629,9 @@ class UbPlane
     std::vector<size_t> m_accepted;                     //!< of which these have their match
     uint64_t m_packetsLost{0};                          //!< packets lost
     uint32_t m_inverseSpeedup{1U << 16};                //!< 2^16 over the speed-up of the crossbar
-    bool m_mayBreak{false};              //!< there are links with bit errors, now or later
-    bool m_sendsAhead{true};             //!< sources may send ahead of the plane's time
-    std::vector<uint32_t> m_freePackets; //!< unused ones of the pool
-    uint64_t m_packetsInside{0};         //!< packets in the plane
+    bool m_mayBreak{false};      //!< there are links with bit errors, now or later
+    bool m_sendsAhead{true};     //!< sources may send ahead of the plane's time
+    uint64_t m_packetsInside{0}; //!< packets in the plane
 };
 
 } // namespace ns3

@@ -220,12 +220,15 @@ class UbEventQueueRandomTestCase : public TestCase
     /**
      * @param [in] widthShift log2 of the width of a bucket.
      * @param [in] nReady Events to keep sorted.
+     * @param [in] switches Whether they are kept sorted now and then only.
      */
-    UbEventQueueRandomTestCase(uint32_t widthShift, uint32_t nReady)
+    UbEventQueueRandomTestCase(uint32_t widthShift, uint32_t nReady, bool switches = false)
         : TestCase("random pushes and pops agree with an ordered set, buckets of 2^" +
-                   std::to_string(widthShift) + " ps, " + std::to_string(nReady) + " ready"),
+                   std::to_string(widthShift) + " ps, " + std::to_string(nReady) + " ready" +
+                   (switches ? " now and then" : "")),
           m_widthShift(widthShift),
-          m_nReady(nReady)
+          m_nReady(nReady),
+          m_switches(switches)
     {
     }
 
@@ -235,12 +238,18 @@ class UbEventQueueRandomTestCase : public TestCase
         std::mt19937_64 random(m_widthShift);
         UbEventQueue queue;
         queue.SetWidth(m_widthShift);
-        queue.KeepReady(m_nReady);
         std::multiset<Entry> reference;
         int64_t now = 0;
         UbEventQueue::Event event;
         for (int i = 0; i < 200'000; ++i)
         {
+            if (i % 50 == 0)
+            {
+                const bool isMany = !m_switches || random() % 2 == 0;
+                const bool got =
+                    queue.KeepReadyIfMany(reference.size() + (isMany ? 0 : 1), m_nReady);
+                NS_TEST_ASSERT_MSG_EQ(got, isMany, "whether there are many at step " << i);
+            }
             // bursts of pushes, then of pops, so that the queue is sometimes empty
             const bool push = random() % 100 < ((i / 1000) % 2 == 0 ? 70 : 30);
             if (push)
@@ -281,6 +290,7 @@ class UbEventQueueRandomTestCase : public TestCase
 
     uint32_t m_widthShift; //!< log2 of the width of a bucket
     uint32_t m_nReady;     //!< events to keep sorted
+    bool m_switches;       //!< now and then only
 };
 
 /**
@@ -343,6 +353,8 @@ class UbEventQueueTestSuite : public TestSuite
                 AddTestCase(new UbEventQueueRandomTestCase(widthShift, nReady),
                             TestCase::Duration::QUICK);
             }
+            AddTestCase(new UbEventQueueRandomTestCase(widthShift, 30, true),
+                        TestCase::Duration::QUICK);
         }
     }
 };
