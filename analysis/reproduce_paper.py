@@ -114,7 +114,9 @@ def draw(table: pd.DataFrame, path: str) -> None:
     axes.set_xscale("symlog", linthresh=10)
     axes.set_xticks([-50, -20, -10, -5, 0, 5, 10, 20, 50, 100, 200, 400])
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("simulated less the paper's: % of a value, points of a gain")
+    axes.set_xlabel(
+        "simulated less the paper's: % of a value, points of a gain (logarithmic beyond 10)"
+    )
     axes.set_axisbelow(True)
     axes.grid(axis="x", alpha=0.3)
     axes.margins(y=0.01)
