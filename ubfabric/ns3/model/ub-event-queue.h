@@ -11,6 +11,7 @@
 #include <limits>
 #include <memory_resource>
 #include <queue>
+#include <utility>
 #include <vector>
 
 namespace ns3
@@ -118,10 +119,11 @@ class UbEventQueue
         // where the bucket's events are is known when its head is in the cache
         UbPrefetch(&m_heads[Slot(bucket)]);
         m_coming.push_back({timePs, key, payload});
+        m_comingFirst = std::min(m_comingFirst, bucket);
         ++m_nClosed;
-        if (m_coming.size() == MOST_COMING)
+        if (m_coming.size() == 2 * MOST_COMING)
         {
-            LinkComing();
+            LinkFirstComing();
         }
     }
 
@@ -318,10 +320,7 @@ class UbEventQueue
             return;
         }
         m_warm = m_pieces[m_warm >> COUNT_BITS].next;
-        if (m_warm != NIL)
-        {
-            UbPrefetch(&m_pieces[m_warm >> COUNT_BITS]);
-        }
+        PrefetchPiece(m_warm);
     }
 
     /// Open buckets until enough events are sorted.
@@ -341,23 +340,47 @@ class UbEventQueue
         return static_cast<uint32_t>(bucket) & (N_BUCKETS - 1);
     }
 
-    /// Put the events that came since the last time into their buckets.
+    /**
+     * Put the first half of the events that came into their buckets, and fetch what the other half
+     * will touch: it has come by the time that this half is the first.
+     */
+    void LinkFirstComing()
+    {
+        m_nClosed -= MOST_COMING;
+        m_comingFirst = UB_NEVER;
+        for (size_t i = 0; i < MOST_COMING; ++i)
+        {
+            Event& later = m_coming[MOST_COMING + i];
+            const int64_t bucket = later.timePs >> m_shift;
+            PrefetchPiece(m_heads[Slot(bucket)]);
+            m_comingFirst = std::min(m_comingFirst, bucket);
+            Link(std::exchange(m_coming[i], later));
+        }
+        m_coming.resize(MOST_COMING);
+    }
+
+    /// Put all events that came into their buckets.
     void LinkComing()
     {
-        for (const Event& event : m_coming)
-        {
-            const uint32_t head = m_heads[Slot(event.timePs >> m_shift)];
-            if (head != NIL)
-            {
-                UbPrefetch(&m_pieces[head >> COUNT_BITS]);
-            }
-        }
         m_nClosed -= m_coming.size();
         for (const Event& event : m_coming)
         {
             Link(event);
         }
         m_coming.clear();
+        m_comingFirst = UB_NEVER;
+    }
+
+    /**
+     * Bring a piece into the cache.
+     * @param [in] head The piece, as in Piece::next.
+     */
+    void PrefetchPiece(uint32_t head) const
+    {
+        if (head != NIL)
+        {
+            UbPrefetch(&m_pieces[head >> COUNT_BITS]);
+        }
     }
 
     /**
@@ -476,10 +499,19 @@ class UbEventQueue
      */
     bool OpenNext()
     {
-        LinkComing();
-        const int64_t ring = NextInRing();
-        const int64_t far = m_far.empty() ? -1 : m_far.top().timePs >> m_shift;
-        const int64_t bucket = ring < 0 ? far : (far < 0 ? ring : std::min(ring, far));
+        int64_t ring;
+        int64_t bucket;
+        const auto find = [&] {
+            ring = NextInRing();
+            const int64_t far = m_far.empty() ? -1 : m_far.top().timePs >> m_shift;
+            bucket = ring < 0 ? far : (far < 0 ? ring : std::min(ring, far));
+        };
+        find();
+        if (m_comingFirst <= bucket || bucket < 0)
+        {
+            LinkComing();
+            find();
+        }
         const bool isNeeded = m_head == m_open.size() && m_lateHead == m_late.size();
         if (!isNeeded && bucket - m_base > MOST_AHEAD)
         {
@@ -516,9 +548,15 @@ class UbEventQueue
                 later != 0 ? slot / 64 * 64 + static_cast<uint32_t>(__builtin_ctzll(later))
                            : (slot / 64 * 64 + 64) & (N_BUCKETS - 1);
             m_warm = m_heads[next];
-            if (m_warm != NIL)
+            PrefetchPiece(m_warm);
+            // where buckets hold few events, that is too late; the fourth from here is not
+            uint64_t further = later & (later - 1);
+            further &= further - 1;
+            further &= further - 1;
+            if (further != 0)
             {
-                UbPrefetch(&m_pieces[m_warm >> COUNT_BITS]);
+                PrefetchPiece(
+                    m_heads[slot / 64 * 64 + static_cast<uint32_t>(__builtin_ctzll(further))]);
             }
         }
         while (!m_far.empty() && m_far.top().timePs >> m_shift == bucket)
@@ -546,6 +584,7 @@ class UbEventQueue
     std::vector<Event> m_open;              //!< events of the open buckets, sorted
     std::vector<Event> m_late;              //!< events of the open buckets that came since, sorted
     std::vector<Event> m_coming;            //!< events of other buckets that came since
+    int64_t m_comingFirst{UB_NEVER};        //!< first bucket of them, or before
     std::pmr::vector<Piece> m_pieces;       //!< pool of pieces
     std::pmr::vector<uint32_t> m_heads;     //!< list of each bucket, as in Piece::next
     std::vector<uint64_t> m_bits;           //!< which buckets hold events

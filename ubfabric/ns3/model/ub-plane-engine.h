@@ -222,7 +222,7 @@ class UbPlaneEngine final : public UbPlane
             PrefetchTimes(out);
             if (const Link& link = m_links[out]; link.dstSwitch == UB_NONE)
             {
-                PrefetchCredits(out); // its credit returns at once
+                PrefetchRing(out); // its credit returns at once
                 if ((link.flags & IS_SLOW_SINK) != 0)
                 {
                     UbPrefetch(&m_sinks[link.sink]);

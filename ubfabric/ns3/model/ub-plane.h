@@ -1357,17 +1357,14 @@ class UbPlane
     }
 
     /**
-     * Bring into the cache where a credit on its way back will be noted, if not with the lane.
+     * Bring into the cache where a credit on its way back will be noted.
      * @param [in] link A link whose first lane is in the cache.
      */
     void PrefetchRing(uint32_t link) const
     {
         const Lane& lane = m_lanes[uint64_t{link} * m_nLanes];
-        if (lane.ringMask >= Lane::N_OWN)
-        {
-            UbPrefetch(&lane.ring[lane.ringHead]);
-            UbPrefetch(&lane.ring[(lane.ringHead + lane.ringCount) & lane.ringMask]);
-        }
+        UbPrefetch(&lane.ring[lane.ringHead]);
+        UbPrefetch(&lane.ring[(lane.ringHead + lane.ringCount) & lane.ringMask]);
     }
 
     /**
