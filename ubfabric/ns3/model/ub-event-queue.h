@@ -494,23 +494,28 @@ class UbEventQueue
     }
 
     /**
+     * @param [in] ring What NextInRing returned.
+     * @return The first bucket of ring and heap that holds an event, or -1.
+     */
+    int64_t NextClosed(int64_t ring) const
+    {
+        const int64_t far = m_far.empty() ? -1 : m_far.top().timePs >> m_shift;
+        return ring < 0 ? far : (far < 0 ? ring : std::min(ring, far));
+    }
+
+    /**
      * Sort the next bucket for leaving, behind what is open.
      * @return Whether it is worth while; if not, what is open is enough.
      */
     bool OpenNext()
     {
-        int64_t ring;
-        int64_t bucket;
-        const auto find = [&] {
-            ring = NextInRing();
-            const int64_t far = m_far.empty() ? -1 : m_far.top().timePs >> m_shift;
-            bucket = ring < 0 ? far : (far < 0 ? ring : std::min(ring, far));
-        };
-        find();
+        int64_t ring = NextInRing();
+        int64_t bucket = NextClosed(ring);
         if (m_comingFirst <= bucket || bucket < 0)
         {
             LinkComing();
-            find();
+            ring = NextInRing();
+            bucket = NextClosed(ring);
         }
         const bool isNeeded = m_head == m_open.size() && m_lateHead == m_late.size();
         if (!isNeeded && bucket - m_base > MOST_AHEAD)

@@ -1330,14 +1330,12 @@ class UbPlane
     }
 
     /**
-     * Bring into the cache where a credit of a link is noted.
+     * Bring into the cache what says where a credit of a link will be noted.
      * @param [in] link The link.
      */
     void PrefetchCredits(uint32_t link) const
     {
-        const Lane& lane = m_lanes[uint64_t{link} * m_nLanes];
-        UbPrefetch(&lane);
-        UbPrefetch(&lane.own);
+        UbPrefetch(&m_lanes[uint64_t{link} * m_nLanes]);
     }
 
     /**
