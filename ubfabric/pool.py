@@ -35,7 +35,8 @@ goes over ``vpc`` therefore goes die, CPU (ub), CPU of the other server (vpc), d
 part begins when the one before has arrived. Phases are ``<kind>`` over one network, else
 ``<kind>-up``, ``<kind>-vpc`` and ``<kind>-down``. Blocks then lie on the CPUs with a vpc port only.
 One that all dies of an instance want comes to each of their servers once, and they read it from the
-server's CPUs in turn, as the mesh between these is not modelled.
+server's CPUs in turn, as the mesh between these is not modelled; with ``cache.vpc_memory`` ``card``
+all from the CPU that it came to.
 
 **Time.** Requests arrive by a clock (a stream of the first CPU) at ``requests.rate``. A request is
 read, written and handed over at times of their own: prefill takes longer than a step, so in a
@@ -190,15 +191,16 @@ class Machine:
         first = n_step + len(others)
         self.cpus = list(range(first, len(self.nodes)))
         self._first_cpu, self._cpus_per_server = first, servers.cpus
+        self._n_memories = servers.cpus if spec.cache.vpc_memory == "spread" else 1
 
     def gateway(self, rank: int) -> int:
         """Return the CPU of a rank's server that has a port of vpc: the first."""
         return self._first_cpu + self._server[rank] * self._cpus_per_server
 
     def memories(self, rank: int) -> list[int]:
-        """Return the CPUs of a rank's server."""
-        first = self._first_cpu + self._server[rank] * self._cpus_per_server
-        return list(range(first, first + self._cpus_per_server))
+        """Return the CPUs of a rank's server that hold what came over vpc, or goes there."""
+        first = self.gateway(rank)
+        return list(range(first, first + self._n_memories))
 
     def homes(self, network: str) -> list[int]:
         """Return the CPUs whose memory holds blocks: over vpc those with a port of it."""

@@ -26,6 +26,7 @@ from ubfabric.topology import SAVED_GRAPHS
 from ubfabric.workload import (
     KvTransferSpec,
     PrefillSpec,
+    VpcMemory,
     Workload,
     WorkloadSpec,
     load_workload,
@@ -117,6 +118,7 @@ class CacheSpec(Spec):
     network: Literal["ub", "vpc"]
     block_tokens: PositiveCount
     capacity: Bytes | None = None
+    vpc_memory: VpcMemory = "spread"
 
 
 class ObjectivesSpec(Spec):

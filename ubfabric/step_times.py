@@ -486,7 +486,10 @@ class _Ways:
             for to in self.prefill if every else [die]:
                 source, server = cpu, self.server[to]
                 if self.system.spec.cache.network == "vpc":
-                    source = self.memory[server][number % len(self.memory[server])]
+                    near = self.memory[server]
+                    if self.system.spec.cache.vpc_memory == "card":
+                        near = [self.vpc[server]]
+                    source = near[number % len(near)]
                     card = self.vpc[self.server[cpu]]
                     came[card, self.vpc[server], number] = self.messages
                 reads.append((to, source, self.messages))

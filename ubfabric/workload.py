@@ -473,6 +473,11 @@ class RequestsSpec(Spec):
     reused: Annotated[Fraction, Field(ge=0, lt=1)]
 
 
+#: Where in a server the blocks lie that dies read after they came over vpc, and that a prefill
+#: step stores: in the memory of its CPUs in turn, or all with the CPU that has the card.
+VpcMemory = Literal["spread", "card"]
+
+
 class CacheSpec(Spec):
     """The context cache: blocks of tokens in the memory of the CPUs, addressed by hash."""
 
@@ -488,6 +493,7 @@ class CacheSpec(Spec):
     step_writes: Literal["none", "one", "every"]
     #: Layers that reads by layer may run ahead of the step.
     ahead_layers: Annotated[Count, Field(ge=0, le=16)]
+    vpc_memory: VpcMemory = "spread"
 
 
 class TransferSpec(Spec):

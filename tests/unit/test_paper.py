@@ -104,7 +104,7 @@ def test_the_shipped_rows_are_the_papers_and_each_point_is_one_of_its_own():
     few = sweep_of(SHIPPED, [row for row in SHIPPED.rows if row.name.startswith("plane")], 1, 1)
     points = dict(zip(few[0], plan_sweep(few[1]), strict=True))
     ub = {"cache-90-one", "cache-90-every", "cache-90-layer"}
-    assert set(points) == ub | {f"{name}-vpc" for name in ub}
+    assert set(points) == ub | {f"{name}-vpc" for name in (*ub, "cache-90-every-card")}
     traces = {name: point.simulation.trace() for name, point in points.items()}
     for name, trace in traces.items():
         assert trace.metadata["reused_tokens"] == 64 * 3584

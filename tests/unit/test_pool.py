@@ -181,6 +181,7 @@ def test_a_part_begins_when_the_one_before_has_arrived():
         STORING,
         STORING | {"cache.step_writes": "one", "cache.step_reads": "layer"},
         STORING | {"cache_read.network": "vpc", "cache_write.network": "vpc"},
+        ALL_VPC | {"cache.vpc_memory": "card"},
         STORING | {"cache_read.operation": "write", "cache_write.operation": "write"},
         {"cache_read.network": "vpc", "cache_read.operation": "write"},
     ],
@@ -326,6 +327,29 @@ def test_over_vpc_a_new_block_leaves_a_server_once():
     assert set(over["src"]) == {machine.gateway(0)}
     assert machine.gateway(0) not in set(over["dst"])
     assert (over["messages"] * over["message_bytes"]).sum() <= size
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        (PREFILL, {"cached"}),
+        ({"kv_transfer": None, "cache_read.network": "vpc"}, {"cache-read-down"}),
+        (STORING | {"cache_write.network": "vpc"}, {"cached", "stored-up"}),
+    ],
+)
+@pytest.mark.parametrize(("vpc_memory", "cpus"), [("spread", 4), ("card", 1)])
+def test_over_vpc_blocks_lie_with_all_cpus_of_a_server_or_with_one(
+    changes, parts, vpc_memory, cpus
+):
+    changes = changes | {"cache_read.network": "vpc", "cache.vpc_memory": vpc_memory}
+    traffic = pool_with(changes | {"requests.rate": 2500, "cache.warm": True})
+    flows, machine = flows_of(traffic), traffic.machine
+    for part in parts:
+        mine = flows[flows["phase"] == part]
+        moved = (mine["messages"] * mine["message_bytes"]).groupby(mine["dst"]).sum()
+        gateways = {machine.gateway(die) for die in set(mine["src"])}
+        assert set(moved.index) == {gateway + i for gateway in gateways for i in range(cpus)}
+        assert moved.max() < 1.5 * moved.min()
 
 
 @pytest.mark.parametrize("step", [PREFILL, {"kv_transfer": None, "model_load": None}])

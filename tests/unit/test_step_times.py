@@ -234,6 +234,8 @@ def test_whatever_decides_a_time_decides_its_key():
     }
     by_card = keys(**{"cache.network": "vpc"})  # a block that lies near takes the same way
     assert {name for name in base if by_card[name] != base[name]} == {"cache_read"}
+    with_card = keys(**{"cache.network": "vpc", "cache.vpc_memory": "card"})
+    assert {name for name in base if with_card[name] != by_card[name]} == {"cache_read"}
     assert differ(**{"kv_transfer.network": "ub"}) == {"kv_transfer"}
     assert differ(**{"kv_transfer.operation": "write"}) == {"kv_transfer"}
     assert differ(**{"kv_transfer.message": "whole"}) == {"kv_transfer"}
