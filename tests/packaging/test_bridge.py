@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fabrics import star
+from pace import pace_s
 
 import ubfabric
 from ubfabric import _bridge
@@ -137,13 +138,13 @@ def test_fabric_arrays_are_laid_out_as_in_the_header():
             assert ours is expected, name
 
 
-def test_load_takes_under_two_seconds_when_warm(python):
-    """Processor time, best of two: the machine may be busy with other work."""
+def test_load_is_quick_when_warm(python):
+    """Some 12 times the yardstick, 0.6 s where it takes 0.05."""
     code = (
         "import time; t = time.process_time(); from ubfabric import _bridge; _bridge.load();"
         "print(time.process_time() - t)"
     )
-    assert min(float(python(code)) for _ in range(2)) < 2.0
+    assert min(float(python(code)) for _ in range(2)) < 40 * pace_s()
 
 
 def test_load_works_when_the_user_has_set_picoseconds(python):

@@ -7,6 +7,7 @@ import pkgutil
 from pathlib import Path
 
 import pytest
+from pace import pace_s
 
 import ubfabric
 
@@ -35,10 +36,10 @@ def test_import_loads_no_heavy_package(python):
     assert heavy.isdisjoint(loaded)
 
 
-def test_import_takes_under_a_second(python):
-    """Processor time, best of three: the machine may be busy with other work."""
+def test_import_is_quick(python):
+    """Some 0.2 times the yardstick."""
     code = "import time; t = time.process_time(); import ubfabric; print(time.process_time() - t)"
-    assert min(float(python(code)) for _ in range(3)) < 1.0
+    assert min(float(python(code)) for _ in range(3)) < 2 * pace_s()
 
 
 def test_no_module_loads_cppyy_when_imported(python):

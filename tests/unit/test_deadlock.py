@@ -7,6 +7,7 @@ import time
 import networkx as nx
 import pytest
 from fabrics import FabricBuilder
+from pace import pace_s
 
 from ubfabric.deadlock import check_deadlock_free
 from ubfabric.errors import TopologyError
@@ -131,7 +132,7 @@ def test_cloudmatrix384_is_checked_fast():
     compile_fabric(graph)
     start = time.process_time()
     check_deadlock_free(graph)
-    assert time.process_time() - start < 3
+    assert time.process_time() - start < 10 * pace_s()  # 1.3 times, as a rule
 
 
 def test_a_wrong_graph_is_refused_first():

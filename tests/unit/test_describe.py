@@ -11,6 +11,7 @@ import networkx as nx
 import pytest
 from fabrics import star
 from hypothesis import given, settings
+from pace import pace_s
 from strategies import topologies
 
 from ubfabric.describe import describe_topology, render_description, spec_sources
@@ -123,7 +124,7 @@ def test_cloudmatrix384_is_described_fast():
     graph = cloudmatrix384()
     start = time.process_time()
     describe_topology(graph)
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 15 * pace_s()  # 2.5 times, as a rule
 
 
 def test_a_third_level_multiplies_the_paths():

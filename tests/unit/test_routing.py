@@ -7,6 +7,7 @@ import time
 import networkx as nx
 import numpy as np
 import pytest
+from pace import pace_s
 
 from ubfabric.errors import TopologyError
 from ubfabric.routing import FabricArrays, compile_fabric, reroute, unreachable_pairs
@@ -205,7 +206,7 @@ def test_cloudmatrix384_compiles_fast_and_small(machine):
     graph = cloudmatrix384()
     start = time.process_time()
     again = compile_fabric(graph)
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 10 * pace_s()  # 1.4 times, as a rule
     assert again.same_as(machine)
     assert machine.nbytes < 4 * 2**20
 
