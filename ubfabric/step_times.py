@@ -435,10 +435,6 @@ class _Ways:
         self.cpus = [node for node, kind in graph.nodes(data="kind") if kind == "cpu"]
         self.server = dict(graph.nodes(data="server"))
         cpus = set(self.cpus)
-        #: CPUs of each server.
-        self.memory: dict[int, list[str]] = {}
-        for cpu in self.cpus:
-            self.memory.setdefault(self.server[cpu], []).append(cpu)
         #: Messages that a block is moved in, and their mean size.
         self.messages = system.prefill_spec.model.cache_tensors
         block_bytes = system.spec.cache.block_tokens * system.kv_bytes_per_token
@@ -451,6 +447,11 @@ class _Ways:
             for node in (u, v)
             if node in cpus
         }
+        #: CPUs of each server that hold what came over VPC.
+        self.memory: dict[int, list[str]] = {}
+        is_spread = system.spec.cache.vpc_memory == "spread"
+        for cpu in self.cpus if is_spread else self.vpc.values():
+            self.memory.setdefault(self.server[cpu], []).append(cpu)
 
     def check(self) -> None:
         """Raise SpecError if the fabric lacks what the ways need."""
@@ -486,10 +487,7 @@ class _Ways:
             for to in self.prefill if every else [die]:
                 source, server = cpu, self.server[to]
                 if self.system.spec.cache.network == "vpc":
-                    near = self.memory[server]
-                    if self.system.spec.cache.vpc_memory == "card":
-                        near = [self.vpc[server]]
-                    source = near[number % len(near)]
+                    source = self.memory[server][number % len(self.memory[server])]
                     card = self.vpc[self.server[cpu]]
                     came[card, self.vpc[server], number] = self.messages
                 reads.append((to, source, self.messages))
