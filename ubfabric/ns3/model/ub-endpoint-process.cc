@@ -21,6 +21,7 @@ UbEndpointProcess::UbEndpointProcess(const UbFabricArrays& arrays,
       m_policy(policy),
       m_outgoing(arrays.nPlanes),
       m_endpoints(arrays.nNodes),
+      m_planesOf(arrays.nNodes, 0),
       m_transports(settings.transports)
 {
     for (uint32_t plane = 0; plane < arrays.nPlanes; ++plane)
@@ -85,7 +86,7 @@ UbEndpointProcess::UbEndpointProcess(const UbFabricArrays& arrays,
         {
             if (m_planes[plane]->Reaches(node))
             {
-                endpoint.planes |= uint64_t{1} << plane;
+                m_planesOf[node] |= uint64_t{1} << plane;
             }
         }
         for (uint32_t at = arrays.directStart[node]; at < arrays.directStart[node + 1]; ++at)

@@ -473,7 +473,6 @@ class UbEndpointProcess : public UbTransportHost
         uint64_t sdmaReadBytesPerS{0};      //!< rate at which another's SDMA engine reads it
         uint64_t sdmaWriteBytesPerS{0};     //!< rate at which another's SDMA engine writes to it
         int64_t egressFreePs{0};            //!< when the egress can take the next packet
-        uint64_t planes{0};                 //!< planes that reach it, a bit each
         uint64_t packets{0};                //!< packets sent, for the packet hash
         uint32_t firstEngine{0};            //!< its engines
         uint32_t nCores{0};                 //!< engines that are vector cores
@@ -632,10 +631,9 @@ class UbEndpointProcess : public UbTransportHost
      */
     uint64_t PlanesTo(uint32_t src, uint32_t dst, uint32_t network) const
     {
-        uint64_t planes =
-            network < m_networkPlanes.size()
-                ? m_networkPlanes[network] & m_endpoints[src].planes & m_endpoints[dst].planes
-                : 0;
+        uint64_t planes = network < m_networkPlanes.size()
+                              ? m_networkPlanes[network] & m_planesOf[src] & m_planesOf[dst]
+                              : 0;
         for (uint64_t left = m_checksRoutes ? planes : 0; left != 0; left &= left - 1)
         {
             const auto plane = static_cast<uint32_t>(__builtin_ctzll(left));
@@ -740,6 +738,7 @@ class UbEndpointProcess : public UbTransportHost
     UbEventQueue m_queue;                             //!< events
     std::vector<std::vector<UbInjection>> m_outgoing; //!< packets sent, by plane
     UbHugeVector<Endpoint> m_endpoints;               //!< by node number
+    std::vector<uint64_t> m_planesOf;                 //!< by node: planes that reach it, a bit each
     UbHugeVector<Engine> m_engines;                   //!< all engines
     UbHugeVector<Job> m_jobs;                         //!< pool of jobs
     std::vector<uint32_t> m_freeJobs;                 //!< unused jobs

@@ -357,6 +357,10 @@ class UbEventQueue
             Link(std::exchange(m_coming[i], later));
         }
         m_coming.resize(MOST_COMING);
+        for (size_t i = 1; i <= std::min<size_t>(m_nFree, MOST_COMING); ++i)
+        {
+            UbPrefetch(&m_pieces[m_freePieces[m_nFree - i]]); // most buckets begin with one
+        }
     }
 
     /// Put all events that came into their buckets.
@@ -397,22 +401,22 @@ class UbEventQueue
             return;
         }
         const uint32_t slot = Slot(bucket);
-        if (m_free == NIL)
+        if (m_nFree == 0)
         {
-            m_free = static_cast<uint32_t>(m_pieces.size());
+            m_freePieces.resize(m_pieces.size() + 1);
+            m_freePieces[m_nFree++] = static_cast<uint32_t>(m_pieces.size());
             m_pieces.emplace_back();
-            m_pieces.back().next = NIL;
         }
         // whether a piece is full is anybody's guess, so there is no branch
         const uint32_t head = m_heads[slot];
         const uint32_t count = head & COUNT_MASK;
         const uint32_t isNew = count >= PIECE ? ~0U : 0U;
-        const uint32_t index = (m_free & isNew) | ((head >> COUNT_BITS) & ~isNew);
+        const uint32_t index =
+            (m_freePieces[m_nFree - 1] & isNew) | ((head >> COUNT_BITS) & ~isNew);
         Piece& piece = m_pieces[index];
-        const uint32_t next = piece.next;
         const uint32_t at = count & ~isNew;
-        m_free = (next & isNew) | (m_free & ~isNew);
-        piece.next = (head & isNew) | (next & ~isNew);
+        m_nFree -= isNew & 1;
+        piece.next = (head & isNew) | (piece.next & ~isNew);
         piece.offset[at] = static_cast<uint32_t>(event.timePs) & ((1U << m_shift) - 1);
         piece.key[at] = event.key;
         piece.payload[at] = event.payload;
@@ -539,8 +543,7 @@ class UbEventQueue
                     m_open.push_back({beginPs + piece.offset[i], piece.key[i], piece.payload[i]});
                 }
                 head = piece.next;
-                piece.next = m_free;
-                m_free = index;
+                m_freePieces[m_nFree++] = index;
             }
             m_heads[slot] = NIL;
             if ((m_bits[slot / 64] &= ~(uint64_t{1} << (slot % 64))) == 0)
@@ -584,12 +587,13 @@ class UbEventQueue
     uint64_t m_size{0};                     //!< events held
     uint64_t m_nClosed{0};                  //!< of which in lists, heap, or on their way there
     uint64_t m_nDropped{0};                 //!< events that have left m_open for good
-    uint32_t m_free{NIL};                   //!< free pieces
     uint32_t m_warm{NIL};                   //!< piece of the next bucket, as in Piece::next
     std::vector<Event> m_open;              //!< events of the open buckets, sorted
     std::vector<Event> m_late;              //!< events of the open buckets that came since, sorted
     std::vector<Event> m_coming;            //!< events of other buckets that came since
     int64_t m_comingFirst{UB_NEVER};        //!< first bucket of them, or before
+    uint32_t m_nFree{0};                    //!< free pieces
+    std::vector<uint32_t> m_freePieces;     //!< these, taken last in, first out
     std::pmr::vector<Piece> m_pieces;       //!< pool of pieces
     std::pmr::vector<uint32_t> m_heads;     //!< list of each bucket, as in Piece::next
     std::vector<uint64_t> m_bits;           //!< which buckets hold events

@@ -61,7 +61,8 @@ class UbPlaneEngine final : public UbPlane
     void RunBefore(int64_t limitPs) override
     {
         UbEventQueue::Event event;
-        const bool isBusy = m_queue.KeepReadyIfMany(MANY_EVENTS, (N_STEPS + 1) * EVENTS_APART);
+        m_apart = m_queue.Size() < TOO_MANY_EVENTS ? EVENTS_APART : 2 * EVENTS_APART;
+        const bool isBusy = m_queue.KeepReadyIfMany(MANY_EVENTS, (N_STEPS + 1) * m_apart);
         while (m_queue.PopBefore(limitPs, event))
         {
             ++m_eventCount;
@@ -149,7 +150,7 @@ class UbPlaneEngine final : public UbPlane
     {
         const auto each = [&](uint32_t step, const auto& visit) {
             m_queue.LookAhead(m_seen[step],
-                              (N_STEPS - step) * EVENTS_APART,
+                              (N_STEPS - step) * m_apart,
                               [&](const UbEventQueue::Event& event, uint64_t number) {
                                   visit(event, m_notes[number % N_NOTES]);
                               });
@@ -178,6 +179,7 @@ class UbPlaneEngine final : public UbPlane
             {
                 UbPrefetch(&m_packets[note]);
                 PrefetchTimes(event.payload);
+                PrefetchSink(event.payload);
             }
         });
         // A note is the packet that waits, then its input. Events that come in between shift
@@ -193,7 +195,8 @@ class UbPlaneEngine final : public UbPlane
                 packet.next = Guess(packet);
                 if (packet.next != UB_NONE)
                 {
-                    PrefetchLink(packet.next);
+                    UbPrefetch(&m_links[packet.next]);
+                    UbPrefetch(&m_lanes[uint64_t{packet.next} * NLanes<F>()]);
                 }
             }
             else if (note < m_packets.size())
@@ -219,15 +222,17 @@ class UbPlaneEngine final : public UbPlane
             {
                 return;
             }
-            PrefetchTimes(out);
-            if (const Link& link = m_links[out]; link.dstSwitch == UB_NONE)
+            const Link& link = m_links[out];
+            if (link.nWaiting > 0 || link.busyUntilPs > event.timePs)
             {
-                PrefetchRing(out); // its credit returns at once
-                if ((link.flags & IS_SLOW_SINK) != 0)
-                {
-                    UbPrefetch(&m_sinks[link.sink]);
-                }
+                UbPrefetch(&m_waiting[uint64_t{out} * NLanes<F>()]);
+                return;
             }
+            if (!m_departures.empty())
+            {
+                UbPrefetch(&m_departures[out]);
+            }
+            PrefetchSink(out);
         });
     }
 
@@ -249,7 +254,7 @@ class UbPlaneEngine final : public UbPlane
         const Group& group = m_routes.groups[way];
         const uint32_t choice =
             m_policy.Guess(way, group.nLinks, SaltOf(group), packet.hash, m_nGuessed[way]++);
-        return m_routes.groupLink[group.begin + choice];
+        return m_routes.LinkOf(group, choice);
     }
 
     /**
@@ -431,22 +436,23 @@ class UbPlaneEngine final : public UbPlane
             return way & ~ONE_LINK;
         }
         const Group& group = m_routes.groups[way];
-        const uint32_t* links = &m_routes.groupLink[group.begin];
         const uint64_t salt = SaltOf(group);
         if ((packet.bits & ORDERED) != 0)
         {
-            return links[UbReduce(UbMix(salt ^ packet.hash), group.nLinks)];
+            return m_routes.LinkOf(group, UbReduce(UbMix(salt ^ packet.hash), group.nLinks));
         }
         if constexpr (PlanePart::LOOKS_AT_PORTS)
         {
             const auto backlogPs = [&](uint32_t choice) {
-                return PortBacklogPs(links[choice], packet, nowPs);
+                return PortBacklogPs(m_routes.LinkOf(group, choice), packet, nowPs);
             };
-            return links[m_policy.Choose(way, group.nLinks, salt, packet.hash, backlogPs)];
+            return m_routes.LinkOf(
+                group,
+                m_policy.Choose(way, group.nLinks, salt, packet.hash, backlogPs));
         }
         else
         {
-            return links[m_policy.Choose(way, group.nLinks, salt, packet.hash)];
+            return m_routes.LinkOf(group, m_policy.Choose(way, group.nLinks, salt, packet.hash));
         }
     }
 
@@ -457,16 +463,18 @@ class UbPlaneEngine final : public UbPlane
     }
 
     static constexpr uint32_t N_STEPS = 4;          //!< steps of LookAhead
-    static constexpr uint32_t EVENTS_APART = 4;     //!< events from step to step
+    static constexpr uint32_t EVENTS_APART = 4;     //!< events from step to step, at least
     static constexpr uint32_t INJECTION_STEPS = 3;  //!< steps of PrefetchInjection
     static constexpr uint32_t INJECTIONS_APART = 3; //!< injections from step to step
-    static constexpr uint32_t N_NOTES = 32;         //!< events between first and last step, or more
+    static constexpr uint32_t N_NOTES = 64;         //!< events between first and last step, or more
     static constexpr size_t FEW_LINKS = 1'000;      //!< links of planes that a core's cache holds
     static constexpr uint64_t MANY_EVENTS = 256;    //!< events that make looking ahead pay
+    static constexpr uint64_t TOO_MANY_EVENTS = 16'384; //!< events of which nothing is near
 
     PlanePart m_policy;               //!< the policy
     std::vector<uint32_t> m_nGuessed; //!< by group: packets for which LookAhead has guessed
     const bool m_isSmall{m_links.size() <= FEW_LINKS}; //!< the plane is in the cache anyway
+    uint32_t m_apart{EVENTS_APART};                    //!< events from step to step now
     std::array<uint64_t, N_STEPS> m_seen{};  //!< by step: events that it has been taken for
     std::array<uint32_t, N_NOTES> m_notes{}; //!< what steps leave to those after them, by event
 };

@@ -50,6 +50,7 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
     const bool isQueuedAtOutput = settings.allocator == UB_ALLOCATOR_OUTPUT_QUEUED;
 
     // links of the plane keep their order, so that numbers say the same in every run
+    std::vector<Link> links;
     std::vector<uint32_t> nIn(arrays.nNodes, 0);
     for (uint32_t number = 0; number < arrays.nLinks; ++number)
     {
@@ -59,7 +60,7 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
         }
         const uint32_t dst = arrays.linkDst[number];
         const uint32_t src = arrays.linkSrc[number];
-        m_localLink[number] = static_cast<uint32_t>(m_links.size());
+        m_localLink[number] = static_cast<uint32_t>(links.size());
         m_linkNumber.push_back(number);
         m_srcNode.push_back(src);
         m_capacity.push_back(arrays.nodeBufferBytes[dst] / m_settings.cellBytes);
@@ -96,21 +97,15 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
             link.outputNumber = static_cast<uint16_t>(outputs.size());
             outputs.push_back(m_localLink[number]);
         }
-        m_links.push_back(link);
+        links.push_back(link);
     }
-    const auto nLinks = static_cast<uint32_t>(m_links.size());
+    const auto nLinks = static_cast<uint32_t>(links.size());
+    PlaceRecords(links);
     m_noCreditPs.assign(nLinks, 0);
-    m_lanes.resize(uint64_t{nLinks} * m_nLanes);
-    m_waiting.resize(m_lanes.size());
     m_sourceQueues.resize(m_lanes.size());
     m_deficit.assign(m_lanes.size(), 0);
     m_owed.assign(nLinks, 0);
     m_allowances.resize(settings.grantsWindows ? nLinks : 0);
-    m_departures.resize(settings.creditReturn == UB_CREDIT_PIGGYBACK ? nLinks : 0);
-    for (Departures& departures : m_departures)
-    {
-        departures.times = departures.own.data();
-    }
     uint32_t nInputs = 0;
     for (const Switch& chip : m_switches)
     {
@@ -194,6 +189,38 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
     Take(MakeRoutes(arrays));
 }
 
+void
+UbPlane::PlaceRecords(const std::vector<Link>& links)
+{
+    const size_t nLanes = links.size() * m_nLanes;
+    const size_t nDepartures = m_settings.creditReturn == UB_CREDIT_PIGGYBACK ? links.size() : 0;
+    m_records.resize((links.size() * sizeof(Link) + nLanes * (sizeof(Waiting) + sizeof(Lane)) +
+                      nDepartures * sizeof(Departures)) /
+                     sizeof(CacheLine));
+    // With one lane all of a link lies side by side, since a packet that leaves touches most of
+    // it. With several it touches little of it, so that each kind has an array of its own.
+    const bool isSideBySide = m_nLanes == 1;
+    const size_t recordBytes =
+        m_records.size() * sizeof(CacheLine) / std::max<size_t>(1, links.size());
+    auto* memory = reinterpret_cast<std::byte*>(m_records.data());
+    const auto place = [&](auto& array, size_t n, size_t bytes) {
+        array.Place(memory, isSideBySide ? recordBytes : bytes, n);
+        memory += isSideBySide ? (n > 0 ? bytes : 0) : n * bytes;
+    };
+    place(m_waiting, nLanes, sizeof(Waiting));
+    place(m_links, links.size(), sizeof(Link));
+    place(m_departures, nDepartures, sizeof(Departures));
+    place(m_lanes, nLanes, sizeof(Lane));
+    for (size_t i = 0; i < links.size(); ++i)
+    {
+        m_links[i] = links[i];
+    }
+    for (size_t i = 0; i < nDepartures; ++i)
+    {
+        m_departures[i].times = m_departures[i].own.data();
+    }
+}
+
 uint16_t
 UbPlane::RateClass(uint64_t bytesPerS)
 {
@@ -238,11 +265,21 @@ UbPlane::MakeRoutes(const UbFabricArrays& arrays) const
             continue;
         }
         wayOf[group] = static_cast<int32_t>(routes.groups.size());
-        routes.groups.push_back(
-            {static_cast<uint32_t>(routes.groupLink.size()), end - begin, number});
-        for (uint32_t at = begin; at < end; ++at)
+        const auto linkAt = [&](uint32_t at) { return m_localLink[arrays.groupLink[at]]; };
+        uint32_t step = linkAt(begin + 1) - linkAt(begin);
+        for (uint32_t at = begin + 2; at < end; ++at)
         {
-            routes.groupLink.push_back(m_localLink[arrays.groupLink[at]]);
+            step = linkAt(at) - linkAt(at - 1) == step ? step : 0;
+        }
+        // in a whole fabric the links of a group have a step; with some of them gone they may not
+        routes.groups.push_back(
+            {step != 0 ? linkAt(begin) : static_cast<uint32_t>(routes.groupLink.size()),
+             step,
+             end - begin,
+             number});
+        for (uint32_t at = begin; at < (step != 0 ? begin : end); ++at)
+        {
+            routes.groupLink.push_back(linkAt(at));
         }
     }
 
@@ -494,7 +531,7 @@ UbPlane::HasRoute(uint32_t src, uint32_t dst) const
     }
     const auto way = static_cast<uint32_t>(-(out + 2));
     const uint32_t first =
-        (way & ONE_LINK) != 0 ? way & ~ONE_LINK : m_routes.groupLink[m_routes.groups[way].begin];
+        (way & ONE_LINK) != 0 ? way & ~ONE_LINK : m_routes.LinkOf(m_routes.groups[way], 0);
     return leads(RowOf(m_links[first].dstSwitch));
 }
 
@@ -521,9 +558,9 @@ UbPlane::BacklogPs(uint32_t src, int64_t nowPs) const
             return least;
         }
         const Group& group = m_routes.groups[way];
-        for (uint32_t at = group.begin; at < group.begin + group.nLinks; ++at)
+        for (uint32_t choice = 0; choice < group.nLinks; ++choice)
         {
-            look(m_routes.groupLink[at]);
+            look(m_routes.LinkOf(group, choice));
         }
         return least;
     }

@@ -8,6 +8,7 @@
 #include "ub-fabric-arrays.h"
 #include "ub-huge-pages.h"
 #include "ub-prefetch.h"
+#include "ub-strided-array.h"
 
 #include <array>
 #include <deque>
@@ -714,6 +715,12 @@ class UbPlane
 
     static_assert(sizeof(Departures) == 64, "departures are one cache line");
 
+    /// Memory for any of these.
+    struct alignas(64) CacheLine
+    {
+        std::array<std::byte, 64> bytes; //!< of something else
+    };
+
     /// A switch.
     struct Switch
     {
@@ -775,7 +782,8 @@ class UbPlane
     /// Links to choose from; there are two at least.
     struct Group
     {
-        uint32_t begin;  //!< first of them in Routes::groupLink
+        uint32_t first;  //!< first link, or its place in Routes::groupLink if step is 0
+        uint32_t step;   //!< from one link to the next, 0 if that is not always the same
         uint32_t nLinks; //!< how many
         uint32_t number; //!< number among all groups of the plane, those of one link included
     };
@@ -798,8 +806,19 @@ class UbPlane
         UbHugeVector<int32_t> table;     //!< rows of ways by destination class: switches, rest
         UbHugeVector<int32_t> local;     //!< ways of the last hop
         std::vector<Group> groups;       //!< groups of several links
-        std::vector<uint32_t> groupLink; //!< their links
+        std::vector<uint32_t> groupLink; //!< links of those that have no step
         uint32_t nClasses{0};            //!< classes; rows have an entry more, for nowhere
+
+        /**
+         * @param [in] group A group.
+         * @param [in] choice Which of its links.
+         * @return The link.
+         */
+        uint32_t LinkOf(const Group& group, uint32_t choice) const
+        {
+            return group.step != 0 ? group.first + choice * group.step
+                                   : groupLink[group.first + choice];
+        }
     };
 
     /// What changes at a time.
@@ -1366,6 +1385,25 @@ class UbPlane
     }
 
     /**
+     * Bring into the cache what a packet touches that leaves for its endpoint, where its credit
+     * goes back at once.
+     * @param [in] linkIndex A link that is in the cache, with its first lane.
+     */
+    void PrefetchSink(uint32_t linkIndex) const
+    {
+        const Link& link = m_links[linkIndex];
+        if (link.dstSwitch != UB_NONE)
+        {
+            return;
+        }
+        PrefetchRing(linkIndex);
+        if ((link.flags & IS_SLOW_SINK) != 0)
+        {
+            UbPrefetch(&m_sinks[link.sink]);
+        }
+    }
+
+    /**
      * The number of groups changed.
      * @param [in] nGroups How many there are now.
      */
@@ -1373,9 +1411,11 @@ class UbPlane
 
     UbHugePages m_memory;                              //!< memory of the arrays
     UbEventQueue m_queue;                              //!< events
-    std::pmr::vector<Link> m_links{&m_memory};         //!< links of the plane
-    std::pmr::vector<Lane> m_lanes{&m_memory};         //!< [link][lane]
-    std::pmr::vector<Waiting> m_waiting{&m_memory};    //!< [link][lane] packets that wait
+    std::pmr::vector<CacheLine> m_records{&m_memory};  //!< memory of what belongs to links
+    UbStridedArray<Link> m_links;                      //!< links of the plane
+    UbStridedArray<Lane> m_lanes;                      //!< [link][lane]
+    UbStridedArray<Waiting> m_waiting;                 //!< [link][lane] packets that wait
+    UbStridedArray<Departures> m_departures;           //!< by link
     std::pmr::vector<Queue> m_queues{&m_memory};       //!< queues that found no room in m_waiting
     std::pmr::vector<uint64_t> m_words{&m_memory};     //!< which queues of wide nodes hold packets
     std::array<std::vector<uint32_t>, 8> m_freeQueues; //!< unused ones, by log2 of their number
@@ -1391,9 +1431,8 @@ class UbPlane
     std::pmr::vector<int64_t> m_noCreditPs{&m_memory}; //!< by link: time waiting for credit
     std::pmr::vector<SourceQueue> m_sourceQueues{
         &m_memory}; //!< [link][lane], used where links leave endpoints
-    std::pmr::vector<Departures> m_departures{&m_memory}; //!< by link
-    std::vector<std::pair<uint32_t, uint32_t>> m_sent;    //!< flow and bytes, by record
-    std::vector<uint32_t> m_freeSent;                     //!< unused records
+    std::vector<std::pair<uint32_t, uint32_t>> m_sent; //!< flow and bytes, by record
+    std::vector<uint32_t> m_freeSent;                  //!< unused records
     std::vector<int64_t> m_deficit;   //!< [link][lane] bytes that the lane may still send
     std::vector<UbDelivery> m_outbox; //!< deliveries for the endpoints
     std::vector<UbPacketAccount> m_accountOutbox; //!< accounts of the deliveries
@@ -1410,6 +1449,12 @@ class UbPlane
     UbPlaneObserver* m_observer{nullptr};                   //!< who watches
 
   private:
+    /**
+     * Make room for what belongs to links.
+     * @param [in] links The links.
+     */
+    void PlaceRecords(const std::vector<Link>& links);
+
     /**
      * @return A packet of the pool.
      */
