@@ -322,6 +322,18 @@ def test_link_that_fails_is_routed_around_from_the_detection_on():
     assert 1.15 < ratio < 1.6  # three links of four for the rest
 
 
+@pytest.mark.parametrize("lost", [[], [0], [2], [1, 4], [5]])
+def test_links_that_are_left_of_a_group_take_turns(lost):
+    # a link that is gone leaves a gap: the others are no longer the same number apart
+    events = [("0 us", {"link": ["low-0", f"high-{k}"]}, "down") for k in lost]
+    result = run(two_tier(n_up=6), crossing(), faults=faults(*events, detection="0 us"))
+    packets = [result.link("low-0", f"high-{k}")["packets"] for k in range(6)]
+    assert [packets[k] for k in lost] == [0] * len(lost)
+    left = [packets[k] for k in range(6) if k not in lost]
+    assert sum(left) == 1_600
+    assert max(left) - min(left) <= 1
+
+
 @pytest.mark.parametrize("after_ps", [-1, 0, 1, 2])
 def test_routes_that_follow_at_once_leave_no_packet_behind(after_ps):
     """The head is ready to leave a high switch at the instant at which its link goes down."""
