@@ -195,8 +195,7 @@ class UbPlaneEngine final : public UbPlane
                 packet.next = Guess(packet);
                 if (packet.next != UB_NONE)
                 {
-                    UbPrefetch(&m_links[packet.next]);
-                    UbPrefetch(&m_lanes[uint64_t{packet.next} * NLanes<F>()]);
+                    PrefetchPort(packet.next);
                 }
             }
             else if (note < m_packets.size())
@@ -225,13 +224,10 @@ class UbPlaneEngine final : public UbPlane
             const Link& link = m_links[out];
             if (link.nWaiting > 0 || link.busyUntilPs > event.timePs)
             {
-                UbPrefetch(&m_waiting[uint64_t{out} * NLanes<F>()]);
+                UbPrefetch(&WaitingOf<F>(out, 0)); // it will have to wait
                 return;
             }
-            if (!m_departures.empty())
-            {
-                UbPrefetch(&m_departures[out]);
-            }
+            PrefetchDepartures(out);
             PrefetchSink(out);
         });
     }

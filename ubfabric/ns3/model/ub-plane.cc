@@ -203,14 +203,15 @@ UbPlane::PlaceRecords(const std::vector<Link>& links)
     const size_t recordBytes =
         m_records.size() * sizeof(CacheLine) / std::max<size_t>(1, links.size());
     auto* memory = reinterpret_cast<std::byte*>(m_records.data());
-    const auto place = [&](auto& array, size_t n, size_t bytes) {
+    const auto place = [&](auto& array, size_t n) {
+        const size_t bytes = sizeof(array[0]);
         array.Place(memory, isSideBySide ? recordBytes : bytes, n);
-        memory += isSideBySide ? (n > 0 ? bytes : 0) : n * bytes;
+        memory += bytes * (isSideBySide ? std::min<size_t>(n, 1) : n);
     };
-    place(m_waiting, nLanes, sizeof(Waiting));
-    place(m_links, links.size(), sizeof(Link));
-    place(m_departures, nDepartures, sizeof(Departures));
-    place(m_lanes, nLanes, sizeof(Lane));
+    place(m_waiting, nLanes);
+    place(m_links, links.size());
+    place(m_departures, nDepartures);
+    place(m_lanes, nLanes);
     for (size_t i = 0; i < links.size(); ++i)
     {
         m_links[i] = links[i];
@@ -271,13 +272,15 @@ UbPlane::MakeRoutes(const UbFabricArrays& arrays) const
         {
             step = linkAt(at) - linkAt(at - 1) == step ? step : 0;
         }
-        // in a whole fabric the links of a group have a step; with some of them gone they may not
+        if (step != 0)
+        {
+            routes.groups.push_back({linkAt(begin), step, end - begin, number});
+            continue;
+        }
+        // some of its links are gone, or count more than others
         routes.groups.push_back(
-            {step != 0 ? linkAt(begin) : static_cast<uint32_t>(routes.groupLink.size()),
-             step,
-             end - begin,
-             number});
-        for (uint32_t at = begin; at < (step != 0 ? begin : end); ++at)
+            {static_cast<uint32_t>(routes.groupLink.size()), 0, end - begin, number});
+        for (uint32_t at = begin; at < end; ++at)
         {
             routes.groupLink.push_back(linkAt(at));
         }

@@ -1339,9 +1339,27 @@ class UbPlane
      */
     void PrefetchLink(uint32_t link) const
     {
-        UbPrefetch(&m_links[link]);
-        UbPrefetch(&m_lanes[uint64_t{link} * m_nLanes]);
+        PrefetchPort(link);
         UbPrefetch(&m_waiting[uint64_t{link} * m_nLanes]);
+        PrefetchDepartures(link);
+    }
+
+    /**
+     * Bring into the cache what says whether a packet may leave on a link.
+     * @param [in] link The link.
+     */
+    void PrefetchPort(uint32_t link) const
+    {
+        UbPrefetch(&m_links[link]);
+        PrefetchCredits(link);
+    }
+
+    /**
+     * Bring into the cache what notes departures on a link, if anything does.
+     * @param [in] link The link.
+     */
+    void PrefetchDepartures(uint32_t link) const
+    {
         if (!m_departures.empty())
         {
             UbPrefetch(&m_departures[link]);
