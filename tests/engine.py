@@ -71,7 +71,7 @@ def drive(
     """
     arrays = compile_fabric(graph)
     endpoints = np.flatnonzero(arrays.node_is_endpoint)
-    records = np.zeros(len(flows), _bridge.FLOW_RECORD)
+    records = _bridge.flow_records(len(flows))
     for record, flow in zip(records, flows, strict=True):
         row = {"messages": 1, "message_bytes": 1_000, "start_ps": 0} | dict(flow)
         for name, value in row.items():

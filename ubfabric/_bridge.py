@@ -251,6 +251,27 @@ FLOW_RECORD = np.dtype(
     ]
 )
 
+
+def flow_records(n: int) -> np.ndarray:
+    """Return records of flows, all zero, each of them one cache line.
+
+    Arrays that NumPy makes begin where they like; then a record is in two lines.
+
+    Parameters
+    ----------
+    n : int
+        Number of flows.
+
+    Returns
+    -------
+    ndarray of FLOW_RECORD, shape (n,)
+    """
+    line = FLOW_RECORD.itemsize
+    room = np.zeros((n + 1) * line, np.uint8)
+    begin = -room.ctypes.data % line
+    return room[begin : begin + n * line].view(FLOW_RECORD)
+
+
 #: One task, laid out as the C++ ``UbTaskRecord``.
 TASK_RECORD = np.dtype(
     [

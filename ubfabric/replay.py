@@ -833,7 +833,7 @@ class _Session:
         dst = table["dst"].to_numpy()
         network = _codes(table["network"], NETWORKS)
         self.reach.check(chunk, src, dst, network)
-        flows = np.zeros(table.num_rows, _bridge.FLOW_RECORD)
+        flows = _bridge.flow_records(table.num_rows)
         flows["src"] = self.rank_node[src]
         flows["dst"] = self.rank_node[dst]
         flows["messages"] = table["messages"].to_numpy()

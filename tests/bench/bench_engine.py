@@ -240,7 +240,7 @@ class EngineRun:
 
     def __init__(self, case: Case, threads: int = 0) -> None:
         sources, task = np.unique(case.src, return_inverse=True)
-        self.flows = np.zeros(len(case.src), _bridge.FLOW_RECORD)
+        self.flows = _bridge.flow_records(len(case.src))
         for name in ("src", "dst", "messages", "message_bytes"):
             self.flows[name] = getattr(case, name)
         self.flows["send_task"], self.flows["wait_task"] = task, _bridge.NONE

@@ -148,7 +148,7 @@ def packet() -> dict[str, float]:
 
     graph = ubfabric.build_topology("leaf-spine-384")
     arrays = compile_fabric(graph)
-    flows = np.zeros(383, _bridge.FLOW_RECORD)
+    flows = _bridge.flow_records(383)
     flows["src"], flows["dst"] = np.arange(1, 384), 0
     flows["messages"], flows["message_bytes"] = 4_000, 4_096
     flows["send_task"] = flows["wait_task"] = _bridge.NONE

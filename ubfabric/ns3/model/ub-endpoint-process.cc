@@ -282,6 +282,10 @@ UbEndpointProcess::LookAhead()
                               {
                                   visit(event.key & ((1U << KIND_SHIFT) - 1));
                               }
+                              else if (step == 0 && event.key >> KIND_SHIFT == FLOW_SEEN)
+                              {
+                                  PrefetchFlow(event.payload);
+                              }
                           });
     };
     const auto engineAt = [&](uint32_t place) -> const Engine& {
@@ -840,7 +844,7 @@ UbEndpointProcess::Arrive(UbFlowRecord& flow, const UbDelivery& delivery)
     flow.hops = std::max(flow.hops, delivery.hops);
     if (--flow.packetsLeft == 0)
     {
-        const uint32_t receiver = (flow.operation & UB_READ) != 0 ? flow.src : flow.dst;
+        const uint32_t receiver = Receiver(flow);
         flow.finishPs += m_endpoints[receiver].receiveLatencyPs;
         Push(flow.finishPs, FLOW_SEEN, receiver, delivery.flow);
     }

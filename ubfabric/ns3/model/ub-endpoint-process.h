@@ -152,7 +152,7 @@ class UbEndpointProcess : public UbTransportHost
      * @param [in] plane A plane.
      * @return Packets for it that were sent since the caller last emptied this.
      */
-    std::vector<UbInjection>& Outgoing(uint32_t plane)
+    UbInjections& Outgoing(uint32_t plane)
     {
         return m_outgoing[plane];
     }
@@ -284,6 +284,18 @@ class UbEndpointProcess : public UbTransportHost
         if ((reference & UB_DEVICE_FLOW) == 0)
         {
             UbPrefetch(&m_chunks[reference >> FLOW_BITS].flows[reference & (MAX_FLOWS - 1)]);
+        }
+    }
+
+    /**
+     * Bring the endpoint that receives a flow into the cache.
+     * @param [in] reference The flow, whose record is in the cache, or a device's packet.
+     */
+    void PrefetchReceiver(uint32_t reference) const
+    {
+        if ((reference & UB_DEVICE_FLOW) == 0)
+        {
+            UbPrefetch(&m_endpoints[Receiver(Flow(reference))].receiveLatencyPs);
         }
     }
 
@@ -518,6 +530,15 @@ class UbEndpointProcess : public UbTransportHost
 
     /**
      * @param [in] flow A flow.
+     * @return The endpoint to which its bytes go.
+     */
+    static uint32_t Receiver(const UbFlowRecord& flow)
+    {
+        return (flow.operation & UB_READ) != 0 ? flow.src : flow.dst;
+    }
+
+    /**
+     * @param [in] flow A flow.
      * @return Whether its packets are sent and counted here.
      */
     bool IsPostedWrite(const UbFlowRecord& flow) const
@@ -736,7 +757,7 @@ class UbEndpointProcess : public UbTransportHost
     Ptr<UbPlanePolicy> m_policy;                      //!< picks the plane of a packet
     UbTaskGraph* m_tasks{nullptr};                    //!< the tasks
     UbEventQueue m_queue;                             //!< events
-    std::vector<std::vector<UbInjection>> m_outgoing; //!< packets sent, by plane
+    std::vector<UbInjections> m_outgoing;             //!< packets sent, by plane
     UbHugeVector<Endpoint> m_endpoints;               //!< by node number
     std::vector<uint64_t> m_planesOf;                 //!< by node: planes that reach it, a bit each
     UbHugeVector<Engine> m_engines;                   //!< all engines

@@ -495,7 +495,6 @@ UbFabric::Build(const UbFabricArrays& arrays)
         m_partition = std::make_unique<UbPartition>(m_exchange, arrays.nPlanes);
     }
     m_endpoints = std::make_unique<UbEndpointProcess>(arrays, settings, m_planes, planePolicy);
-    m_incoming.resize(m_planes.size());
     m_arrived.resize(m_planes.size());
     if (m_nThreads > 1)
     {
@@ -942,10 +941,6 @@ UbFabric::RunWindow(int64_t limitPs)
 void
 UbFabric::RunPlanes(int64_t untilPs)
 {
-    for (uint32_t plane = 0; plane < m_planes.size(); ++plane)
-    {
-        m_incoming[plane].swap(m_endpoints->Outgoing(plane));
-    }
     if (m_workers && m_isBusy && !m_isObserved)
     {
         m_workers->Run([this, untilPs](uint32_t task) {
@@ -968,10 +963,10 @@ UbFabric::RunPlane(uint32_t plane, int64_t untilPs)
 {
     if (m_partition && !m_partition->Owns(plane))
     {
-        m_incoming[plane].clear(); // its own process has them too
+        m_endpoints->Outgoing(plane).clear(); // its own process has them too
         return;
     }
-    m_planes[plane]->Accept(m_incoming[plane]);
+    m_planes[plane]->Accept(m_endpoints->Outgoing(plane));
     m_planes[plane]->RunBefore(untilPs);
 }
 
@@ -1000,15 +995,19 @@ UbFabric::RunAhead(int64_t fromPs, int64_t barrierPs)
 void
 UbFabric::TakeDeliveries()
 {
+    if (!m_partition)
+    {
+        for (const auto& plane : m_planes)
+        {
+            TakeArrived(plane->Outbox());
+        }
+        return;
+    }
     for (uint32_t plane = 0; plane < m_planes.size(); ++plane)
     {
-        m_arrived[plane].packets.swap(m_planes[plane]->Outbox());
-        m_arrived[plane].accounts.swap(m_planes[plane]->AccountOutbox());
+        std::swap(m_arrived[plane], m_planes[plane]->Outbox());
     }
-    if (m_partition)
-    {
-        m_partition->Exchange(OwnStatus(), m_arrived);
-    }
+    m_partition->Exchange(OwnStatus(), m_arrived);
     for (UbArrived& arrived : m_arrived)
     {
         TakeArrived(arrived);
@@ -1024,9 +1023,10 @@ UbFabric::TakeArrived(UbArrived& arrived)
         const UbDelivery& delivery = outbox[i];
         if ((delivery.flow & UB_DEVICE_FLOW) == 0)
         {
-            if (const size_t soon = i + 8; soon < outbox.size())
+            if (const size_t soon = i + DELIVERIES_AHEAD; soon < outbox.size())
             {
                 m_endpoints->PrefetchFlow(outbox[soon].flow);
+                m_endpoints->PrefetchReceiver(outbox[soon - DELIVERIES_AHEAD / 2].flow);
             }
             m_endpoints->Account(delivery);
             if (m_keepsAccount && !delivery.isLost && delivery.payloadBytes > 0)

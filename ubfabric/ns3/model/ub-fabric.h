@@ -344,6 +344,8 @@ class UbFabric : public Object, public UbWindowedProcess
      */
     void TakeArrived(UbArrived& arrived);
 
+    static constexpr size_t DELIVERIES_AHEAD = 8; //!< how far ahead their flows are fetched
+
     /// Hand what arrived in the planes to the endpoints and devices.
     void TakeDeliveries();
 
@@ -439,8 +441,7 @@ class UbFabric : public Object, public UbWindowedProcess
     std::unique_ptr<UbWorkers> m_workers;             //!< threads, if there are several
     std::unique_ptr<UbWindows> m_windows;             //!< what they run
     std::unique_ptr<UbPartition> m_partition;         //!< who runs which plane, if not all this one
-    std::vector<std::vector<UbInjection>> m_incoming; //!< packets on their way into planes
-    std::vector<UbArrived> m_arrived;                 //!< packets on their way out of planes
+    std::vector<UbArrived> m_arrived; //!< what arrived in planes, as processes tell each other
     bool m_isBusy{false};                             //!< much was done in the last window
     uint64_t m_devicePacketsInside{0};                //!< packets of devices under way
     std::unique_ptr<Observer> m_observer;             //!< for trace sources

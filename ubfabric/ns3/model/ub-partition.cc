@@ -72,7 +72,7 @@ UbPartition::UbPartition(Ptr<UbPlaneExchange> exchange, uint32_t nPlanes)
 }
 
 void
-UbPartition::Expect(const std::vector<UbInjection>& injections)
+UbPartition::Expect(const UbInjections& injections)
 {
     m_agreed.inside += injections.size();
     for (const UbInjection& injection : injections)

@@ -14,13 +14,6 @@
 namespace ns3
 {
 
-/// What arrived in a plane.
-struct UbArrived
-{
-    std::vector<UbDelivery> packets;       //!< the packets
-    std::vector<UbPacketAccount> accounts; //!< where their time went, if that is kept
-};
-
 /// What some planes have come to, as far as it steers the run.
 struct UbPlanesStatus
 {
@@ -96,7 +89,7 @@ class UbPartition
      * Take into account that packets were put into planes since ranks agreed; the same on all.
      * @param [in] injections The packets.
      */
-    void Expect(const std::vector<UbInjection>& injections);
+    void Expect(const UbInjections& injections);
 
     /**
      * Take into account that a plane has something to do at a time; the same on all ranks.

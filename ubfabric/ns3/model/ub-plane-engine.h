@@ -37,7 +37,7 @@ class UbPlaneEngine final : public UbPlane
         InjectAs<F>(injection);
     }
 
-    void Accept(std::vector<UbInjection>& injections) override
+    void Accept(UbInjections& injections) override
     {
         const size_t n = injections.size();
         for (size_t i = 0; i < n; ++i)
@@ -163,7 +163,11 @@ class UbPlaneEngine final : public UbPlane
                 PrefetchCredits(link);
                 return;
             }
-            PrefetchLink(event.key >> KIND_SHIFT == MATCH ? event.payload : link);
+            PrefetchLink(OutputOf(event));
+            if (event.key >> KIND_SHIFT == PORT)
+            {
+                UbPrefetch(&m_sourceQueues[uint64_t{link} * NLanes<F>()]);
+            }
         });
         each(1, [&](const UbEventQueue::Event& event, uint32_t& note) {
             if (event.key >> KIND_SHIFT == HEAD)
@@ -174,12 +178,17 @@ class UbPlaneEngine final : public UbPlane
                 PrefetchRing(event.key & ((1U << KIND_SHIFT) - 1));
                 return;
             }
-            note = FirstWaiting(event.key, event.payload);
+            const uint32_t out = OutputOf(event);
+            note = FirstWaiting(out);
             if (note != UB_NONE)
             {
                 UbPrefetch(&m_packets[note]);
-                PrefetchTimes(event.payload);
-                PrefetchSink(event.payload);
+                PrefetchTimes(out);
+                PrefetchSink(out);
+                if (event.key >> KIND_SHIFT == PORT)
+                {
+                    PrefetchAtSource(out);
+                }
             }
         });
         // A note is the packet that waits, then its input. Events that come in between shift
@@ -263,23 +272,28 @@ class UbPlaneEngine final : public UbPlane
     }
 
     /**
-     * @param [in] key Key of an event that is about an output.
-     * @param [in] payload Its payload.
+     * @param [in] event An event that is about an output.
+     * @return The output.
+     */
+    static uint32_t OutputOf(const UbEventQueue::Event& event)
+    {
+        return event.key >> KIND_SHIFT == MATCH ? event.payload
+                                                : event.key & ((1U << KIND_SHIFT) - 1);
+    }
+
+    /**
+     * @param [in] out An output.
      * @return A packet that waits there and may be the next to leave, UB_NONE if there is none.
      */
-    uint32_t FirstWaiting(uint32_t key, uint32_t payload)
+    uint32_t FirstWaiting(uint32_t out)
     {
-        if (key >> KIND_SHIFT != MATCH)
-        {
-            return UB_NONE;
-        }
-        const Link& link = m_links[payload];
-        Waiting& waiting = WaitingOf<F>(payload, 0);
+        const Link& link = m_links[out];
+        Waiting& waiting = WaitingOf<F>(out, 0);
         if (link.nInputs > Waiting::N_NARROW || waiting.bits == 0)
         {
             return UB_NONE;
         }
-        const uint32_t last = LaneOf<F>(payload, 0).lastInput;
+        const uint32_t last = LaneOf<F>(out, 0).lastInput;
         const uint32_t input =
             NextInput(&waiting.bits, 1, last + 1U < link.nInputs ? last + 1U : 0);
         UbPrefetch(&m_inputs[link.firstInput + input]);
@@ -313,7 +327,18 @@ class UbPlaneEngine final : public UbPlane
             return;
         }
         PrefetchTimes(link);
-        UbPrefetch(m_sourceQueues[lane].waiting.data() + m_sourceQueues[lane].first);
+        PrefetchAtSource(link);
+    }
+
+    /**
+     * Bring what waited at a source into the cache.
+     * @param [in] link A link that leaves an endpoint, whose queue is in the cache.
+     */
+    void PrefetchAtSource(uint32_t link) const
+    {
+        const SourceQueue& queue = m_sourceQueues[uint64_t{link} * NLanes<F>()];
+        UbPrefetch(queue.waiting.data() + queue.first);
+        UbPrefetch(queue.waiting.data() + queue.waiting.size());
     }
 
     /**

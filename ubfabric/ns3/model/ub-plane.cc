@@ -1420,7 +1420,7 @@ void
 UbPlane::HandOver(uint32_t index, int64_t tailPs, int64_t headPs, bool isLost)
 {
     const Packet& packet = m_packets[index];
-    m_outbox.push_back({tailPs,
+    m_outbox.packets.push_back({tailPs,
                         headPs,
                         packet.waitedPs,
                         packet.flow,
@@ -1446,7 +1446,7 @@ UbPlane::CloseAccount(uint32_t index, int64_t tailPs)
         otherPs += waitedPs;
     }
     account.serialisePs += tailPs - otherPs;
-    m_accountOutbox.push_back(account);
+    m_outbox.accounts.push_back(account);
 }
 
 template <UbFeatures F>

@@ -225,6 +225,16 @@ struct UbPacketAccount
     int64_t switchPs{0};    //!< forwarding latency of switches
 };
 
+/// Packets on their way into a plane. On large machines these are megabytes a window.
+using UbInjections = UbHugeVector<UbInjection>;
+
+/// What arrived in a plane.
+struct UbArrived
+{
+    UbHugeVector<UbDelivery> packets;       //!< the packets
+    UbHugeVector<UbPacketAccount> accounts; //!< where their time went, if that is kept
+};
+
 /// What a link did in a run.
 struct UbLinkStats
 {
@@ -322,7 +332,7 @@ class UbPlane
      * Put packets into the ports of their sources.
      * @param [in,out] injections The packets; none are left.
      */
-    virtual void Accept(std::vector<UbInjection>& injections) = 0;
+    virtual void Accept(UbInjections& injections) = 0;
 
     /**
      * Process all events before a time.
@@ -341,17 +351,9 @@ class UbPlane
     /**
      * @return Deliveries since the last time the caller emptied this.
      */
-    std::vector<UbDelivery>& Outbox()
+    UbArrived& Outbox()
     {
         return m_outbox;
-    }
-
-    /**
-     * @return Where the time of the packets in the outbox went, one entry each, or empty.
-     */
-    std::vector<UbPacketAccount>& AccountOutbox()
-    {
-        return m_accountOutbox;
     }
 
     /**
@@ -1452,8 +1454,7 @@ class UbPlane
     std::vector<std::pair<uint32_t, uint32_t>> m_sent; //!< flow and bytes, by record
     std::vector<uint32_t> m_freeSent;                  //!< unused records
     std::vector<int64_t> m_deficit;   //!< [link][lane] bytes that the lane may still send
-    std::vector<UbDelivery> m_outbox; //!< deliveries for the endpoints
-    std::vector<UbPacketAccount> m_accountOutbox; //!< accounts of the deliveries
+    UbArrived m_outbox;               //!< deliveries for the endpoints
     std::vector<UbPacketAccount> m_accounts;      //!< accounts of the packets, if kept
     Routes m_routes;                              //!< routes now
     std::vector<uint64_t> m_rates;                //!< rate of each rate class, bytes per second

@@ -119,8 +119,7 @@ UbWindows::MovePlane(uint32_t plane)
     const uint64_t hops = of.PacketHops();
     of.Accept(window.sent[plane]);
     of.RunBefore(window.endPs);
-    window.arrived[plane].packets.swap(of.Outbox());
-    window.arrived[plane].accounts.swap(of.AccountOutbox());
+    std::swap(window.arrived[plane], of.Outbox());
     window.hops[plane] = of.PacketHops() - hops;
     done.store(number + 1, std::memory_order_release);
     return number + 1 == m_end.load(std::memory_order_relaxed) ? UB_OVER : UB_MOVED;

@@ -68,7 +68,7 @@ class UbWindows
     struct Window
     {
         int64_t endPs{0};                           //!< its end
-        std::vector<std::vector<UbInjection>> sent; //!< packets for each plane
+        std::vector<UbInjections> sent;             //!< packets for each plane
         std::vector<UbArrived> arrived;             //!< what arrived in each plane
         std::vector<uint64_t> hops;                 //!< packet-hops moved in each plane
     };
