@@ -752,24 +752,24 @@ class UbEndpointProcess : public UbTransportHost
      */
     const Direct* FindDirect(uint32_t src, uint32_t dst, uint32_t network) const;
 
-    UbEndpointSettings m_settings;                    //!< attributes
-    std::vector<std::unique_ptr<UbPlane>>& m_planes;  //!< the planes
-    Ptr<UbPlanePolicy> m_policy;                      //!< picks the plane of a packet
-    UbTaskGraph* m_tasks{nullptr};                    //!< the tasks
-    UbEventQueue m_queue;                             //!< events
-    std::vector<UbInjections> m_outgoing;             //!< packets sent, by plane
-    UbHugeVector<Endpoint> m_endpoints;               //!< by node number
-    std::vector<uint64_t> m_planesOf;                 //!< by node: planes that reach it, a bit each
-    UbHugeVector<Engine> m_engines;                   //!< all engines
-    UbHugeVector<Job> m_jobs;                         //!< pool of jobs
-    std::vector<uint32_t> m_freeJobs;                 //!< unused jobs
-    std::vector<uint64_t> m_networkPlanes;            //!< planes of a network, a bit each
-    std::vector<uint32_t> m_planeNetwork;             //!< network of a plane
-    std::vector<uint32_t> m_directStart;              //!< start of a node's direct links
-    std::vector<Direct> m_direct;                     //!< direct links
-    std::array<Chunk, MAX_CHUNKS> m_chunks;           //!< chunks by slot
-    std::array<uint64_t, N_STEPS> m_seen{};           //!< by step of LookAhead: events looked at
-    bool m_checksRoutes{false};                       //!< routes change in the course of the run
+    UbEndpointSettings m_settings;                   //!< attributes
+    std::vector<std::unique_ptr<UbPlane>>& m_planes; //!< the planes
+    Ptr<UbPlanePolicy> m_policy;                     //!< picks the plane of a packet
+    UbTaskGraph* m_tasks{nullptr};                   //!< the tasks
+    UbEventQueue m_queue;                            //!< events
+    std::vector<UbInjections> m_outgoing;            //!< packets sent, by plane
+    UbHugeVector<Endpoint> m_endpoints;              //!< by node number
+    std::vector<uint64_t> m_planesOf;                //!< by node: planes that reach it, a bit each
+    UbHugeVector<Engine> m_engines;                  //!< all engines
+    UbHugeVector<Job> m_jobs;                        //!< pool of jobs
+    std::vector<uint32_t> m_freeJobs;                //!< unused jobs
+    std::vector<uint64_t> m_networkPlanes;           //!< planes of a network, a bit each
+    std::vector<uint32_t> m_planeNetwork;            //!< network of a plane
+    std::vector<uint32_t> m_directStart;             //!< start of a node's direct links
+    std::vector<Direct> m_direct;                    //!< direct links
+    std::array<Chunk, MAX_CHUNKS> m_chunks;          //!< chunks by slot
+    std::array<uint64_t, N_STEPS> m_seen{};          //!< by step of LookAhead: events looked at
+    bool m_checksRoutes{false};                      //!< routes change in the course of the run
     std::array<Ptr<UbTransport>, UB_NETWORKS> m_transports; //!< by network
     std::array<uint32_t, UB_NETWORKS> m_packetBytes{};      //!< most payload of a packet
     std::array<uint32_t, UB_NETWORKS> m_pieceBytes{};       //!< most bytes handed over at a time

@@ -433,36 +433,36 @@ class UbFabric : public Object, public UbWindowedProcess
     std::string m_vpcCongestion;       //!< attribute
     Ptr<UbPlaneExchange> m_exchange;   //!< attribute
 
-    uint32_t m_nNodes{0};                             //!< number of nodes
-    uint32_t m_nLinks{0};                             //!< number of links
-    std::vector<std::unique_ptr<UbPlane>> m_planes;   //!< the planes
-    std::unique_ptr<UbEndpointProcess> m_endpoints;   //!< the endpoints
-    std::unique_ptr<UbTaskGraph> m_tasks;             //!< the tasks
-    std::unique_ptr<UbWorkers> m_workers;             //!< threads, if there are several
-    std::unique_ptr<UbWindows> m_windows;             //!< what they run
-    std::unique_ptr<UbPartition> m_partition;         //!< who runs which plane, if not all this one
-    std::vector<UbArrived> m_arrived; //!< what arrived in planes, as processes tell each other
-    bool m_isBusy{false};                             //!< much was done in the last window
-    uint64_t m_devicePacketsInside{0};                //!< packets of devices under way
-    std::unique_ptr<Observer> m_observer;             //!< for trace sources
-    bool m_isObserved{false};                         //!< whether somebody listens
-    std::vector<DevicePacket> m_devicePackets;        //!< packets of devices by handle
-    std::vector<uint32_t> m_freeHandles;              //!< unused handles
-    std::vector<DeviceSend> m_sentHere;               //!< by devices here, not yet known to all
-    std::deque<DeviceSend> m_sends;                   //!< by all devices, known to all, by time
-    Ptr<UbSimulatorImpl> m_impl;                      //!< the simulator, if it knows windows
-    EventId m_step;                                   //!< pending step, if it does not
-    uint64_t m_stopAtHops{0};                         //!< stop after this many packet-hops
-    std::vector<uint32_t> m_linkPlane;                //!< plane of each link
-    std::deque<int64_t> m_routeTimes;                 //!< when routes change
-    std::vector<Sample> m_samples;                    //!< samples not yet taken away
-    int64_t m_nextSamplePs{UB_NEVER};                 //!< next sample
-    bool m_reportsBroken{false};                      //!< stop when links give up
-    bool m_sendsByBacklog{false};                     //!< sources look at the ports of their planes
-    bool m_isStalled{false};                          //!< the watchdog barked
-    uint64_t m_watchedHops{0};                        //!< packet-hops when packets last moved
-    int64_t m_movedPs{0};                             //!< and when that was
-    bool m_hasPaused{false};                          //!< stopped the last run
+    uint32_t m_nNodes{0};                           //!< number of nodes
+    uint32_t m_nLinks{0};                           //!< number of links
+    std::vector<std::unique_ptr<UbPlane>> m_planes; //!< the planes
+    std::unique_ptr<UbEndpointProcess> m_endpoints; //!< the endpoints
+    std::unique_ptr<UbTaskGraph> m_tasks;           //!< the tasks
+    std::unique_ptr<UbWorkers> m_workers;           //!< threads, if there are several
+    std::unique_ptr<UbWindows> m_windows;           //!< what they run
+    std::unique_ptr<UbPartition> m_partition;       //!< who runs which plane, if not all this one
+    std::vector<UbArrived> m_arrived;     //!< what arrived in planes, as processes tell each other
+    bool m_isBusy{false};                 //!< much was done in the last window
+    uint64_t m_devicePacketsInside{0};    //!< packets of devices under way
+    std::unique_ptr<Observer> m_observer; //!< for trace sources
+    bool m_isObserved{false};             //!< whether somebody listens
+    std::vector<DevicePacket> m_devicePackets; //!< packets of devices by handle
+    std::vector<uint32_t> m_freeHandles;       //!< unused handles
+    std::vector<DeviceSend> m_sentHere;        //!< by devices here, not yet known to all
+    std::deque<DeviceSend> m_sends;            //!< by all devices, known to all, by time
+    Ptr<UbSimulatorImpl> m_impl;               //!< the simulator, if it knows windows
+    EventId m_step;                            //!< pending step, if it does not
+    uint64_t m_stopAtHops{0};                  //!< stop after this many packet-hops
+    std::vector<uint32_t> m_linkPlane;         //!< plane of each link
+    std::deque<int64_t> m_routeTimes;          //!< when routes change
+    std::vector<Sample> m_samples;             //!< samples not yet taken away
+    int64_t m_nextSamplePs{UB_NEVER};          //!< next sample
+    bool m_reportsBroken{false};               //!< stop when links give up
+    bool m_sendsByBacklog{false};              //!< sources look at the ports of their planes
+    bool m_isStalled{false};                   //!< the watchdog barked
+    uint64_t m_watchedHops{0};                 //!< packet-hops when packets last moved
+    int64_t m_movedPs{0};                      //!< and when that was
+    bool m_hasPaused{false};                   //!< stopped the last run
 
     TracedCallback<uint32_t, uint32_t, uint32_t> m_packetSent;         //!< trace source
     TracedCallback<uint32_t, uint32_t, uint32_t> m_packetDelivered;    //!< trace source

@@ -5,6 +5,7 @@
 #define UB_HUGE_PAGES_H
 
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <memory_resource>
@@ -58,6 +59,10 @@ class UbHugePages : public std::pmr::memory_resource
      */
     static void* Block(size_t bytes)
     {
+        if (bytes > size_t{PTRDIFF_MAX} - PAGE_BYTES)
+        {
+            throw std::bad_alloc();
+        }
         const size_t unit = bytes < PAGE_BYTES ? SMALL_BYTES : PAGE_BYTES;
         const size_t whole = (bytes + unit - 1) / unit * unit;
         void* block = std::aligned_alloc(unit, whole);

@@ -174,7 +174,6 @@ class UbPlaneEngine final : public UbPlane
             {
                 const Packet& packet = m_packets[event.payload];
                 UbPrefetch(&m_routes.table[RowOf(packet.atSwitch) + packet.dstClass]);
-                UbPrefetch(&m_inputs[m_firstInput[packet.atSwitch] + packet.atInput]);
                 PrefetchRing(event.key & ((1U << KIND_SHIFT) - 1));
                 return;
             }
@@ -296,7 +295,6 @@ class UbPlaneEngine final : public UbPlane
         const uint32_t last = LaneOf<F>(out, 0).lastInput;
         const uint32_t input =
             NextInput(&waiting.bits, 1, last + 1U < link.nInputs ? last + 1U : 0);
-        UbPrefetch(&m_inputs[link.firstInput + input]);
         return QueuesOf(waiting)[PlaceOf(waiting, link.nInputs, input)].head;
     }
 
@@ -407,8 +405,7 @@ class UbPlaneEngine final : public UbPlane
         Lane& lane = LaneOf<F>(out, packet.lane);
         if (link.nWaiting == 0 && link.busyUntilPs <= nowPs && packet.readyPs <= nowPs &&
             (link.flags & (WATCHED | KEEPS_LITTLE)) == 0 &&
-            (Allocator<F>() != UB_ALLOCATOR_ISLIP ||
-             m_inputs[link.firstInput + packet.atInput].freePs <= nowPs) &&
+            (Allocator<F>() != UB_ALLOCATOR_ISLIP || InputOf<F>(packet).readPs <= nowPs) &&
             HasCredit<F>(out, lane, packet.cells, nowPs))
         {
             lane.lastInput = packet.atInput;

@@ -3,6 +3,8 @@
 
 #include "ub-plane.h"
 
+#include "ns3/abort.h"
+
 #include <algorithm>
 #include <cmath>
 #include <sstream>
@@ -24,6 +26,13 @@ constexpr double EVENTS_PER_BUCKET = 48.0;
 
 /// How far ahead unused packets are fetched, which nobody has touched for long.
 constexpr size_t PACKETS_AHEAD = 3;
+
+/// Packets for which large planes have room from the start, for each link: memory that nobody
+/// touches costs nothing, and to move packets when there is no more room does.
+constexpr size_t PACKETS_PER_LINK = 4;
+
+/// Credits on their way back on a lane at most.
+constexpr uint32_t MOST_CREDITS = 1U << 16;
 
 /// What the arrays need for a link, all in all.
 constexpr size_t BYTES_PER_LINK = 512;
@@ -101,18 +110,16 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
     }
     const auto nLinks = static_cast<uint32_t>(links.size());
     PlaceRecords(links);
+    if (const size_t room = nLinks * PACKETS_PER_LINK;
+        room * sizeof(Packet) >= UbHugePages::PAGE_BYTES)
+    {
+        m_packets.reserve(room);
+    }
     m_noCreditPs.assign(nLinks, 0);
     m_sourceQueues.resize(m_lanes.size());
     m_deficit.assign(m_lanes.size(), 0);
     m_owed.assign(nLinks, 0);
     m_allowances.resize(settings.grantsWindows ? nLinks : 0);
-    uint32_t nInputs = 0;
-    for (const Switch& chip : m_switches)
-    {
-        m_firstInput.push_back(nInputs);
-        nInputs += nIn[chip.node];
-    }
-    m_inputs.resize(nInputs);
     m_inLine.resize(settings.isFifo ? m_lanes.size() : 0);
     m_lineBusy.assign(m_inLine.size(), 0);
     m_stalledSincePs.assign(nLinks, 0);
@@ -154,7 +161,6 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
             waiting.bits = m_words.size();
             m_words.resize(m_words.size() + (nInputs + 63) / 64);
         }
-        link.firstInput = link.srcSwitch == UB_NONE ? 0 : m_firstInput[link.srcSwitch];
         int64_t returnPs = link.delayPs;
         if (settings.creditReturn != UB_CREDIT_IDEAL)
         {
@@ -926,7 +932,9 @@ UbPlane::GrowRing(Lane& lane)
     }
     lane.ring = ring.get();
     lane.ringHead = 0;
-    lane.ringMask = 2 * size - 1;
+    NS_ABORT_MSG_IF(size > MOST_CREDITS / 2,
+                    "more than " << size << " credits are on their way back on one lane");
+    lane.ringMask = static_cast<uint16_t>(2 * size - 1);
     m_moreRings.push_back(std::move(ring));
 }
 
@@ -965,7 +973,7 @@ UbPlane::ReturnCredit(uint32_t linkIndex, Lane& lane, uint32_t cells, int64_t fr
             GrowRing(lane);
         }
         // packets leave a buffer through several outputs, so credits come nearly in order of time
-        uint32_t at = lane.ringHead + lane.ringCount++;
+        uint32_t at = uint32_t{lane.ringHead} + lane.ringCount++;
         while (at != lane.ringHead && lane.ring[(at - 1) & lane.ringMask].timePs > arrivalPs)
         {
             lane.ring[at & lane.ringMask] = lane.ring[(at - 1) & lane.ringMask];
@@ -1036,7 +1044,7 @@ UbPlane::Find(uint32_t linkIndex, int64_t nowPs)
             int64_t openPs = queue.readyPs;
             if (isMatched)
             {
-                openPs = std::max(openPs, m_inputs[link.firstInput + input].freePs);
+                openPs = std::max(openPs, InputOf<F>(m_packets[queue.head]).readPs);
             }
             if (openPs > nowPs)
             {
@@ -1197,7 +1205,7 @@ UbPlane::Match(uint32_t index, int64_t nowPs)
             Stall<F>(link, candidate, nowPs);
             return;
         }
-        m_inputs[m_links[link].firstInput + candidate.input].turn = m_links[link].outputNumber;
+        InputOf<F>(m_packets[candidate.packet]).turn = m_links[link].outputNumber;
         Send<F>(link, candidate, nowPs, true);
         return;
     }
@@ -1220,7 +1228,7 @@ UbPlane::Match(uint32_t index, int64_t nowPs)
                 Stall<F>(link, candidate, nowPs);
                 continue;
             }
-            const uint32_t turn = m_inputs[m_links[link].firstInput + candidate.input].turn;
+            const uint32_t turn = InputOf<F>(m_packets[candidate.packet]).turn;
             auto rank = [&](uint32_t output) {
                 return (m_links[output].outputNumber + nOutputs - turn - 1) % nOutputs;
             };
@@ -1242,8 +1250,7 @@ UbPlane::Match(uint32_t index, int64_t nowPs)
             const auto [link, candidate] = outputs[i];
             if (iteration == 0)
             {
-                m_inputs[m_links[link].firstInput + candidate.input].turn =
-                    m_links[link].outputNumber;
+                InputOf<F>(m_packets[candidate.packet]).turn = m_links[link].outputNumber;
             }
             outputs[i].first = UB_NONE;
             Send<F>(link, candidate, nowPs, iteration == 0);
@@ -1265,8 +1272,7 @@ UbPlane::Match(uint32_t index, int64_t nowPs)
     for (const auto& [link, candidate] : outputs)
     {
         // out of iterations: the next try is when the input that went elsewhere is free
-        Wake<F>(link,
-                std::max(nowPs + 1, m_inputs[m_links[link].firstInput + candidate.input].freePs));
+        Wake<F>(link, std::max(nowPs + 1, InputOf<F>(m_packets[candidate.packet]).readPs));
     }
 }
 
@@ -1364,8 +1370,7 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
     {
         if (Allocator<F>() == UB_ALLOCATOR_ISLIP)
         {
-            m_inputs[link.firstInput + packet.atInput].freePs =
-                nowPs + ((serialisePs * m_inverseSpeedup + 0xffff) >> 16);
+            InputOf<F>(packet).readPs = nowPs + ((serialisePs * m_inverseSpeedup + 0xffff) >> 16);
         }
         if (IsFifo<F>())
         {
@@ -1421,15 +1426,15 @@ UbPlane::HandOver(uint32_t index, int64_t tailPs, int64_t headPs, bool isLost)
 {
     const Packet& packet = m_packets[index];
     m_outbox.packets.push_back({tailPs,
-                        headPs,
-                        packet.waitedPs,
-                        packet.flow,
-                        packet.tag,
-                        packet.payloadBytes,
-                        packet.hops,
-                        static_cast<uint8_t>(packet.bits & ~OWN_BITS),
-                        packet.hint,
-                        isLost});
+                                headPs,
+                                packet.waitedPs,
+                                packet.flow,
+                                packet.tag,
+                                packet.payloadBytes,
+                                packet.hops,
+                                static_cast<uint8_t>(packet.bits & ~OWN_BITS),
+                                packet.hint,
+                                isLost});
     if (m_settings.keepsAccount)
     {
         CloseAccount(index, tailPs);

@@ -564,7 +564,6 @@ class UbPlane
         uint32_t nWaiting{0};        //!< packets waiting, all lanes
         uint32_t srcSwitch{UB_NONE}; //!< switch at the start, UB_NONE for an endpoint
         uint32_t dstSwitch{UB_NONE}; //!< switch at the end, UB_NONE for an endpoint
-        uint32_t firstInput{0};      //!< first input of the switch at the start
         uint16_t dstInput{0};        //!< number among the inputs of that switch
         uint16_t nInputs{1};         //!< inputs of the node that it leaves
         uint16_t rateClass{0};       //!< which rate
@@ -594,7 +593,9 @@ class UbPlane
         uint32_t cells; //!< how much
     };
 
-    /// A virtual lane of a link. Two cache lines: the second is for credits that come back.
+    /// A virtual lane of a link. Two cache lines: the second is for credits that come back. A
+    /// packet that goes on touches the lane it came by, so the first one keeps here what the
+    /// crossbar knows of the input.
     struct alignas(64) Lane
     {
         static constexpr uint32_t N_OWN = 4; //!< credits that find room in here
@@ -603,9 +604,11 @@ class UbPlane
         Credit* ring{nullptr};        //!< credits on their way back, by time
         int64_t restPs{0};            //!< when the start of the link knows of `rest`
         uint32_t returnPs{0};         //!< from a free buffer to a credit, at most
-        uint32_t ringMask{N_OWN - 1}; //!< length of the ring, a power of two, less one
-        uint32_t ringHead{0};         //!< first credit on its way back
-        uint32_t ringCount{0};        //!< credits on their way back
+        uint16_t ringMask{N_OWN - 1}; //!< length of the ring, a power of two, less one
+        uint16_t ringHead{0};         //!< first credit on its way back
+        uint16_t ringCount{0};        //!< credits on their way back
+        uint16_t turn{0};             //!< as the crossbar at the end: output accepted last
+        int64_t readPs{0};            //!< likewise: when the last packet has been read
         uint32_t waitingBytes{0};     //!< bytes waiting to leave on the lane
         uint32_t maxWaitingBytes{0};  //!< most bytes that waited
         uint32_t nWaiting{0};         //!< packets waiting to leave on the lane
@@ -650,13 +653,6 @@ class UbPlane
         uint32_t packet{UB_NONE}; //!< first packet of its queue, UB_NONE if nothing may go
         int64_t wakePs{UB_NEVER}; //!< when to look again, if nothing may go
         bool isStalled{false};    //!< packets wait for credit
-    };
-
-    /// An input of a switch, as the crossbar knows it.
-    struct Input
-    {
-        int64_t freePs{0}; //!< when the last packet has been read
-        uint32_t turn{0};  //!< output that it accepted last
     };
 
     /// The memory of an endpoint that takes writes more slowly than a link brings them.
@@ -879,6 +875,17 @@ class UbPlane
     Lane& LaneOf(uint32_t link, uint32_t lane)
     {
         return m_lanes[F == UB_ANY ? uint64_t{link} * m_nLanes + lane : link];
+    }
+
+    /**
+     * @tparam F Which mechanisms are compiled in.
+     * @param [in] packet A packet at a switch.
+     * @return The first lane of the link by which it came, which keeps what is known of the input.
+     */
+    template <UbFeatures F>
+    Lane& InputOf(const Packet& packet)
+    {
+        return LaneOf<F>(packet.inLink, 0);
     }
 
     /**
@@ -1114,7 +1121,7 @@ class UbPlane
     static void PopCredit(Lane& lane)
     {
         lane.credit += lane.ring[lane.ringHead].cells;
-        lane.ringHead = (lane.ringHead + 1) & lane.ringMask;
+        lane.ringHead = static_cast<uint16_t>((lane.ringHead + 1) & lane.ringMask);
         --lane.ringCount;
     }
 
@@ -1441,9 +1448,7 @@ class UbPlane
     std::array<std::vector<uint32_t>, 8> m_freeQueues; //!< unused ones, by log2 of their number
     std::vector<Switch> m_switches;                    //!< switches of the plane
     std::vector<int64_t> m_forwardPs;                  //!< by switch: head in to head out
-    std::vector<uint32_t> m_firstInput;                //!< by switch: first of its inputs
     uint32_t m_nDead{0};                               //!< switches that are dead
-    std::pmr::vector<Input> m_inputs{&m_memory};       //!< inputs of the switches
     std::pmr::vector<Packet> m_packets{&m_memory};     //!< pool of packets
     std::vector<uint32_t> m_freePackets;               //!< unused ones, taken last in, first out
     std::pmr::vector<Sink> m_sinks{&m_memory};         //!< slow sinks
@@ -1453,14 +1458,14 @@ class UbPlane
         &m_memory}; //!< [link][lane], used where links leave endpoints
     std::vector<std::pair<uint32_t, uint32_t>> m_sent; //!< flow and bytes, by record
     std::vector<uint32_t> m_freeSent;                  //!< unused records
-    std::vector<int64_t> m_deficit;   //!< [link][lane] bytes that the lane may still send
-    UbArrived m_outbox;               //!< deliveries for the endpoints
-    std::vector<UbPacketAccount> m_accounts;      //!< accounts of the packets, if kept
-    Routes m_routes;                              //!< routes now
-    std::vector<uint64_t> m_rates;                //!< rate of each rate class, bytes per second
-    UbPlaneSettings m_settings;                   //!< how links and switches work
-    uint32_t m_nLanes;                            //!< virtual lanes of each port
-    uint64_t m_seed;                              //!< seed of the hashes
+    std::vector<int64_t> m_deficit;          //!< [link][lane] bytes that the lane may still send
+    UbArrived m_outbox;                      //!< deliveries for the endpoints
+    std::vector<UbPacketAccount> m_accounts; //!< accounts of the packets, if kept
+    Routes m_routes;                         //!< routes now
+    std::vector<uint64_t> m_rates;           //!< rate of each rate class, bytes per second
+    UbPlaneSettings m_settings;              //!< how links and switches work
+    uint32_t m_nLanes;                       //!< virtual lanes of each port
+    uint64_t m_seed;                         //!< seed of the hashes
     std::vector<std::pair<uint32_t, Candidate>> m_matching; //!< outputs being matched
     uint64_t m_packetHops{0};                               //!< packets times links crossed
     uint64_t m_eventCount{0};                               //!< events processed

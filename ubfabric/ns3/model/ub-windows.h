@@ -67,10 +67,10 @@ class UbWindows
     /// What endpoints and planes tell each other in a window.
     struct Window
     {
-        int64_t endPs{0};                           //!< its end
-        std::vector<UbInjections> sent;             //!< packets for each plane
-        std::vector<UbArrived> arrived;             //!< what arrived in each plane
-        std::vector<uint64_t> hops;                 //!< packet-hops moved in each plane
+        int64_t endPs{0};               //!< its end
+        std::vector<UbInjections> sent; //!< packets for each plane
+        std::vector<UbArrived> arrived; //!< what arrived in each plane
+        std::vector<uint64_t> hops;     //!< packet-hops moved in each plane
     };
 
     /// How many windows are done.
