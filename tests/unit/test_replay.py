@@ -12,6 +12,7 @@ import weakref
 from dataclasses import replace
 
 import networkx as nx
+import numpy as np
 import pyarrow as pa
 import pytest
 from fabrics import NS, US, FabricBuilder, flow, line, make_trace, run, star, task
@@ -800,3 +801,12 @@ def test_attach_gets_the_engine_before_the_run():
 
     run(star(2), make_trace([flow(0, 1)]), attach=attach)
     assert seen == [(0, 0, 3)]
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 1_000])
+def test_each_flow_record_is_one_cache_line(n):
+    records = [_bridge.flow_records(n) for _ in range(8)]  # each where memory was free
+    for flows in records:
+        assert flows.shape == (n,) and flows.dtype == _bridge.FLOW_RECORD
+        assert flows.itemsize == 64 and flows.ctypes.data % 64 == 0
+        assert flows.flags.c_contiguous and not flows.view(np.uint8).any()
