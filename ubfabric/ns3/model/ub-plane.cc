@@ -3,8 +3,6 @@
 
 #include "ub-plane.h"
 
-#include "ns3/abort.h"
-
 #include <algorithm>
 #include <cmath>
 #include <sstream>
@@ -30,9 +28,6 @@ constexpr size_t PACKETS_AHEAD = 3;
 /// Packets for which large planes have room from the start, for each link: memory that nobody
 /// touches costs nothing, and to move packets when there is no more room does.
 constexpr size_t PACKETS_PER_LINK = 4;
-
-/// Credits on their way back on a lane at most.
-constexpr uint32_t MOST_CREDITS = 1U << 16;
 
 /// What the arrays need for a link, all in all.
 constexpr size_t BYTES_PER_LINK = 512;
@@ -924,17 +919,15 @@ UbPlane::HasShared(uint32_t link, const Lane& lane, uint32_t cells, int64_t nowP
 void
 UbPlane::GrowRing(Lane& lane)
 {
-    const uint32_t size = lane.ringMask + 1;
+    const uint32_t size = lane.RingMask() + 1;
     auto ring = std::make_unique<Credit[]>(2 * size);
     for (uint32_t i = 0; i < size; ++i)
     {
-        ring[i] = lane.ring[(lane.ringHead + i) & lane.ringMask];
+        ring[i] = lane.ring[(lane.ringHead + i) & lane.RingMask()];
     }
     lane.ring = ring.get();
     lane.ringHead = 0;
-    NS_ABORT_MSG_IF(size > MOST_CREDITS / 2,
-                    "more than " << size << " credits are on their way back on one lane");
-    lane.ringMask = static_cast<uint16_t>(2 * size - 1);
+    ++lane.ringBits;
     m_moreRings.push_back(std::move(ring));
 }
 
@@ -968,18 +961,19 @@ UbPlane::ReturnCredit(uint32_t linkIndex, Lane& lane, uint32_t cells, int64_t fr
     }
     if (cells > 0)
     {
-        if (lane.ringCount > lane.ringMask)
+        if (lane.ringCount > lane.RingMask())
         {
             GrowRing(lane);
         }
         // packets leave a buffer through several outputs, so credits come nearly in order of time
-        uint32_t at = uint32_t{lane.ringHead} + lane.ringCount++;
-        while (at != lane.ringHead && lane.ring[(at - 1) & lane.ringMask].timePs > arrivalPs)
+        const uint32_t mask = lane.RingMask();
+        uint32_t at = lane.ringHead + lane.ringCount++;
+        while (at != lane.ringHead && lane.ring[(at - 1) & mask].timePs > arrivalPs)
         {
-            lane.ring[at & lane.ringMask] = lane.ring[(at - 1) & lane.ringMask];
+            lane.ring[at & mask] = lane.ring[(at - 1) & mask];
             --at;
         }
-        lane.ring[at & lane.ringMask] = {arrivalPs, cells};
+        lane.ring[at & mask] = {arrivalPs, cells};
     }
     if (__builtin_expect(lane.needsCredit ||
                              (IsShared<F>() && (m_links[linkIndex].flags & STALLED) != 0),
@@ -1952,7 +1946,7 @@ UbPlane::Leftover() const
             int64_t credit = lane.credit + lane.rest;
             for (uint32_t k = 0; k < lane.ringCount; ++k)
             {
-                credit += lane.ring[(lane.ringHead + k) & lane.ringMask].cells;
+                credit += lane.ring[(lane.ringHead + k) & lane.RingMask()].cells;
             }
             if (credit != full || lane.nWaiting != 0 || lane.waitingBytes != 0)
             {

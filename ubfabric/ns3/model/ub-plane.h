@@ -598,24 +598,33 @@ class UbPlane
     /// crossbar knows of the input.
     struct alignas(64) Lane
     {
-        static constexpr uint32_t N_OWN = 4; //!< credits that find room in here
+        static constexpr uint8_t RING_BITS = 2;            //!< log2 of N_OWN
+        static constexpr uint32_t N_OWN = 1U << RING_BITS; //!< credits that find room in here
 
-        int64_t credit{0};            //!< cells free in the buffer at the end, as known here
-        Credit* ring{nullptr};        //!< credits on their way back, by time
-        int64_t restPs{0};            //!< when the start of the link knows of `rest`
-        uint32_t returnPs{0};         //!< from a free buffer to a credit, at most
-        uint16_t ringMask{N_OWN - 1}; //!< length of the ring, a power of two, less one
-        uint16_t ringHead{0};         //!< first credit on its way back
-        uint16_t ringCount{0};        //!< credits on their way back
-        uint16_t turn{0};             //!< as the crossbar at the end: output accepted last
-        int64_t readPs{0};            //!< likewise: when the last packet has been read
-        uint32_t waitingBytes{0};     //!< bytes waiting to leave on the lane
-        uint32_t maxWaitingBytes{0};  //!< most bytes that waited
-        uint32_t nWaiting{0};         //!< packets waiting to leave on the lane
-        uint16_t lastInput{0};        //!< input served last
-        uint8_t rest{0};              //!< cells too few for the grain of a packet header
-        bool needsCredit{false};      //!< wake the link when a credit is on its way
+        int64_t credit{0};           //!< cells free in the buffer at the end, as known here
+        Credit* ring{nullptr};       //!< credits on their way back, by time
+        int64_t restPs{0};           //!< when the start of the link knows of `rest`
+        int64_t readPs{0};           //!< crossbar at the end: when the last packet has been read
+        uint32_t returnPs{0};        //!< from a free buffer to a credit, at most
+        uint32_t ringHead{0};        //!< first credit on its way back
+        uint32_t ringCount{0};       //!< credits on their way back
+        uint32_t waitingBytes{0};    //!< bytes waiting to leave on the lane
+        uint32_t maxWaitingBytes{0}; //!< most bytes that waited
+        uint32_t nWaiting{0};        //!< packets waiting to leave on the lane
+        uint16_t lastInput{0};       //!< input served last
+        uint16_t turn{0};            //!< crossbar at the end: output accepted last
+        uint8_t ringBits{RING_BITS}; //!< log2 of the length of the ring
+        uint8_t rest{0};             //!< cells too few for the grain of a packet header
+        bool needsCredit{false};     //!< wake the link when a credit is on its way
         alignas(64) std::array<Credit, N_OWN> own; //!< the ring, unless there are more
+
+        /**
+         * @return Length of the ring, less one.
+         */
+        uint32_t RingMask() const
+        {
+            return (1U << ringBits) - 1;
+        }
     };
 
     static_assert(sizeof(Lane) == 128, "a lane is two cache lines");
@@ -1121,7 +1130,7 @@ class UbPlane
     static void PopCredit(Lane& lane)
     {
         lane.credit += lane.ring[lane.ringHead].cells;
-        lane.ringHead = static_cast<uint16_t>((lane.ringHead + 1) & lane.ringMask);
+        lane.ringHead = (lane.ringHead + 1) & lane.RingMask();
         --lane.ringCount;
     }
 
@@ -1408,7 +1417,7 @@ class UbPlane
     {
         const Lane& lane = m_lanes[uint64_t{link} * m_nLanes];
         UbPrefetch(&lane.ring[lane.ringHead]);
-        UbPrefetch(&lane.ring[(lane.ringHead + lane.ringCount) & lane.ringMask]);
+        UbPrefetch(&lane.ring[(lane.ringHead + lane.ringCount) & lane.RingMask()]);
     }
 
     /**
