@@ -35,6 +35,9 @@ NS_OBJECT_ENSURE_REGISTERED(UbFabric);
 namespace
 {
 
+/// How far ahead the flows of deliveries are fetched; their receivers half as far.
+constexpr size_t DELIVERIES_AHEAD = 8;
+
 /**
  * Make an object from text as ObjectFactory reads it.
  * @tparam Base What it must be.
@@ -493,9 +496,9 @@ UbFabric::Build(const UbFabricArrays& arrays)
                                        << " looks at the ports of all planes; with Exchange no "
                                           "process has them all");
         m_partition = std::make_unique<UbPartition>(m_exchange, arrays.nPlanes);
+        m_arrived.resize(arrays.nPlanes);
     }
     m_endpoints = std::make_unique<UbEndpointProcess>(arrays, settings, m_planes, planePolicy);
-    m_arrived.resize(m_planes.size());
     if (m_nThreads > 1)
     {
         m_workers = std::make_unique<UbWorkers>(m_nThreads, 1 + arrays.nPlanes);

@@ -344,8 +344,6 @@ class UbFabric : public Object, public UbWindowedProcess
      */
     void TakeArrived(UbArrived& arrived);
 
-    static constexpr size_t DELIVERIES_AHEAD = 8; //!< how far ahead their flows are fetched
-
     /// Hand what arrived in the planes to the endpoints and devices.
     void TakeDeliveries();
 

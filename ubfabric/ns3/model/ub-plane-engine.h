@@ -163,11 +163,12 @@ class UbPlaneEngine final : public UbPlane
                 PrefetchCredits(link);
                 return;
             }
-            PrefetchLink(OutputOf(event));
             if (event.key >> KIND_SHIFT == PORT)
             {
-                UbPrefetch(&m_sourceQueues[uint64_t{link} * NLanes<F>()]);
+                PrefetchSource(link);
+                return;
             }
+            PrefetchLink(OutputOf(event));
         });
         each(1, [&](const UbEventQueue::Event& event, uint32_t& note) {
             if (event.key >> KIND_SHIFT == HEAD)
@@ -317,15 +318,23 @@ class UbPlaneEngine final : public UbPlane
             return;
         }
         const uint32_t link = static_cast<uint32_t>(way) & ~ONE_LINK;
-        const uint64_t lane = uint64_t{link} * NLanes<F>();
         if (step == 1)
         {
-            PrefetchLink(link);
-            UbPrefetch(&m_sourceQueues[lane]);
+            PrefetchSource(link);
             return;
         }
         PrefetchTimes(link);
         PrefetchAtSource(link);
+    }
+
+    /**
+     * Bring into the cache what a packet touches that leaves its source.
+     * @param [in] link A link that leaves an endpoint.
+     */
+    void PrefetchSource(uint32_t link) const
+    {
+        PrefetchLink(link);
+        UbPrefetch(&m_sourceQueues[uint64_t{link} * NLanes<F>()]);
     }
 
     /**
