@@ -36,6 +36,56 @@ def topologies(
     direct_links : bool
         Whether endpoints may also be joined directly.
     """
+    graph, packet, endpoints = _endpoints(draw, draw(st.integers(2, max_endpoints)))
+    for number in range(draw(st.integers(1, max_planes))):
+        network = "ub" if number == 0 else draw(st.sampled_from(["ub", "rdma"]))
+        attached = endpoints
+        if number:
+            attached = sorted(
+                draw(st.sets(st.sampled_from(endpoints), min_size=2)), key=endpoints.index
+            )
+        levels = draw(st.integers(1, max_levels))
+        _add_plane(draw, graph, f"{network}{number}", network, attached, levels, packet)
+    if direct_links and draw(st.booleans()):
+        pairs = list(combinations(endpoints, 2))
+        for u, v in draw(st.lists(st.sampled_from(pairs), max_size=4)):
+            _add_link(draw, graph, u, v, "package", "ub")
+    return _with_ports(draw, graph)
+
+
+@st.composite
+def leaf_spines(draw) -> nx.MultiGraph:
+    """Draw a plane of leaves and spines with long cables between them, which threads cut.
+
+    Dies take half a microsecond to see what has arrived, far longer than any of the cables.
+    """
+    leaves, per_leaf = draw(st.integers(2, 4)), draw(st.integers(1, 3))
+    graph, packet, endpoints = _endpoints(draw, leaves * per_leaf)
+    spines = [
+        _add_switch(draw, graph, f"l2-ub0-0-{n}", 2, "ub0", packet)
+        for n in range(draw(st.integers(1, 3)))
+    ]
+    for number in range(leaves):
+        leaf = _add_switch(draw, graph, f"l1-ub0-0-{number}", 1, "ub0", packet)
+        for name in endpoints[number * per_leaf : (number + 1) * per_leaf]:
+            _add_link(draw, graph, name, leaf, "ub0", "ub")
+        for spine in spines:
+            delay_ps = draw(st.sampled_from([5_000, 9_000, 50_000]))
+            _add_link(draw, graph, leaf, spine, "ub0", "ub", delay_ps)
+    for name in endpoints:
+        graph.nodes[name]["receive_latency_ps"] = 500_000
+    return _with_ports(draw, graph)
+
+
+def _with_ports(draw, graph: nx.MultiGraph) -> nx.MultiGraph:
+    """Say how many ports nodes have; some have one that nothing is plugged into."""
+    for name, degree in graph.degree():
+        graph.nodes[name]["n_ports"] = degree + draw(st.integers(0, 1))
+    return graph
+
+
+def _endpoints(draw, n: int) -> tuple[nx.MultiGraph, int, list[str]]:
+    """Return a graph of ``n`` dies and nothing else, bytes of a packet, and the dies."""
     payload = draw(st.sampled_from([64, 512, 1_000, 4_096]))
     header = draw(st.sampled_from([0, 28, 64]))
     packet = payload + header
@@ -46,7 +96,7 @@ def topologies(
         transports={name: {"header_bytes": header} for name in ("ub", "rdma")},
         max_payload_bytes=payload + draw(st.integers(0, 4_096)),
     )
-    endpoints = [f"die-{n}" for n in range(draw(st.integers(2, max_endpoints)))]
+    endpoints = [f"die-{number}" for number in range(n)]
     per_server = draw(st.integers(1, 4))
     for number, name in enumerate(endpoints):
         graph.add_node(
@@ -66,32 +116,44 @@ def topologies(
             receive_latency_ps=draw(st.sampled_from([1, 1_000, 500_000])),
             copy_bytes_per_s=draw(rates),
         )
-    for number in range(draw(st.integers(1, max_planes))):
-        network = "ub" if number == 0 else draw(st.sampled_from(["ub", "rdma"]))
-        attached = endpoints
-        if number:
-            attached = sorted(
-                draw(st.sets(st.sampled_from(endpoints), min_size=2)), key=endpoints.index
-            )
-        levels = draw(st.integers(1, max_levels))
-        _add_plane(draw, graph, f"{network}{number}", network, attached, levels, packet)
-    if direct_links and draw(st.booleans()):
-        pairs = list(combinations(endpoints, 2))
-        for u, v in draw(st.lists(st.sampled_from(pairs), max_size=4)):
-            _add_link(draw, graph, u, v, "package", "ub")
-    for name, degree in graph.degree():
-        graph.nodes[name]["n_ports"] = degree + draw(st.integers(0, 1))
-    return graph
+    return graph, packet, endpoints
 
 
-def _add_link(draw, graph: nx.MultiGraph, u: str, v: str, plane: str, network: str) -> None:
+def _add_switch(
+    draw, graph: nx.MultiGraph, name: str, level: int, plane: str, packet_bytes: int
+) -> str:
+    """Add a switch whose buffers hold a few packets, and return its name."""
+    graph.add_node(
+        name,
+        kind=f"l{level}",
+        role="switch",
+        level=level,
+        server=-1,
+        rack=-1,
+        plane=plane,
+        npu=-1,
+        buffer_bytes=packet_bytes * draw(st.integers(1, 4)),
+        forward_latency_ps=draw(latencies_ps),
+    )
+    return name
+
+
+def _add_link(
+    draw,
+    graph: nx.MultiGraph,
+    u: str,
+    v: str,
+    plane: str,
+    network: str,
+    delay_ps: int | None = None,
+) -> None:
     graph.add_edge(
         u,
         v,
         plane=plane,
         network=network,
         bandwidth_bytes_per_s=draw(rates),
-        delay_ps=draw(delays_ps),
+        delay_ps=draw(delays_ps) if delay_ps is None else delay_ps,
         lanes=1,
     )
 
@@ -109,19 +171,7 @@ def _add_plane(
 
     def switch(level: int, pod: int, index: int) -> str:
         name = f"l{level}-{plane}-{pod}-{index}"
-        graph.add_node(
-            name,
-            kind=f"l{level}",
-            role="switch",
-            level=level,
-            server=-1,
-            rack=-1,
-            plane=plane,
-            npu=-1,
-            buffer_bytes=packet_bytes * draw(st.integers(1, 4)),
-            forward_latency_ps=draw(latencies_ps),
-        )
-        return name
+        return _add_switch(draw, graph, name, level, plane, packet_bytes)
 
     def some(names: list[str]) -> list[str]:
         """Return the first name, so that every pair has a common one, and perhaps others."""
@@ -204,6 +254,28 @@ def open_loop_traces(draw, graph: nx.Graph, max_flows: int = 15) -> Trace:
     flows = draw(_phases(graph, max_flows))
     flows = [flow(**row, phase="open") | {"start_ps": draw(starts)} for row in flows]
     return make_trace(flows, n_ranks=len([1 for _, k in graph.nodes(data="kind") if k == "die"]))
+
+
+@st.composite
+def exchanges(draw, graph: nx.Graph) -> Trace:
+    """Draw an exchange between all dies of a graph, so that its links are busy at a time."""
+    n_ranks = len([1 for _, kind in graph.nodes(data="kind") if kind == "die"])
+    payload = graph.graph["packet_payload_bytes"]
+    sizes = draw(st.lists(st.integers(1, 3 * payload), min_size=1, max_size=3))
+    messages = draw(st.lists(st.integers(1, 3), min_size=1, max_size=2))
+    gap_ps = draw(st.sampled_from([0, 1, 7_777]))
+    flows = [
+        flow(
+            src,
+            dst,
+            messages=messages[(src + dst) % len(messages)],
+            message_bytes=sizes[(src + 2 * dst) % len(sizes)],
+            start_ps=gap_ps * ((5 * src + dst) % 8),
+        )
+        for src in range(n_ranks)
+        for dst in range(n_ranks)
+    ]
+    return make_trace(flows, n_ranks=n_ranks)
 
 
 @st.composite

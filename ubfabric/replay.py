@@ -179,8 +179,9 @@ def replay(
         End the run with an error if packets are under way and none moves for so long.
     threads : int, optional
         Threads that run the planes, 1 to 256; as many as the process may use cores if not given.
-        The tables do not depend on it. What couples the planes (``adaptive`` choice of plane,
-        trace sinks) runs on one thread all the same.
+        The tables do not depend on it. Where there are fewer planes than threads, parts of a plane
+        run at the same time, if nothing changes or watches it. What couples the planes
+        (``adaptive`` choice of plane, trace sinks) runs on one thread all the same.
     overwrite : bool
         Whether a complete run folder of that name may be replaced.
     compress : bool

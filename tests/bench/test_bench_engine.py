@@ -84,11 +84,14 @@ def test_packet_hops(benchmark, report, programs, tmp_path, group, spec):
 
 @pytest.mark.benchmark(timer=time.perf_counter)
 @pytest.mark.parametrize("threads", [1, 2, 4, 7])
-def test_packet_hops_by_threads(benchmark, report, programs, tmp_path, threads):
+@pytest.mark.parametrize("name", ["EP320", "one plane"])
+def test_packet_hops_by_threads(benchmark, report, programs, tmp_path, name, threads):
     if not has_threads():
         pytest.skip("a replay has no argument 'threads'")
     benchmark.group = "threads"
-    spec = Spec(f"EP320, {threads} threads" if threads > 1 else "EP320, 1 thread")
+    label = f"{name}, {threads} threads" if threads > 1 else f"{name}, 1 thread"
+    one_plane = Spec(label, "leaf-spine-384", "all-to-all", ranks=0)
+    spec = one_plane if name == "one plane" else Spec(label)
     compared = Comparison(load_case(spec), programs, tmp_path, threads)
     run_benchmark(benchmark, compared, 3, alone=threads > 1)
     row = compared.row("threads")

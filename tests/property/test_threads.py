@@ -6,11 +6,11 @@ import pytest
 from fabrics import run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import topologies, traces
+from strategies import closed_loop_traces, exchanges, leaf_spines, topologies, traces
 
 from ubfabric import _bridge
 
-from .test_delivery import cases
+from .test_delivery import cases, graphs, mechanisms
 
 COUNTS = (2, 4, 7)
 HOW = settings(
@@ -43,6 +43,30 @@ def same_on_any_number_of_threads(graph, trace, **options) -> None:
 def test_threads_change_nothing_whatever_fails(case):
     graph, trace, options = case
     same_on_any_number_of_threads(graph, trace, **options)
+
+
+@pytest.mark.filterwarnings("ignore::ubfabric.errors.UbfabricWarning")
+@HOW
+@given(st.data())
+def test_parts_of_a_plane_change_nothing(data):
+    """There are more threads than planes, so that planes with long cables are cut."""
+    graph = data.draw(leaf_spines())
+    trace = data.draw(st.one_of(exchanges(graph), closed_loop_traces(graph)))
+    same_on_any_number_of_threads(graph, trace)
+
+
+@pytest.mark.filterwarnings("ignore::ubfabric.errors.UbfabricWarning")
+@HOW
+@given(st.data())
+def test_parts_of_a_plane_change_nothing_with_any_mechanism(data):
+    graph = data.draw(graphs())
+    data.draw(mechanisms(graph))
+    same_on_any_number_of_threads(
+        graph,
+        data.draw(exchanges(graph)),
+        path_policy=data.draw(st.sampled_from(["round-robin", "random", "adaptive"])),
+        n_virtual_lanes=data.draw(st.sampled_from([1, 2])),
+    )
 
 
 @pytest.mark.filterwarnings("ignore::ubfabric.errors.UbfabricWarning")

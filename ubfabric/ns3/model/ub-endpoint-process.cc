@@ -645,6 +645,20 @@ UbEndpointProcess::Prepare(uint32_t endpointIndex, uint32_t engineIndex)
     }
 }
 
+void
+UbEndpointProcess::Split(const std::vector<UbPlanePart>& processes)
+{
+    m_outgoing.resize(processes.size());
+    m_processes.clear();
+    for (uint32_t process = 0; process < processes.size(); ++process)
+    {
+        if (processes[process].number == 0)
+        {
+            m_processes.emplace_back(process, processes[process].ofNode);
+        }
+    }
+}
+
 bool
 UbEndpointProcess::SendPacket(UbInjection& injection, uint32_t network, int64_t nowPs)
 {
@@ -677,7 +691,7 @@ UbEndpointProcess::SendPacket(UbInjection& injection, uint32_t network, int64_t 
     if (direct != nullptr)
     {
         injection.directLink = direct->link;
-        m_outgoing[direct->plane].push_back(injection);
+        m_outgoing[ProcessOf(direct->plane, injection.srcEndpoint)].push_back(injection);
         return true;
     }
     injection.directLink = UB_NONE;
@@ -705,7 +719,8 @@ UbEndpointProcess::SendPacket(UbInjection& injection, uint32_t network, int64_t 
             planes &= planes - 1;
         }
     }
-    m_outgoing[__builtin_ctzll(planes)].push_back(injection);
+    const auto plane = static_cast<uint32_t>(__builtin_ctzll(planes));
+    m_outgoing[ProcessOf(plane, injection.srcEndpoint)].push_back(injection);
     return true;
 }
 

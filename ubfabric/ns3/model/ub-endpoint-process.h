@@ -149,13 +149,19 @@ class UbEndpointProcess : public UbTransportHost
     int64_t RunBefore(int64_t limitPs);
 
     /**
-     * @param [in] plane A plane.
+     * @param [in] process A plane, or a part of one; see Split.
      * @return Packets for it that were sent since the caller last emptied this.
      */
-    UbInjections& Outgoing(uint32_t plane)
+    UbInjections& Outgoing(uint32_t process)
     {
-        return m_outgoing[plane];
+        return m_outgoing[process];
     }
+
+    /**
+     * Sort packets by processes that share the work of planes; before the first packet.
+     * @param [in] processes Which part of its plane each is, plane by plane.
+     */
+    void Split(const std::vector<UbPlanePart>& processes);
 
     /**
      * @return Time of the next event, UB_NEVER if none.
@@ -664,6 +670,21 @@ class UbEndpointProcess : public UbTransportHost
     }
 
     /**
+     * @param [in] plane A plane.
+     * @param [in] endpoint An endpoint that is attached to it.
+     * @return The process that takes the endpoint's packets.
+     */
+    uint32_t ProcessOf(uint32_t plane, uint32_t endpoint) const
+    {
+        if (m_processes.empty()) // as a rule
+        {
+            return plane;
+        }
+        const auto& [first, ofNode] = m_processes[plane];
+        return ofNode ? first + (*ofNode)[endpoint] : first;
+    }
+
+    /**
      * An engine has a packet ready.
      * @param [in] endpoint The endpoint.
      * @param [in] engine Number of the engine within the endpoint.
@@ -757,19 +778,21 @@ class UbEndpointProcess : public UbTransportHost
     Ptr<UbPlanePolicy> m_policy;                     //!< picks the plane of a packet
     UbTaskGraph* m_tasks{nullptr};                   //!< the tasks
     UbEventQueue m_queue;                            //!< events
-    std::vector<UbInjections> m_outgoing;            //!< packets sent, by plane
-    UbHugeVector<Endpoint> m_endpoints;              //!< by node number
-    std::vector<uint64_t> m_planesOf;                //!< by node: planes that reach it, a bit each
-    UbHugeVector<Engine> m_engines;                  //!< all engines
-    UbHugeVector<Job> m_jobs;                        //!< pool of jobs
-    std::vector<uint32_t> m_freeJobs;                //!< unused jobs
-    std::vector<uint64_t> m_networkPlanes;           //!< planes of a network, a bit each
-    std::vector<uint32_t> m_planeNetwork;            //!< network of a plane
-    std::vector<uint32_t> m_directStart;             //!< start of a node's direct links
-    std::vector<Direct> m_direct;                    //!< direct links
-    std::array<Chunk, MAX_CHUNKS> m_chunks;          //!< chunks by slot
-    std::array<uint64_t, N_STEPS> m_seen{};          //!< by step of LookAhead: events looked at
-    bool m_checksRoutes{false};                      //!< routes change in the course of the run
+    std::vector<UbInjections> m_outgoing;            //!< packets sent, by process
+    /// By plane, if any is split: its first process, and the part of each node.
+    std::vector<std::pair<uint32_t, std::shared_ptr<const std::vector<uint32_t>>>> m_processes;
+    UbHugeVector<Endpoint> m_endpoints;     //!< by node number
+    std::vector<uint64_t> m_planesOf;       //!< by node: planes that reach it, a bit each
+    UbHugeVector<Engine> m_engines;         //!< all engines
+    UbHugeVector<Job> m_jobs;               //!< pool of jobs
+    std::vector<uint32_t> m_freeJobs;       //!< unused jobs
+    std::vector<uint64_t> m_networkPlanes;  //!< planes of a network, a bit each
+    std::vector<uint32_t> m_planeNetwork;   //!< network of a plane
+    std::vector<uint32_t> m_directStart;    //!< start of a node's direct links
+    std::vector<Direct> m_direct;           //!< direct links
+    std::array<Chunk, MAX_CHUNKS> m_chunks; //!< chunks by slot
+    std::array<uint64_t, N_STEPS> m_seen{}; //!< by step of LookAhead: events looked at
+    bool m_checksRoutes{false};             //!< routes change in the course of the run
     std::array<Ptr<UbTransport>, UB_NETWORKS> m_transports; //!< by network
     std::array<uint32_t, UB_NETWORKS> m_packetBytes{};      //!< most payload of a packet
     std::array<uint32_t, UB_NETWORKS> m_pieceBytes{};       //!< most bytes handed over at a time

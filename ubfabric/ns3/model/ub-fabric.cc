@@ -4,6 +4,7 @@
 #include "ub-fabric.h"
 
 #include "ub-net-device.h"
+#include "ub-plane-parts.h"
 #include "ub-windows.h"
 #include "ub-workers.h"
 
@@ -37,6 +38,10 @@ namespace
 
 /// How far ahead the flows of deliveries are fetched; their receivers half as far.
 constexpr size_t DELIVERIES_AHEAD = 8;
+
+/// Parts of planes for each thread: with one, a thread that is at the endpoints leaves the others
+/// waiting for its part.
+constexpr uint32_t PARTS_PER_THREAD = 2;
 
 /**
  * Make an object from text as ObjectFactory reads it.
@@ -408,6 +413,8 @@ UbFabric::DoDispose()
     m_sends.clear();
     m_tasks.reset();
     m_endpoints.reset();
+    m_parts.clear();
+    m_splits.clear();
     m_planes.clear();
     Object::DoDispose();
 }
@@ -476,11 +483,15 @@ UbFabric::Build(const UbFabricArrays& arrays)
     for (uint32_t plane = 0; plane < arrays.nPlanes; ++plane)
     {
         m_planes.push_back(
-            path->MakePlane(arrays, plane, PlaneSettings(arrays.planeNetwork[plane])));
+            path->MakePlane(arrays, plane, PlaneSettings(arrays.planeNetwork[plane]), {}));
         if (m_sampleInterval.IsStrictlyPositive())
         {
             m_planes.back()->KeepTime();
         }
+    }
+    if (m_nThreads > arrays.nPlanes && !m_exchange && !path->LooksAtPorts())
+    {
+        MakeParts(arrays, *path);
     }
     m_linkPlane.assign(arrays.linkPlane, arrays.linkPlane + arrays.nLinks);
     m_nextSamplePs =
@@ -499,15 +510,6 @@ UbFabric::Build(const UbFabricArrays& arrays)
         m_arrived.resize(arrays.nPlanes);
     }
     m_endpoints = std::make_unique<UbEndpointProcess>(arrays, settings, m_planes, planePolicy);
-    if (m_nThreads > 1)
-    {
-        m_workers = std::make_unique<UbWorkers>(m_nThreads, 1 + arrays.nPlanes);
-        m_windows =
-            std::make_unique<UbWindows>(*m_endpoints,
-                                        m_planes,
-                                        *m_workers,
-                                        [this](UbArrived& arrived) { TakeArrived(arrived); });
-    }
     m_tasks = std::make_unique<UbTaskGraph>(*m_endpoints);
     m_endpoints->SetTaskGraph(m_tasks.get());
     m_observer = std::make_unique<Observer>(*this);
@@ -525,6 +527,86 @@ UbFabric::Build(const UbFabricArrays& arrays)
     if (m_impl)
     {
         m_impl->AddProcess(this);
+    }
+}
+
+void
+UbFabric::MakeParts(const UbFabricArrays& arrays, const UbPathPolicy& path)
+{
+    m_splits.resize(arrays.nPlanes);
+    for (uint32_t plane = 0; plane < arrays.nPlanes; ++plane)
+    {
+        const UbPlaneSettings settings = PlaneSettings(arrays.planeNetwork[plane]);
+        if (settings.isShared || settings.isFifo || settings.keepsAccount)
+        {
+            continue; // a packet or a credit more is seen at once there, at either end of a cable
+        }
+        const UbPlaneSplit split =
+            UbSplitPlane(arrays,
+                         plane,
+                         (PARTS_PER_THREAD * m_nThreads + arrays.nPlanes - 1) / arrays.nPlanes);
+        m_splits[plane].lookaheadPs = split.lookaheadPs;
+        for (uint32_t part = 0; split.nParts > 1 && part < split.nParts; ++part)
+        {
+            m_splits[plane].parts.push_back(
+                path.MakePlane(arrays, plane, settings, {split.ofNode, split.nParts, part}));
+        }
+    }
+}
+
+bool
+UbFabric::CanSplit() const
+{
+    return !m_isObserved && !m_hasDevices && !m_sendsByBacklog && m_routeTimes.empty() &&
+           m_nextSamplePs == UB_NEVER &&
+           std::none_of(m_planes.begin(), m_planes.end(), [](const auto& plane) {
+               return plane->Changes();
+           });
+}
+
+void
+UbFabric::Begin()
+{
+    m_hasBegun = true;
+    const bool isSplit = !m_splits.empty() && CanSplit();
+    std::vector<std::unique_ptr<UbPlane>> whole = std::exchange(m_planes, {});
+    std::vector<UbPlanePart> processes;
+    for (size_t plane = 0; plane < whole.size(); ++plane)
+    {
+        SplitPlane split;
+        if (isSplit && !m_splits[plane].parts.empty())
+        {
+            split = std::move(m_splits[plane]);
+        }
+        else
+        {
+            split.parts.push_back(std::move(whole[plane]));
+            split.lookaheadPs = UB_NEVER;
+        }
+        m_firstProcess.push_back(static_cast<uint32_t>(m_planes.size()));
+        std::vector<UbPlane*> parts;
+        for (auto& part : split.parts)
+        {
+            parts.push_back(part.get());
+            processes.push_back(part->Part());
+            m_planes.push_back(std::move(part));
+        }
+        m_parts.push_back(std::make_unique<UbPlaneParts>(std::move(parts), split.lookaheadPs));
+    }
+    m_splits.clear();
+    if (isSplit)
+    {
+        m_endpoints->Split(processes);
+    }
+    if (m_nThreads > 1)
+    {
+        m_workers =
+            std::make_unique<UbWorkers>(m_nThreads, 1 + static_cast<uint32_t>(m_planes.size()));
+        m_windows =
+            std::make_unique<UbWindows>(*m_endpoints,
+                                        m_parts,
+                                        *m_workers,
+                                        [this](UbArrived& arrived) { TakeArrived(arrived); });
     }
 }
 
@@ -872,6 +954,10 @@ int64_t
 UbFabric::RunWindow(int64_t limitPs)
 {
     UpdateObservers();
+    if (!m_hasBegun)
+    {
+        Begin();
+    }
     if (m_partition && !m_partition->HasAgreed())
     {
         m_partition->Agree(OwnStatus()); // somebody else may listen
@@ -947,7 +1033,7 @@ UbFabric::RunPlanes(int64_t untilPs)
     if (m_workers && m_isBusy && !m_isObserved)
     {
         m_workers->Run([this, untilPs](uint32_t task) {
-            if (task > 0)
+            if (task > 0 && task <= m_parts.size())
             {
                 RunPlane(task - 1, untilPs);
             }
@@ -955,7 +1041,7 @@ UbFabric::RunPlanes(int64_t untilPs)
         });
         return;
     }
-    for (uint32_t plane = 0; plane < m_planes.size(); ++plane)
+    for (uint32_t plane = 0; plane < m_parts.size(); ++plane)
     {
         RunPlane(plane, untilPs);
     }
@@ -969,8 +1055,12 @@ UbFabric::RunPlane(uint32_t plane, int64_t untilPs)
         m_endpoints->Outgoing(plane).clear(); // its own process has them too
         return;
     }
-    m_planes[plane]->Accept(m_endpoints->Outgoing(plane));
-    m_planes[plane]->RunBefore(untilPs);
+    uint32_t process = m_firstProcess[plane];
+    for (UbPlane* part : m_parts[plane]->Parts())
+    {
+        part->Accept(m_endpoints->Outgoing(process++));
+    }
+    m_parts[plane]->RunBefore(untilPs);
 }
 
 bool
@@ -1115,6 +1205,12 @@ UbFabric::Settle()
     {
         RunWindow(now);
     }
+}
+
+void
+UbFabric::ExpectDevices()
+{
+    m_hasDevices = true;
 }
 
 void
@@ -1321,16 +1417,16 @@ UbFabric::Leftover() const
         text << m_endpoints->BytesSent() << " bytes were sent and " << m_endpoints->BytesDelivered()
              << " delivered; ";
     }
-    for (size_t plane = 0; plane < m_planes.size(); ++plane)
+    for (const auto& plane : m_planes)
     {
-        std::string left = m_planes[plane]->Leftover();
+        std::string left = plane->Leftover();
         if (m_partition)
         {
             left = m_partition->Join(left);
         }
         if (!left.empty())
         {
-            text << "plane " << plane << ": " << left << "; ";
+            text << "plane " << plane->Number() << ": " << left << "; ";
         }
     }
     if (m_tasks->Unfinished() != 0)
@@ -1381,6 +1477,12 @@ uint32_t
 UbFabric::GetNLinks() const
 {
     return m_nLinks;
+}
+
+uint32_t
+UbFabric::GetNProcesses() const
+{
+    return static_cast<uint32_t>(m_planes.size());
 }
 
 uint64_t

@@ -26,6 +26,7 @@ namespace ns3
 {
 
 class UbNetDevice;
+class UbPlaneParts;
 class UbWindows;
 class UbWorkers;
 class Packet;
@@ -175,6 +176,9 @@ class UbFabric : public Object, public UbWindowedProcess
      */
     std::vector<Sample>& Samples();
 
+    /// Be told that devices will send packets; before the first window.
+    void ExpectDevices();
+
     /**
      * Send a packet for a device.
      * @param [in] device The sender.
@@ -193,6 +197,11 @@ class UbFabric : public Object, public UbWindowedProcess
     uint32_t GetNNodes() const;
     /// @return Number of links.
     uint32_t GetNLinks() const;
+    /**
+     * @return Processes that run the planes: one each, or more where there are fewer planes than
+     * threads; known from the first window on.
+     */
+    uint32_t GetNProcesses() const;
     /// @return Packets times links crossed so far.
     uint64_t GetPacketHops() const;
     /// @return Packets lost so far with dead switches or for want of a route.
@@ -276,6 +285,30 @@ class UbFabric : public Object, public UbWindowedProcess
         DevicePacket packet; //!< the packet; its contents are where its receiver is
         uint32_t bytes{0};   //!< its bytes
     };
+
+    /// A plane as processes that share its work.
+    struct SplitPlane
+    {
+        std::vector<std::unique_ptr<UbPlane>> parts; //!< its parts; none if it cannot be split
+        int64_t lookaheadPs{0};                      //!< the shortest cable between them
+    };
+
+    /**
+     * Split planes, where there are fewer of them than threads. They stay apart from those that
+     * are whole until it is known what the run is like.
+     * @param [in] arrays The fabric.
+     * @param [in] path Makes planes.
+     */
+    void MakeParts(const UbFabricArrays& arrays, const UbPathPolicy& path);
+
+    /**
+     * @return Whether planes may be run in parts: nothing must change them in the course of the
+     * run, and nobody must see what happens at one time in an order of its own.
+     */
+    bool CanSplit() const;
+
+    /// Decide on planes and threads, when it is known what the run is like.
+    void Begin();
 
     /// See to it that the simulator runs the fabric's next event.
     void Arm();
@@ -431,14 +464,19 @@ class UbFabric : public Object, public UbWindowedProcess
     std::string m_vpcCongestion;       //!< attribute
     Ptr<UbPlaneExchange> m_exchange;   //!< attribute
 
-    uint32_t m_nNodes{0};                           //!< number of nodes
-    uint32_t m_nLinks{0};                           //!< number of links
-    std::vector<std::unique_ptr<UbPlane>> m_planes; //!< the planes
-    std::unique_ptr<UbEndpointProcess> m_endpoints; //!< the endpoints
-    std::unique_ptr<UbTaskGraph> m_tasks;           //!< the tasks
-    std::unique_ptr<UbWorkers> m_workers;           //!< threads, if there are several
-    std::unique_ptr<UbWindows> m_windows;           //!< what they run
-    std::unique_ptr<UbPartition> m_partition;       //!< who runs which plane, if not all this one
+    uint32_t m_nNodes{0};                               //!< number of nodes
+    uint32_t m_nLinks{0};                               //!< number of links
+    std::vector<std::unique_ptr<UbPlane>> m_planes;     //!< the planes, or all parts of them
+    std::vector<std::unique_ptr<UbPlaneParts>> m_parts; //!< by plane, from the first window on
+    std::vector<uint32_t> m_firstProcess;               //!< by plane: its first part in m_planes
+    std::vector<SplitPlane> m_splits;                   //!< by plane, until the first window
+    bool m_hasBegun{false};                             //!< the first window has been run
+    bool m_hasDevices{false};                           //!< devices may send packets
+    std::unique_ptr<UbEndpointProcess> m_endpoints;     //!< the endpoints
+    std::unique_ptr<UbTaskGraph> m_tasks;               //!< the tasks
+    std::unique_ptr<UbWorkers> m_workers;               //!< threads, if there are several
+    std::unique_ptr<UbWindows> m_windows;               //!< what they run
+    std::unique_ptr<UbPartition> m_partition; //!< who runs which plane, if not all this one
     std::vector<UbArrived> m_arrived;     //!< what arrived in planes, as processes tell each other
     bool m_isBusy{false};                 //!< much was done in the last window
     uint64_t m_devicePacketsInside{0};    //!< packets of devices under way

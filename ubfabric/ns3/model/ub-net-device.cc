@@ -38,6 +38,7 @@ void
 UbChannel::SetFabric(Ptr<UbFabric> fabric)
 {
     m_fabric = fabric;
+    m_fabric->ExpectDevices();
 }
 
 Ptr<UbFabric>

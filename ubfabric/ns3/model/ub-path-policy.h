@@ -49,11 +49,18 @@ class UbPathPolicy : public Object
      * @param [in] arrays The fabric.
      * @param [in] plane Which plane of it.
      * @param [in] settings How its links and switches work.
+     * @param [in] part Which part of the plane.
      * @return The plane.
      */
     virtual std::unique_ptr<UbPlane> MakePlane(const UbFabricArrays& arrays,
                                                uint32_t plane,
-                                               const UbPlaneSettings& settings) const = 0;
+                                               const UbPlaneSettings& settings,
+                                               const UbPlanePart& part) const = 0;
+
+    /**
+     * @return Whether choices depend on what waits in the ports.
+     */
+    virtual bool LooksAtPorts() const = 0;
 };
 
 /**

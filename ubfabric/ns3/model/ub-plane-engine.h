@@ -24,9 +24,13 @@ class UbPlaneEngine final : public UbPlane
      * @param [in] arrays The fabric.
      * @param [in] plane Which plane of it.
      * @param [in] settings How its links and switches work.
+     * @param [in] part Which part of the plane.
      */
-    UbPlaneEngine(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSettings& settings)
-        : UbPlane(arrays, plane, settings),
+    UbPlaneEngine(const UbFabricArrays& arrays,
+                  uint32_t plane,
+                  const UbPlaneSettings& settings,
+                  const UbPlanePart& part)
+        : UbPlane(arrays, plane, settings, part),
           m_policy(static_cast<uint32_t>(m_routes.groups.size())),
           m_nGuessed(m_routes.groups.size(), 0)
     {
@@ -56,6 +60,11 @@ class UbPlaneEngine final : public UbPlane
             InjectAs<F>(injections[i]);
         }
         injections.clear();
+    }
+
+    void Enter(Crossing& crossing, int64_t nowPs) override
+    {
+        EnterAs<F>(crossing, nowPs);
     }
 
     void RunBefore(int64_t limitPs) override
@@ -517,18 +526,24 @@ class UbPathPolicyOf : public UbPathPolicy
   public:
     std::unique_ptr<UbPlane> MakePlane(const UbFabricArrays& arrays,
                                        uint32_t plane,
-                                       const UbPlaneSettings& settings) const override
+                                       const UbPlaneSettings& settings,
+                                       const UbPlanePart& part) const override
     {
         switch (settings.Features())
         {
         case UB_PLAIN:
-            return std::make_unique<UbPlaneEngine<Self, UB_PLAIN>>(arrays, plane, settings);
+            return std::make_unique<UbPlaneEngine<Self, UB_PLAIN>>(arrays, plane, settings, part);
         case UB_USUAL:
-            return std::make_unique<UbPlaneEngine<Self, UB_USUAL>>(arrays, plane, settings);
+            return std::make_unique<UbPlaneEngine<Self, UB_USUAL>>(arrays, plane, settings, part);
         case UB_ANY:
             break;
         }
-        return std::make_unique<UbPlaneEngine<Self, UB_ANY>>(arrays, plane, settings);
+        return std::make_unique<UbPlaneEngine<Self, UB_ANY>>(arrays, plane, settings, part);
+    }
+
+    bool LooksAtPorts() const override
+    {
+        return Self::InPlane::LOOKS_AT_PORTS;
     }
 };
 

@@ -37,14 +37,20 @@ constexpr double PPM = 1e6;
 
 } // namespace
 
-UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSettings& settings)
+UbPlane::UbPlane(const UbFabricArrays& arrays,
+                 uint32_t plane,
+                 const UbPlaneSettings& settings,
+                 const UbPlanePart& part)
     : m_memory(uint64_t{arrays.nLinks} / std::max(1U, arrays.nPlanes) * BYTES_PER_LINK),
       m_queue(&m_memory),
       m_settings(settings),
       m_nLanes(settings.nLanes),
       m_seed(UbMix(settings.seed ^ (uint64_t{plane} << 32))),
       m_localLink(arrays.nLinks, UB_NONE),
-      m_switchOf(arrays.nNodes, UB_NONE)
+      m_switchOf(arrays.nNodes, UB_NONE),
+      m_number(plane),
+      m_part(part),
+      m_leaving(part.nParts)
 {
     m_settings.laneWeights.resize(m_nLanes, 1);
     m_inverseSpeedup = static_cast<uint32_t>(std::lround(65536.0 / settings.speedup));
@@ -187,7 +193,39 @@ UbPlane::UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSett
         ++shift;
     }
     m_queue.SetWidth(shift);
+    if (m_part.ofNode)
+    {
+        FindCrossings();
+    }
     Take(MakeRoutes(arrays));
+}
+
+void
+UbPlane::FindCrossings()
+{
+    m_across.assign(m_links.size(), UB_NONE);
+    for (uint32_t i = 0; i < m_links.size(); ++i)
+    {
+        const uint32_t src = (*m_part.ofNode)[m_srcNode[i]];
+        const uint32_t dst = (*m_part.ofNode)[m_srcNode[m_reverse[i]]];
+        if (src == dst)
+        {
+            continue;
+        }
+        if (src == m_part.number)
+        {
+            m_links[i].flags |= CROSSES;
+            m_across[i] = dst;
+        }
+        else if (dst == m_part.number)
+        {
+            m_across[i] = src;
+            for (uint32_t l = 0; l < m_nLanes; ++l)
+            {
+                LaneOf<UB_ANY>(i, l).isAway = true;
+            }
+        }
+    }
 }
 
 void
@@ -822,8 +860,9 @@ UbPlane::RetryRoomPs(uint32_t link, uint32_t bytes, int64_t nowPs)
     return roomPs;
 }
 
+template <UbFeatures F>
 [[gnu::always_inline]] inline void
-UbPlane::NoteDeparture(uint32_t link, int64_t nowPs)
+UbPlane::NoteDeparture(uint32_t link, int64_t startPs, int64_t nowPs)
 {
     Departures& departures = m_departures[link];
     if (departures.count == departures.size)
@@ -840,7 +879,11 @@ UbPlane::NoteDeparture(uint32_t link, int64_t nowPs)
             GrowTimes(departures);
         }
     }
-    departures.times[departures.Place(departures.count++)] = nowPs;
+    departures.times[departures.Place(departures.count++)] = startPs;
+    if ((m_links[link].flags & AWAITED) != 0)
+    {
+        WakeAwaiting<F>(link, nowPs);
+    }
 }
 
 void
@@ -869,14 +912,24 @@ template <UbFeatures F>
 int64_t
 UbPlane::FirstCreditPs(uint32_t link, const Lane& lane) const
 {
-    const int64_t latestPs = lane.ring[lane.ringHead].timePs;
+    const Credit* credit = &lane.ring[lane.ringHead];
     if (CreditReturn<F>() != UB_CREDIT_PIGGYBACK)
     {
-        return latestPs;
+        return credit->timePs;
     }
+    const int64_t restPs = credit->isRest ? credit->timePs : UB_NEVER; // nothing else comes with it
+    for (uint32_t i = 1; credit->isRest; ++i)
+    {
+        if (i == lane.ringCount)
+        {
+            return restPs;
+        }
+        credit = &lane.ring[(lane.ringHead + i) & lane.RingMask()];
+    }
+    const int64_t latestPs = std::min(credit->timePs, restPs);
     // it rides on the first packet that leaves after the buffer was free
     const Departures& departures = m_departures[m_reverse[link]];
-    const int64_t freePs = latestPs - lane.returnPs;
+    const int64_t freePs = credit->timePs - lane.returnPs;
     uint32_t first = departures.count;
     while (first > 0 && departures.At(first - 1) >= freePs)
     {
@@ -896,12 +949,32 @@ UbPlane::CollectCredits(uint32_t link, Lane& lane, int64_t nowPs)
     while (lane.ringCount > 0 &&
            (lane.ring[lane.ringHead].timePs <= nowPs || FirstCreditPs<F>(link, lane) <= nowPs))
     {
+        if (__builtin_expect(lane.ring[lane.ringHead].timePs > nowPs &&
+                                 lane.ring[lane.ringHead].isRest,
+                             false))
+        {
+            OvertakeRest(lane);
+        }
         PopCredit(lane);
     }
     TakeRest(lane, nowPs);
     if (IsShared<F>())
     {
         m_shared[link] += std::max<int64_t>(0, -before) - std::max<int64_t>(0, -lane.credit);
+    }
+}
+
+void
+UbPlane::OvertakeRest(Lane& lane)
+{
+    uint32_t at = lane.ringHead;
+    while (lane.ring[at & lane.RingMask()].isRest)
+    {
+        ++at;
+    }
+    for (; at != lane.ringHead; --at)
+    {
+        std::swap(lane.ring[at & lane.RingMask()], lane.ring[(at - 1) & lane.RingMask()]);
     }
 }
 
@@ -931,9 +1004,44 @@ UbPlane::GrowRing(Lane& lane)
     m_moreRings.push_back(std::move(ring));
 }
 
+[[gnu::always_inline]] inline void
+UbPlane::PutCredit(Lane& lane, const Credit& credit)
+{
+    if (lane.ringCount > lane.RingMask())
+    {
+        GrowRing(lane);
+    }
+    // packets leave a buffer through several outputs, so credits come nearly in order of time
+    const uint32_t mask = lane.RingMask();
+    uint32_t at = lane.ringHead + lane.ringCount++;
+    while (at != lane.ringHead && lane.ring[(at - 1) & mask].timePs > credit.timePs)
+    {
+        lane.ring[at & mask] = lane.ring[(at - 1) & mask];
+        --at;
+    }
+    lane.ring[at & mask] = credit;
+}
+
 template <UbFeatures F>
 [[gnu::always_inline]] inline void
-UbPlane::ReturnCredit(uint32_t linkIndex, Lane& lane, uint32_t cells, int64_t freePs, int64_t nowPs)
+UbPlane::ReturnCredit(uint32_t link, Lane& lane, uint32_t cells, int64_t freePs, int64_t nowPs)
+{
+    if (CreditReturn<F>() == UB_CREDIT_CONTROL)
+    {
+        ++m_owed[m_reverse[link]];
+    }
+    if (__builtin_expect(lane.isAway, false))
+    {
+        m_leaving[m_across[link]].credits.push_back(
+            {freePs, static_cast<uint32_t>(m_lanes.IndexOf(lane)), cells});
+        return;
+    }
+    NoteCredit<F>(link, lane, cells, freePs, nowPs);
+}
+
+template <UbFeatures F>
+[[gnu::always_inline]] inline void
+UbPlane::NoteCredit(uint32_t linkIndex, Lane& lane, uint32_t cells, int64_t freePs, int64_t nowPs)
 {
     // take in what has come by now: the ring stays as short as the cable. Whether credits came
     // earlier, on a packet, is found out when somebody needs to know.
@@ -947,13 +1055,14 @@ UbPlane::ReturnCredit(uint32_t linkIndex, Lane& lane, uint32_t cells, int64_t fr
     }
     TakeRest(lane, nowPs);
     const int64_t arrivalPs = freePs + lane.returnPs;
-    if (CreditReturn<F>() == UB_CREDIT_CONTROL)
-    {
-        ++m_owed[m_reverse[linkIndex]];
-    }
-    else if (CreditReturn<F>() == UB_CREDIT_PIGGYBACK && m_settings.creditGrain > 1)
+    if (CreditReturn<F>() == UB_CREDIT_PIGGYBACK && m_settings.creditGrain > 1)
     {
         // a header counts in whole grains; the rest waits for more, or for a control block
+        if (lane.rest > 0 && lane.restPs - (lane.returnPs - m_settings.creditTimeoutPs) < freePs)
+        {
+            PutCredit(lane, {lane.restPs, lane.rest, true}); // that has left before
+            lane.rest = 0;
+        }
         const uint32_t total = cells + lane.rest;
         lane.rest = static_cast<uint8_t>(total % m_settings.creditGrain);
         lane.restPs = arrivalPs;
@@ -961,19 +1070,7 @@ UbPlane::ReturnCredit(uint32_t linkIndex, Lane& lane, uint32_t cells, int64_t fr
     }
     if (cells > 0)
     {
-        if (lane.ringCount > lane.RingMask())
-        {
-            GrowRing(lane);
-        }
-        // packets leave a buffer through several outputs, so credits come nearly in order of time
-        const uint32_t mask = lane.RingMask();
-        uint32_t at = lane.ringHead + lane.ringCount++;
-        while (at != lane.ringHead && lane.ring[(at - 1) & mask].timePs > arrivalPs)
-        {
-            lane.ring[at & mask] = lane.ring[(at - 1) & mask];
-            --at;
-        }
-        lane.ring[at & mask] = {arrivalPs, cells};
+        PutCredit(lane, {arrivalPs, cells});
     }
     if (__builtin_expect(lane.needsCredit ||
                              (IsShared<F>() && (m_links[linkIndex].flags & STALLED) != 0),
@@ -1330,13 +1427,9 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
         m_noCreditPs[linkIndex] += nowPs - m_stalledSincePs[linkIndex];
         link.flags &= static_cast<uint8_t>(~STALLED);
     }
-    if (CreditReturn<F>() == UB_CREDIT_PIGGYBACK)
+    if (CreditReturn<F>() == UB_CREDIT_PIGGYBACK && (link.flags & CROSSES) == 0)
     {
-        NoteDeparture(linkIndex, startPs);
-        if ((link.flags & AWAITED) != 0)
-        {
-            WakeAwaiting<F>(linkIndex);
-        }
+        NoteDeparture<F>(linkIndex, startPs, m_lastPs);
     }
     ++m_packetHops;
     if (KeepsAccount<F>())
@@ -1390,9 +1483,15 @@ UbPlane::Transmit(uint32_t linkIndex, uint32_t index, int64_t nowPs)
         {
             m_accounts[index].switchPs += m_forwardPs[link.dstSwitch];
         }
-        m_queue.Push(startPs + link.delayPs + m_forwardPs[link.dstSwitch],
-                     (HEAD << KIND_SHIFT) | linkIndex,
-                     index);
+        const int64_t headPs = startPs + link.delayPs + m_forwardPs[link.dstSwitch];
+        if (__builtin_expect((link.flags & CROSSES) != 0, false))
+        {
+            packet.readyPs = headPs;
+            m_leaving[m_across[linkIndex]].packets.push_back(packet);
+            Free(index);
+            return;
+        }
+        m_queue.Push(headPs, (HEAD << KIND_SHIFT) | linkIndex, index);
         return;
     }
     // the endpoint takes the packet at the rate of the link, or of its memory
@@ -1450,7 +1549,40 @@ UbPlane::CloseAccount(uint32_t index, int64_t tailPs)
 
 template <UbFeatures F>
 void
-UbPlane::WakeAwaiting(uint32_t link)
+UbPlane::EnterAs(Crossing& crossing, int64_t nowPs)
+{
+    // Whatever was due before this time has been found by now: credits on packets and in blocks
+    // come later than the cable is long, and parts do not go apart so far.
+    const int64_t beforePs = nowPs - 1;
+    for (const CrossingCredit& credit : crossing.credits)
+    {
+        NoteCredit<F>(credit.lane / NLanes<F>(),
+                      m_lanes[credit.lane],
+                      credit.cells,
+                      credit.freePs,
+                      beforePs);
+    }
+    crossing.credits.clear();
+    for (const Packet& packet : crossing.packets)
+    {
+        const uint32_t linkIndex = packet.inLink;
+        const int64_t headPs = packet.readyPs;
+        if (CreditReturn<F>() == UB_CREDIT_PIGGYBACK)
+        {
+            NoteDeparture<F>(linkIndex,
+                             headPs - m_forwardPs[packet.atSwitch] - m_links[linkIndex].delayPs,
+                             beforePs);
+        }
+        const uint32_t index = Allocate();
+        m_packets[index] = packet;
+        m_queue.Push(headPs, (HEAD << KIND_SHIFT) | linkIndex, index);
+    }
+    crossing.packets.clear();
+}
+
+template <UbFeatures F>
+void
+UbPlane::WakeAwaiting(uint32_t link, int64_t nowPs)
 {
     const uint32_t other = m_reverse[link];
     bool isAwaited = false;
@@ -1462,7 +1594,7 @@ UbPlane::WakeAwaiting(uint32_t link)
             isAwaited = true;
             // what has arrived by now has woken the link before
             const int64_t nextPs = NextCreditPs<F>(other, lane);
-            if (nextPs > m_lastPs && nextPs != UB_NEVER)
+            if (nextPs > nowPs && nextPs != UB_NEVER)
             {
                 Wake<F>(other, std::max(nextPs, m_links[other].busyUntilPs));
             }
@@ -1871,8 +2003,12 @@ UbPlane::StartWatched(uint32_t linkIndex, Packet& packet, int64_t nowPs)
 void
 UbPlane::ReadStats(UbLinkStats* stats) const
 {
-    for (size_t i = 0; i < m_links.size(); ++i)
+    for (uint32_t i = 0; i < m_links.size(); ++i)
     {
+        if (!IsOwn(i))
+        {
+            continue;
+        }
         UbLinkStats& out = stats[m_linkNumber[i]];
         out.retries = 0;
         out.packets = m_links[i].packets;
@@ -1885,7 +2021,7 @@ UbPlane::ReadStats(UbLinkStats* stats) const
             const size_t lane = i * m_nLanes + l;
             out.maxQueueBytes += m_lanes[lane].maxWaitingBytes + m_sourceQueues[lane].maxBytes;
         }
-        const auto watch = m_watches.find(static_cast<uint32_t>(i));
+        const auto watch = m_watches.find(i);
         if (watch != m_watches.end())
         {
             out.retries = watch->second.retries;
@@ -1897,8 +2033,12 @@ UbPlane::ReadStats(UbLinkStats* stats) const
 void
 UbPlane::Sample(uint64_t* bytes, uint64_t* waitingBytes) const
 {
-    for (size_t i = 0; i < m_links.size(); ++i)
+    for (uint32_t i = 0; i < m_links.size(); ++i)
     {
+        if (!IsOwn(i))
+        {
+            continue;
+        }
         bytes[m_linkNumber[i]] = m_links[i].bytes;
         uint64_t waiting = 0;
         for (uint32_t l = 0; l < m_nLanes; ++l)
@@ -1937,11 +2077,11 @@ UbPlane::Leftover() const
         }
         return text.str();
     }
-    for (size_t i = 0; i < m_links.size(); ++i)
+    for (uint32_t i = 0; i < m_links.size(); ++i)
     {
-        for (uint32_t l = 0; l < m_nLanes; ++l)
+        for (uint32_t l = 0; IsOwn(i) && l < m_nLanes; ++l)
         {
-            const Lane& lane = m_lanes[i * m_nLanes + l];
+            const Lane& lane = m_lanes[uint64_t{i} * m_nLanes + l];
             const int64_t full = m_settings.isShared ? m_settings.laneFloorCells : m_capacity[i];
             int64_t credit = lane.credit + lane.rest;
             for (uint32_t k = 0; k < lane.ringCount; ++k)
@@ -1963,6 +2103,7 @@ UbPlane::Leftover() const
 #define UB_INSTANTIATE(F)                                                                          \
     template void UbPlane::InjectAs<F>(const UbInjection&);                                        \
     template void UbPlane::ReturnCredit<F>(uint32_t, Lane&, uint32_t, int64_t, int64_t);           \
+    template void UbPlane::EnterAs<F>(Crossing&, int64_t);                                         \
     template void UbPlane::CollectCredits<F>(uint32_t, Lane&, int64_t);                            \
     template bool UbPlane::HasShared<F>(uint32_t, const Lane&, uint32_t, int64_t);                 \
     template void UbPlane::Enqueue<F>(uint32_t, uint32_t, uint32_t);                               \

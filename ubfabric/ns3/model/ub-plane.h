@@ -172,6 +172,16 @@ struct UbPlaneSettings
     }
 };
 
+/// Which part of a plane a process is, where several share the work of one plane. An endpoint
+/// belongs to the part of the switches that it is attached to, a link to that of its start.
+struct UbPlanePart
+{
+    /// By node: its part; nullptr if the plane is whole.
+    std::shared_ptr<const std::vector<uint32_t>> ofNode;
+    uint32_t nParts{1}; //!< how many parts there are
+    uint32_t number{0}; //!< which of them
+};
+
 /// What an endpoint hands to a plane for one packet.
 struct UbInjection
 {
@@ -307,6 +317,9 @@ class UbPlaneObserver
  * A packet costs one event a switch, one more wherever it has to wait for a port, and none at
  * the end of a transmission when nothing waits. The policy that picks a path is compiled into
  * the loop (UbPlaneEngine), so no virtual call is made a packet and hop.
+ *
+ * A plane may also be a part of one, see UbPlaneParts: it knows all links, and runs those that
+ * leave its own nodes.
  */
 class UbPlane
 {
@@ -315,8 +328,12 @@ class UbPlane
      * @param [in] arrays The fabric.
      * @param [in] plane Which plane of it.
      * @param [in] settings How its links and switches work.
+     * @param [in] part Which part of the plane.
      */
-    UbPlane(const UbFabricArrays& arrays, uint32_t plane, const UbPlaneSettings& settings);
+    UbPlane(const UbFabricArrays& arrays,
+            uint32_t plane,
+            const UbPlaneSettings& settings,
+            const UbPlanePart& part);
     virtual ~UbPlane() = default;
 
     UbPlane(const UbPlane&) = delete;
@@ -339,6 +356,39 @@ class UbPlane
      * @param [in] limitPs The time.
      */
     virtual void RunBefore(int64_t limitPs) = 0;
+
+    struct Crossing;
+
+    /**
+     * @return Number of the plane.
+     */
+    uint32_t Number() const
+    {
+        return m_number;
+    }
+
+    /**
+     * @return Which part of its plane this is.
+     */
+    const UbPlanePart& Part() const
+    {
+        return m_part;
+    }
+
+    /**
+     * @return By part: what this part has for it since the caller last took that away.
+     */
+    std::vector<Crossing>& Leaving()
+    {
+        return m_leaving;
+    }
+
+    /**
+     * Take in what another part had for this one.
+     * @param [in,out] crossing What it had; nothing is left.
+     * @param [in] nowPs How far both parts have come; nothing of it has an effect before.
+     */
+    virtual void Enter(Crossing& crossing, int64_t nowPs) = 0;
 
     /**
      * @return Time of the next event, UB_NEVER if none.
@@ -381,6 +431,14 @@ class UbPlane
     std::vector<std::pair<uint32_t, int64_t>>& Broken()
     {
         return m_broken;
+    }
+
+    /**
+     * @return Whether anything changes in the course of the run.
+     */
+    bool Changes() const
+    {
+        return m_mayBreak || !m_changes.empty() || !m_comingRoutes.empty();
     }
 
     /**
@@ -553,6 +611,23 @@ class UbPlane
 
     static_assert(sizeof(Packet) == 64, "a packet is one cache line");
 
+    /// A credit for another part of the plane.
+    struct CrossingCredit
+    {
+        int64_t freePs; //!< when the buffer is free
+        uint32_t lane;  //!< [link][lane]
+        uint32_t cells; //!< how much
+    };
+
+  public:
+    /// What one part of a plane has for another.
+    struct Crossing
+    {
+        std::vector<CrossingCredit> credits; //!< for links that end in the part that has them
+        std::vector<Packet> packets; //!< readyPs: when the head may leave the switch it comes to
+    };
+
+  protected:
     /// A link: an output port at its start, an input buffer at its end. One cache line.
     struct alignas(64) Link
     {
@@ -584,13 +659,15 @@ class UbPlane
         IS_SLOW_SINK = 8,  //!< it enters an endpoint that takes writes more slowly
         KEEPS_LITTLE = 16, //!< its retry buffer does not cover the round trip
         STALLED = 32,      //!< it waits for credit
+        CROSSES = 64,      //!< it ends in another part of the plane
     };
 
     /// A credit on its way back.
     struct Credit
     {
-        int64_t timePs; //!< when the start of the link knows
-        uint32_t cells; //!< how much
+        int64_t timePs;     //!< when the start of the link knows
+        uint32_t cells;     //!< how much
+        bool isRest{false}; //!< in a control block of its own, since no header counts so few
     };
 
     /// A virtual lane of a link. Two cache lines: the second is for credits that come back. A
@@ -616,6 +693,7 @@ class UbPlane
         uint8_t ringBits{RING_BITS}; //!< log2 of the length of the ring
         uint8_t rest{0};             //!< cells too few for the grain of a packet header
         bool needsCredit{false};     //!< wake the link when a credit is on its way
+        bool isAway{false};          //!< the link starts in another part of the plane
         alignas(64) std::array<Credit, N_OWN> own; //!< the ring, unless there are more
 
         /**
@@ -1114,6 +1192,27 @@ class UbPlane
     void ReturnCredit(uint32_t link, Lane& lane, uint32_t cells, int64_t freePs, int64_t nowPs);
 
     /**
+     * Note a credit on its way to the start of a link.
+     * @tparam F Which mechanisms are compiled in.
+     * @param [in] link The link.
+     * @param [in,out] lane The lane.
+     * @param [in] cells The cells.
+     * @param [in] freePs When the buffer is free.
+     * @param [in] nowPs The time.
+     */
+    template <UbFeatures F>
+    void NoteCredit(uint32_t link, Lane& lane, uint32_t cells, int64_t freePs, int64_t nowPs);
+
+    /**
+     * Take in what another part had for this one.
+     * @tparam F Which mechanisms are compiled in.
+     * @param [in,out] crossing What it had; nothing is left.
+     * @param [in] nowPs How far both parts have come.
+     */
+    template <UbFeatures F>
+    void EnterAs(Crossing& crossing, int64_t nowPs);
+
+    /**
      * Take in the credits that have arrived.
      * @tparam F Which mechanisms are compiled in.
      * @param [in] link The link.
@@ -1507,6 +1606,19 @@ class UbPlane
     void GrowTimes(Departures& departures);
 
     /**
+     * Put the first credit that may ride on packets before the cells in blocks of their own.
+     * @param [in,out] lane A lane with such cells first, and such a credit.
+     */
+    static void OvertakeRest(Lane& lane);
+
+    /**
+     * Let a credit be on its way back.
+     * @param [in,out] lane Its lane.
+     * @param [in] credit The credit.
+     */
+    void PutCredit(Lane& lane, const Credit& credit);
+
+    /**
      * Double a ring of credits.
      * @param [in,out] lane Its lane.
      */
@@ -1557,9 +1669,22 @@ class UbPlane
      * Let links that wait for credits know that a packet leaves on which those may ride.
      * @tparam F Which mechanisms are compiled in.
      * @param [in] link The link that the packet leaves on.
+     * @param [in] nowPs The time: credits that have arrived by then have woken the links before.
      */
     template <UbFeatures F>
-    void WakeAwaiting(uint32_t link);
+    void WakeAwaiting(uint32_t link, int64_t nowPs);
+
+    /**
+     * @param [in] link A link.
+     * @return Whether this part of the plane runs it.
+     */
+    bool IsOwn(uint32_t link) const
+    {
+        return !m_part.ofNode || (*m_part.ofNode)[m_srcNode[link]] == m_part.number;
+    }
+
+    /// Find out which links cross from one part of the plane to another.
+    void FindCrossings();
 
     /**
      * Put a packet that has arrived, or is lost, into the outbox.
@@ -1647,10 +1772,13 @@ class UbPlane
 
     /**
      * Remember that a packet leaves, for the credits that ride on it.
+     * @tparam F Which mechanisms are compiled in.
      * @param [in] link The link.
+     * @param [in] startPs When it leaves.
      * @param [in] nowPs The time.
      */
-    void NoteDeparture(uint32_t link, int64_t nowPs);
+    template <UbFeatures F>
+    void NoteDeparture(uint32_t link, int64_t startPs, int64_t nowPs);
 
     /**
      * Send a packet on a watched link, as often as bit errors ask for.
@@ -1686,6 +1814,10 @@ class UbPlane
     std::vector<uint32_t> m_localLink;   //!< number in the plane of a link of the fabric
     std::vector<uint32_t> m_switchOf;    //!< number in the plane of a node that is a switch
     std::vector<uint32_t> m_srcNode;     //!< node that a link leaves
+    uint32_t m_number;                   //!< number of the plane
+    UbPlanePart m_part;                  //!< which part of the plane this is
+    std::vector<uint32_t> m_across;      //!< by link, if it crosses: the part at its other end
+    std::vector<Crossing> m_leaving;     //!< by part: what this one has for it
     std::vector<int64_t> m_capacity;     //!< cells of the buffer at the end of each link
     std::vector<int64_t> m_shared;       //!< of which no lane has for itself and none uses
     std::vector<Allowance> m_allowances; //!< by link, if switches grant windows

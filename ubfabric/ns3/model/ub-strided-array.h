@@ -59,6 +59,15 @@ class UbStridedArray
     }
 
     /**
+     * @param [in] item One of the items.
+     * @return Which.
+     */
+    size_t IndexOf(const T& item) const
+    {
+        return (reinterpret_cast<const std::byte*>(&item) - m_memory) / m_strideBytes;
+    }
+
+    /**
      * @return How many there are.
      */
     size_t size() const

@@ -19,20 +19,34 @@ constexpr uint64_t UNKNOWN = std::numeric_limits<uint64_t>::max();
 } // namespace
 
 UbWindows::UbWindows(UbEndpointProcess& endpoints,
-                     std::vector<std::unique_ptr<UbPlane>>& planes,
+                     std::vector<std::unique_ptr<UbPlaneParts>>& planes,
                      UbWorkers& workers,
                      std::function<void(UbArrived&)> take)
     : m_endpoints(endpoints),
       m_planes(planes),
       m_workers(workers),
-      m_take(std::move(take)),
-      m_planesDone(std::make_unique<Count[]>(planes.size()))
+      m_take(std::move(take))
 {
+    for (const auto& plane : planes)
+    {
+        m_nProcesses += static_cast<uint32_t>(plane->Parts().size());
+    }
+    m_processes = std::make_unique<Process[]>(m_nProcesses);
+    uint32_t number = 0;
+    for (const auto& plane : planes)
+    {
+        for (uint32_t part = 0; part < plane->Parts().size(); ++part, ++number)
+        {
+            m_processes[number].of = plane->Parts()[part];
+            m_processes[number].parts = plane.get();
+            m_processes[number].number = part;
+        }
+    }
     for (Window& window : m_windows)
     {
-        window.sent.resize(planes.size());
-        window.arrived.resize(planes.size());
-        window.hops.resize(planes.size());
+        window.sent.resize(m_nProcesses);
+        window.arrived.resize(m_nProcesses);
+        window.hops.resize(m_nProcesses);
     }
 }
 
@@ -50,13 +64,21 @@ UbWindows::Run(int64_t fromPs,
     m_hopsOf.fill(0);
     m_goesOn = &goesOn;
     m_end = UNKNOWN;
-    m_endpointsDone.windows = 0;
-    for (size_t plane = 0; plane < m_planes.size(); ++plane)
+    m_endpointsDone = 0;
+    for (uint32_t number = 0; number < m_nProcesses; ++number)
     {
-        m_planesDone[plane].windows = 0;
+        m_processes[number].windows = 0;
+    }
+    for (const auto& plane : m_planes)
+    {
+        plane->Begin(fromPs);
     }
     m_workers.Run(
-        [this](uint32_t task) { return task == 0 ? MoveEndpoints() : MovePlane(task - 1); });
+        [this](uint32_t task) { return task == 0 ? MoveEndpoints() : MoveProcess(task - 1); });
+    for (const auto& plane : m_planes)
+    {
+        plane->End();
+    }
     const uint64_t end = m_end;
     for (uint64_t window = end - std::min<uint64_t>(end, WINDOWS); window < end; ++window)
     {
@@ -68,13 +90,13 @@ UbWindows::Run(int64_t fromPs,
 UbProgress
 UbWindows::MoveEndpoints()
 {
-    const uint64_t number = m_endpointsDone.windows.load(std::memory_order_relaxed);
+    const uint64_t number = m_endpointsDone.load(std::memory_order_relaxed);
     Window& window = At(number); // and of the one WINDOWS before, which is taken over first
     if (number >= WINDOWS)
     {
-        for (size_t plane = 0; plane < m_planes.size(); ++plane)
+        for (uint32_t process = 0; process < m_nProcesses; ++process)
         {
-            if (m_planesDone[plane].windows.load(std::memory_order_acquire) + WINDOWS <= number)
+            if (m_processes[process].windows.load(std::memory_order_acquire) + WINDOWS <= number)
             {
                 return UB_WAITS;
             }
@@ -87,9 +109,9 @@ UbWindows::MoveEndpoints()
     const int64_t beginPs = m_fromPs + static_cast<int64_t>(number) * m_widthPs;
     const int64_t targetPs = beginPs > m_barrierPs - m_widthPs ? m_barrierPs : beginPs + m_widthPs;
     window.endPs = m_endpoints.RunBefore(targetPs);
-    for (uint32_t plane = 0; plane < m_planes.size(); ++plane)
+    for (uint32_t process = 0; process < m_nProcesses; ++process)
     {
-        window.sent[plane].swap(m_endpoints.Outgoing(plane));
+        window.sent[process].swap(m_endpoints.Outgoing(process));
     }
     // all that is asked here follows from the numbers of windows
     const bool isIdle =
@@ -101,27 +123,34 @@ UbWindows::MoveEndpoints()
     {
         m_end.store(number + 1, std::memory_order_relaxed); // seen with the count below
     }
-    m_endpointsDone.windows.store(number + 1, std::memory_order_release);
+    m_endpointsDone.store(number + 1, std::memory_order_release);
     return isLast ? UB_OVER : UB_MOVED;
 }
 
 UbProgress
-UbWindows::MovePlane(uint32_t plane)
+UbWindows::MoveProcess(uint32_t process)
 {
-    std::atomic<uint64_t>& done = m_planesDone[plane].windows;
-    const uint64_t number = done.load(std::memory_order_relaxed);
-    if (m_endpointsDone.windows.load(std::memory_order_acquire) <= number)
+    Process& own = m_processes[process];
+    const uint64_t number = own.windows.load(std::memory_order_relaxed);
+    if (m_endpointsDone.load(std::memory_order_acquire) <= number)
     {
         return UB_WAITS;
     }
     Window& window = At(number);
-    UbPlane& of = *m_planes[plane];
-    const uint64_t hops = of.PacketHops();
-    of.Accept(window.sent[plane]);
-    of.RunBefore(window.endPs);
-    std::swap(window.arrived[plane], of.Outbox());
-    window.hops[plane] = of.PacketHops() - hops;
-    done.store(number + 1, std::memory_order_release);
+    if (!own.isInside)
+    {
+        own.isInside = true;
+        own.hops = own.of->PacketHops();
+        own.of->Accept(window.sent[process]);
+    }
+    if (const UbProgress progress = own.parts->Move(own.number, window.endPs); progress != UB_OVER)
+    {
+        return progress;
+    }
+    own.isInside = false;
+    std::swap(window.arrived[process], own.of->Outbox());
+    window.hops[process] = own.of->PacketHops() - own.hops;
+    own.windows.store(number + 1, std::memory_order_release);
     return number + 1 == m_end.load(std::memory_order_relaxed) ? UB_OVER : UB_MOVED;
 }
 

@@ -6,6 +6,7 @@
 
 #include "ub-endpoint-process.h"
 #include "ub-partition.h"
+#include "ub-plane-parts.h"
 #include "ub-plane.h"
 #include "ub-workers.h"
 
@@ -27,7 +28,8 @@ namespace ns3
  * when the endpoints have: it then has all that they send in it. What arrives in a window moves
  * no endpoint before the lookahead is over, so the endpoints run a window when all planes have
  * run the one WINDOWS before. Between these bounds nobody waits for anybody: a plane that has
- * little to do in a window goes on with the next.
+ * little to do in a window goes on with the next. Parts of one plane run a window step by step,
+ * see UbPlaneParts.
  *
  * What the endpoints take over, and when, follows from the number of the window, not from the
  * threads; so the results are the same for any number of them.
@@ -41,11 +43,12 @@ class UbWindows
     /**
      * @param [in] endpoints The endpoints.
      * @param [in] planes The planes.
-     * @param [in] workers Threads, with one task for the endpoints and one for each plane.
+     * @param [in] workers Threads, with one task for the endpoints and one for each part of a
+     * plane.
      * @param [in] take Has the endpoints take over what arrived in a plane, and empties it.
      */
     UbWindows(UbEndpointProcess& endpoints,
-              std::vector<std::unique_ptr<UbPlane>>& planes,
+              std::vector<std::unique_ptr<UbPlaneParts>>& planes,
               UbWorkers& workers,
               std::function<void(UbArrived&)> take);
 
@@ -68,15 +71,20 @@ class UbWindows
     struct Window
     {
         int64_t endPs{0};               //!< its end
-        std::vector<UbInjections> sent; //!< packets for each plane
-        std::vector<UbArrived> arrived; //!< what arrived in each plane
-        std::vector<uint64_t> hops;     //!< packet-hops moved in each plane
+        std::vector<UbInjections> sent; //!< packets for each process
+        std::vector<UbArrived> arrived; //!< what arrived in each process
+        std::vector<uint64_t> hops;     //!< packet-hops moved in each process
     };
 
-    /// How many windows are done.
-    struct alignas(64) Count
+    /// A plane, or a part of one.
+    struct alignas(64) Process
     {
-        std::atomic<uint64_t> windows{0}; //!< the number
+        UbPlane* of{nullptr};             //!< it
+        UbPlaneParts* parts{nullptr};     //!< all parts of the plane
+        uint32_t number{0};               //!< which of them it is
+        bool isInside{false};             //!< it has begun a window and not finished it
+        uint64_t hops{0};                 //!< packet-hops moved before the window
+        std::atomic<uint64_t> windows{0}; //!< windows that it has run
     };
 
     /**
@@ -95,11 +103,11 @@ class UbWindows
     UbProgress MoveEndpoints();
 
     /**
-     * Let a plane run a window, if the endpoints have.
-     * @param [in] plane The plane.
+     * Let a process run a window, or some of it, if the endpoints have.
+     * @param [in] number The process.
      * @return What came of it.
      */
-    UbProgress MovePlane(uint32_t plane);
+    UbProgress MoveProcess(uint32_t number);
 
     /**
      * Let the endpoints take over what arrived in a window.
@@ -107,19 +115,20 @@ class UbWindows
      */
     void Take(Window& window);
 
-    UbEndpointProcess& m_endpoints;                  //!< the endpoints
-    std::vector<std::unique_ptr<UbPlane>>& m_planes; //!< the planes
-    UbWorkers& m_workers;                            //!< threads
-    std::function<void(UbArrived&)> m_take;          //!< takes over what arrived
-    std::array<Window, WINDOWS> m_windows;           //!< windows at work
-    Count m_endpointsDone;                           //!< windows that the endpoints have run
-    std::unique_ptr<Count[]> m_planesDone;           //!< windows that each plane has run
-    int64_t m_fromPs{0};                             //!< begin of the first window
-    int64_t m_barrierPs{0};                          //!< end of the last one at the latest
-    int64_t m_widthPs{0};                            //!< length of a window
-    uint64_t m_leastHops{0};                         //!< stop when fewer are moved
-    uint64_t m_hops{0};                              //!< packet-hops known to have been moved
-    std::array<uint64_t, WINDOWS> m_hopsOf{};        //!< those of the last windows taken over
+    UbEndpointProcess& m_endpoints;                       //!< the endpoints
+    std::vector<std::unique_ptr<UbPlaneParts>>& m_planes; //!< the planes
+    UbWorkers& m_workers;                                 //!< threads
+    std::function<void(UbArrived&)> m_take;               //!< takes over what arrived
+    std::array<Window, WINDOWS> m_windows;                //!< windows at work
+    alignas(64) std::atomic<uint64_t> m_endpointsDone{0}; //!< windows that the endpoints have run
+    uint32_t m_nProcesses{0};                             //!< planes, or parts of them
+    std::unique_ptr<Process[]> m_processes;               //!< each of them
+    int64_t m_fromPs{0};                                  //!< begin of the first window
+    int64_t m_barrierPs{0};                               //!< end of the last one at the latest
+    int64_t m_widthPs{0};                                 //!< length of a window
+    uint64_t m_leastHops{0};                              //!< stop when fewer are moved
+    uint64_t m_hops{0};                                   //!< packet-hops known to have been moved
+    std::array<uint64_t, WINDOWS> m_hopsOf{};             //!< those of the last windows taken over
     const std::function<bool(uint64_t)>* m_goesOn{nullptr}; //!< whether to begin another window
     std::atomic<uint64_t> m_end{0};                         //!< number of windows, when known
 };
