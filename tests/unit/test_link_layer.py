@@ -83,6 +83,21 @@ def test_header_counts_whole_grains():
     assert result.flows["finish_ps"][0] == free + 5 * US + FLIT + DELAY + ALONE
 
 
+def test_cells_whose_control_block_has_left_wait_for_no_others():
+    """A second packet leaves the buffer while three cells of the first are on their way."""
+    graph = line([RATE, RATE], switch={"buffer_bytes": 14 * 160})
+    timeout, second = 300 * NS, 303 * NS
+    flows = [{"src": 0, "dst": 1}, {"src": 0, "dst": 1, "messages": 2, "start_ps": second}]
+    mode = {"CreditReturn": "Piggyback", "CreditTimeout": "300ns"}
+    result = drive(graph, flows, mode | {"CellBytes": 160, "CreditGrainCells": 4})
+    assert result.leftover == ""
+    free = DELAY + FORWARD + SER
+    back = free + timeout + FLIT + DELAY
+    assert free + timeout < free + second < back
+    # the third packet has all seven cells of the first by then, and not four
+    assert result.flows["finish_ps"][1] == back + ALONE
+
+
 def test_control_blocks_take_bandwidth():
     """Both directions busy: each packet one way costs a control block the other way."""
     graph = line([RATE, RATE])
