@@ -725,9 +725,18 @@ UbFabric::PlaneSettings(uint32_t network) const
 }
 
 void
+UbFabric::NeedWholePlanes() const
+{
+    NS_ABORT_MSG_IF(m_hasBegun && m_planes.size() > m_parts.size(),
+                    "what changes in the course of a run is told before Simulator::Run, or the "
+                    "attribute Threads is no more than the planes");
+}
+
+void
 UbFabric::ScheduleLink(int64_t timePs, uint32_t link, uint64_t bytesPerS, double bitErrorRate)
 {
     NS_LOG_FUNCTION(this << timePs << link << bytesPerS << bitErrorRate);
+    NeedWholePlanes();
     m_planes[m_linkPlane[link]]->ScheduleLink(timePs, link, bytesPerS, bitErrorRate);
     if (m_partition)
     {
@@ -739,6 +748,7 @@ void
 UbFabric::ScheduleSwitch(int64_t timePs, uint32_t node, bool isDead)
 {
     NS_LOG_FUNCTION(this << timePs << node << isDead);
+    NeedWholePlanes();
     for (auto& plane : m_planes)
     {
         plane->ScheduleLoss(timePs, node, isDead);
@@ -753,6 +763,7 @@ void
 UbFabric::ScheduleRoutes(int64_t timePs, const UbFabricArrays& arrays)
 {
     NS_LOG_FUNCTION(this << timePs);
+    NeedWholePlanes();
     for (auto& plane : m_planes)
     {
         plane->PrepareRoutes(arrays);

@@ -310,6 +310,9 @@ class UbFabric : public Object, public UbWindowedProcess
     /// Decide on planes and threads, when it is known what the run is like.
     void Begin();
 
+    /// Abort if planes run in parts, which nothing may change.
+    void NeedWholePlanes() const;
+
     /// See to it that the simulator runs the fabric's next event.
     void Arm();
 
