@@ -43,6 +43,10 @@ constexpr size_t DELIVERIES_AHEAD = 8;
 /// waiting for its part.
 constexpr uint32_t PARTS_PER_THREAD = 2;
 
+/// Steps of a part that together have to be worth what a window must be to wake threads: in a
+/// step they are awake.
+constexpr uint64_t STEPS_WORTH_A_WINDOW = 8;
+
 /**
  * Make an object from text as ObjectFactory reads it.
  * @tparam Base What it must be.
@@ -544,7 +548,8 @@ UbFabric::MakeParts(const UbFabricArrays& arrays, const UbPathPolicy& path)
         const UbPlaneSplit split =
             UbSplitPlane(arrays,
                          plane,
-                         (PARTS_PER_THREAD * m_nThreads + arrays.nPlanes - 1) / arrays.nPlanes);
+                         (PARTS_PER_THREAD * m_nThreads + arrays.nPlanes - 1) / arrays.nPlanes,
+                         m_threadHops / STEPS_WORTH_A_WINDOW);
         m_splits[plane].lookaheadPs = split.lookaheadPs;
         for (uint32_t part = 0; split.nParts > 1 && part < split.nParts; ++part)
         {

@@ -17,6 +17,9 @@ namespace
 /// Shortest cable that is cut: below, threads would talk more than they work.
 constexpr int64_t SHORTEST_CUT_PS = 5'000;
 
+/// About what packets have, where it matters how many there are.
+constexpr uint64_t PACKET_BYTES = 4096;
+
 /// Most work of a part, over its share, for which cables are cut.
 constexpr double MOST_WORK = 1.25;
 
@@ -64,8 +67,9 @@ class Clusters
 } // namespace
 
 UbPlaneSplit
-UbSplitPlane(const UbFabricArrays& arrays, uint32_t plane, uint32_t nParts)
+UbSplitPlane(const UbFabricArrays& arrays, uint32_t plane, uint32_t nParts, uint64_t leastHops)
 {
+    double hopsPerPs = 0;
     std::vector<uint32_t> links;
     std::set<int64_t> delaysPs;
     std::vector<uint64_t> work(arrays.nNodes, 0); // by node: links that leave it
@@ -75,6 +79,10 @@ UbSplitPlane(const UbFabricArrays& arrays, uint32_t plane, uint32_t nParts)
         {
             links.push_back(link);
             ++work[arrays.linkSrc[link]];
+            hopsPerPs +=
+                1.0 /
+                static_cast<double>(
+                    std::max<int64_t>(UbSerialisePs(PACKET_BYTES, arrays.linkBytesPerS[link]), 1));
             if (arrays.linkDelayPs[link] >= SHORTEST_CUT_PS)
             {
                 delaysPs.insert(arrays.linkDelayPs[link]);
@@ -85,6 +93,11 @@ UbSplitPlane(const UbFabricArrays& arrays, uint32_t plane, uint32_t nParts)
     {
         for (auto lookahead = delaysPs.rbegin(); lookahead != delaysPs.rend(); ++lookahead)
         {
+            if (hopsPerPs * static_cast<double>(*lookahead) <
+                static_cast<double>(leastHops) * nParts)
+            {
+                break; // shorter cables are worse
+            }
             Clusters clusters(arrays.nNodes);
             for (const uint32_t link : links)
             {

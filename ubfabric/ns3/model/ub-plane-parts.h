@@ -33,9 +33,14 @@ struct UbPlaneSplit
  * @param [in] arrays The fabric.
  * @param [in] plane Which plane of it.
  * @param [in] nParts Parts wanted.
+ * @param [in] leastHops Packet-hops that a part should have to do while a packet is on the shortest
+ * cable that is cut, if all links are busy.
  * @return As many parts as are possible, or none.
  */
-UbPlaneSplit UbSplitPlane(const UbFabricArrays& arrays, uint32_t plane, uint32_t nParts);
+UbPlaneSplit UbSplitPlane(const UbFabricArrays& arrays,
+                          uint32_t plane,
+                          uint32_t nParts,
+                          uint64_t leastHops);
 
 /**
  * @ingroup ub-fabric

@@ -84,9 +84,10 @@ struct LeafSpine
 
     /**
      * @param [in] nParts Parts wanted.
+     * @param [in] leastHops Packet-hops of a step of a busy part.
      * @return The split.
      */
-    UbPlaneSplit Split(uint32_t nParts) const
+    UbPlaneSplit Split(uint32_t nParts, uint64_t leastHops = 0) const
     {
         UbFabricArrays arrays;
         arrays.nNodes = static_cast<uint32_t>(isEndpoint.size());
@@ -96,8 +97,10 @@ struct LeafSpine
         arrays.linkDst = dst.data();
         arrays.linkPlane = plane.data();
         arrays.linkDelayPs = delayPs.data();
+        const std::vector<uint64_t> rates(src.size(), 28'000'000'000);
+        arrays.linkBytesPerS = rates.data();
         arrays.nPlanes = 1;
-        return UbSplitPlane(arrays, 0, nParts);
+        return UbSplitPlane(arrays, 0, nParts, leastHops);
     }
 };
 
@@ -138,6 +141,10 @@ class UbSplitPlaneTestCase : public TestCase
                               (*split.ofNode)[LeafSpine::Spine(1)],
                               "each part has a spine");
         NS_TEST_ASSERT_MSG_EQ(fabric.Split(5).nParts, 4, "five could not be equally large");
+
+        // 40 links, each with a packet in 146 ns: 2.5 in the 9 ns of a cable
+        NS_TEST_ASSERT_MSG_EQ(fabric.Split(4, 1).nParts, 2, "parts have enough to do");
+        NS_TEST_ASSERT_MSG_EQ(fabric.Split(4, 2).nParts, 1, "or there are none");
 
         LeafSpine far = fabric;
         constexpr int64_t farPs = 10 * SPINE_CABLE_PS;
