@@ -493,10 +493,6 @@ UbFabric::Build(const UbFabricArrays& arrays)
             m_planes.back()->KeepTime();
         }
     }
-    if (m_nThreads > arrays.nPlanes && !m_exchange && !path->LooksAtPorts())
-    {
-        MakeParts(arrays, *path);
-    }
     m_linkPlane.assign(arrays.linkPlane, arrays.linkPlane + arrays.nLinks);
     m_nextSamplePs =
         m_sampleInterval.IsStrictlyPositive() ? m_sampleInterval.GetTimeStep() : UB_NEVER;
@@ -504,6 +500,10 @@ UbFabric::Build(const UbFabricArrays& arrays)
     planeFactory.SetTypeId(m_planePolicy);
     const auto planePolicy = planeFactory.Create<UbPlanePolicy>();
     m_sendsByBacklog = planePolicy->LooksAtPorts();
+    if (m_nThreads > arrays.nPlanes && !m_exchange && !path->LooksAtPorts() && CanSplit())
+    {
+        MakeParts(arrays, *path);
+    }
     if (m_exchange)
     {
         NS_ABORT_MSG_IF(m_sendsByBacklog,

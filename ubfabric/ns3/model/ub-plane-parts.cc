@@ -4,6 +4,7 @@
 #include "ub-plane-parts.h"
 
 #include <algorithm>
+#include <array>
 #include <numeric>
 #include <set>
 #include <utility>
@@ -64,6 +65,55 @@ class Clusters
     std::vector<uint32_t> m_parent; //!< a node of the same cluster, lower or itself
 };
 
+/**
+ * Share clusters out among parts. Neighbours stay together, those with endpoints and those without
+ * each for itself: so parts have leaves and spines alike.
+ * @param [in,out] clusters The clusters.
+ * @param [in] work By node: its work.
+ * @param [in] isEndpoint By node: 1 for endpoints.
+ * @param [in] nParts Number of parts.
+ * @return By node: its part.
+ */
+std::vector<uint32_t>
+ShareOut(Clusters& clusters,
+         const std::vector<uint64_t>& work,
+         const uint8_t* isEndpoint,
+         uint32_t nParts)
+{
+    const auto nNodes = static_cast<uint32_t>(work.size());
+    std::vector<uint64_t> workOf(nNodes, 0); // by cluster, as are the next two
+    std::vector<uint8_t> hasEndpoint(nNodes, 0);
+    std::vector<uint32_t> partOf(nNodes, 0);
+    for (uint32_t node = 0; node < nNodes; ++node)
+    {
+        const uint32_t cluster = clusters.Of(node);
+        workOf[cluster] += work[node];
+        hasEndpoint[cluster] |= isEndpoint[node];
+    }
+    std::array<uint64_t, 2> total{}; // without endpoints and with
+    for (uint32_t cluster = 0; cluster < nNodes; ++cluster)
+    {
+        total[hasEndpoint[cluster]] += workOf[cluster];
+    }
+    std::array<uint64_t, 2> before{};
+    for (uint32_t cluster = 0; cluster < nNodes; ++cluster)
+    {
+        if (workOf[cluster] > 0)
+        {
+            const uint8_t kind = hasEndpoint[cluster];
+            const uint64_t middle = 2 * before[kind] + workOf[cluster];
+            partOf[cluster] = static_cast<uint32_t>(middle * nParts / (2 * total[kind]));
+            before[kind] += workOf[cluster];
+        }
+    }
+    std::vector<uint32_t> ofNode(nNodes);
+    for (uint32_t node = 0; node < nNodes; ++node)
+    {
+        ofNode[node] = partOf[clusters.Of(node)];
+    }
+    return ofNode;
+}
+
 } // namespace
 
 UbPlaneSplit
@@ -109,50 +159,19 @@ UbSplitPlane(const UbFabricArrays& arrays, uint32_t plane, uint32_t nParts, uint
                     clusters.Join(src, dst);
                 }
             }
-            // Neighbours stay together, those with endpoints and those without each for itself:
-            // so parts have leaves and spines alike.
-            std::vector<uint64_t> workOf(arrays.nNodes, 0);
-            std::vector<uint8_t> hasEndpoint(arrays.nNodes, 0);
+            const std::vector<uint32_t> partOf =
+                ShareOut(clusters, work, arrays.nodeIsEndpoint, nParts);
+            std::vector<uint64_t> workOfPart(nParts, 0);
             for (uint32_t node = 0; node < arrays.nNodes; ++node)
             {
-                const uint32_t cluster = clusters.Of(node);
-                workOf[cluster] += work[node];
-                hasEndpoint[cluster] |= arrays.nodeIsEndpoint[node];
-            }
-            std::vector<uint64_t> workOfPart(nParts, 0);
-            std::vector<uint32_t> partOf(arrays.nNodes, 0);
-            for (const uint8_t kind : {1, 0})
-            {
-                uint64_t total = 0;
-                for (uint32_t node = 0; node < arrays.nNodes; ++node)
-                {
-                    total += hasEndpoint[node] == kind ? workOf[node] : 0;
-                }
-                uint64_t before = 0;
-                for (uint32_t node = 0; node < arrays.nNodes; ++node)
-                {
-                    if (workOf[node] > 0 && hasEndpoint[node] == kind)
-                    {
-                        const uint64_t middle = 2 * before + workOf[node];
-                        partOf[node] = static_cast<uint32_t>(middle * nParts / (2 * total));
-                        workOfPart[partOf[node]] += workOf[node];
-                        before += workOf[node];
-                    }
-                }
+                workOfPart[partOf[node]] += work[node];
             }
             const uint64_t most = *std::max_element(workOfPart.begin(), workOfPart.end());
             if (static_cast<double>(most) * nParts > MOST_WORK * static_cast<double>(links.size()))
             {
                 continue;
             }
-            std::vector<uint32_t> ofNode(arrays.nNodes);
-            for (uint32_t node = 0; node < arrays.nNodes; ++node)
-            {
-                ofNode[node] = partOf[clusters.Of(node)];
-            }
-            return {std::make_shared<const std::vector<uint32_t>>(std::move(ofNode)),
-                    nParts,
-                    *lookahead};
+            return {std::make_shared<const std::vector<uint32_t>>(partOf), nParts, *lookahead};
         }
     }
     return {};
